@@ -1,0 +1,1 @@
+"""Speak: the ``flowchunk`` command, one small file a sub-command."""

@@ -1,0 +1,1 @@
+"""Remember: specifications, stores and windows of demonstrations."""

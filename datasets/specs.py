@@ -1,0 +1,147 @@
+"""What the numbers mean: specifications of observations and actions, stored with data sets and checkpoints.
+
+Two specifications are compared when a policy meets a data set or an environment; what differs is an error that names
+both sides, because a silent mismatch (another unit, another rotation convention) is a robot that moves wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any, Literal
+
+from flowchunk.datasets.errors import SpecMismatchError
+
+Reference = Literal["absolute", "delta", "relative"]
+
+
+@dataclass(frozen=True)
+class ObservationField:
+    """One key of the observation.
+
+    shape: of one frame, without time and batch. names, units: one a dimension, in flattened (C) order; empty for
+    fields that need none. wraps: flattened indices of angles in radians that wrap at 2π; encoders expand them to cosine
+    and sine.
+    """
+
+    shape: tuple[int, ...]
+    names: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    wraps: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for label, values in (("names", self.names), ("units", self.units)):
+            if values and len(values) != self.size:
+                raise SpecMismatchError(
+                    f"an observation field of shape {self.shape} has {self.size} dimensions, "
+                    f"but {len(values)} {label} were given: {values}"
+                )
+        if any(not 0 <= index < self.size for index in self.wraps):
+            raise SpecMismatchError(f"wraps={self.wraps} points outside the {self.size} dimensions of {self.shape}")
+
+    @property
+    def size(self) -> int:
+        """Number of values in one frame."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ObservationSpec:
+    """The keys of an observation, in order."""
+
+    fields: Mapping[str, ObservationField]
+
+    def to_json(self) -> dict[str, Any]:
+        """A value that ``json.dumps`` accepts and ``from_json`` turns back into an equal spec."""
+        return {key: asdict(field) for key, field in self.fields.items()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ObservationSpec:
+        """Raises SpecMismatchError where ``value`` is not what ``to_json`` writes."""
+        try:
+            return cls({key: _from_lists(ObservationField, field) for key, field in value.items()})
+        except (TypeError, AttributeError) as error:
+            raise SpecMismatchError(f"this is not an observation spec: {value!r} ({error})") from error
+
+
+@dataclass(frozen=True)
+class ActionDimension:
+    """One number of an action: its name, unit, frame and reference, and its bounds (inclusive, None where open).
+
+    reference: "absolute" targets, "delta" from the previous target, "relative" to the observation at the chunk's start.
+    rotation: the representation this number is a part of ("rotation_6d", "euler_xyz", …), None if it is no rotation.
+    """
+
+    name: str
+    unit: str
+    frame: str
+    reference: Reference = "absolute"
+    rotation: str | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """The dimensions of an action, in order, and how often one is sent (Hz)."""
+
+    dimensions: tuple[ActionDimension, ...]
+    control_hz: float
+
+    @property
+    def size(self) -> int:
+        """D, the number of values in one action."""
+        return len(self.dimensions)
+
+    def to_json(self) -> dict[str, Any]:
+        """A value that ``json.dumps`` accepts and ``from_json`` turns back into an equal spec."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ActionSpec:
+        """Raises SpecMismatchError where ``value`` is not what ``to_json`` writes."""
+        try:
+            dimensions = tuple(ActionDimension(**dimension) for dimension in value["dimensions"])
+            return cls(dimensions, float(value["control_hz"]))
+        except (TypeError, KeyError) as error:
+            raise SpecMismatchError(f"this is not an action spec: {value!r} ({error})") from error
+
+
+def require_same_actions(expected: ActionSpec, got: ActionSpec, *, expected_by: str, got_from: str) -> None:
+    """Raise SpecMismatchError, naming the first dimension that differs, unless both specs are equal."""
+    if expected.size != got.size:
+        raise SpecMismatchError(
+            f"{expected_by} has {expected.size} action dimensions {_names(expected)}, "
+            f"but {got_from} has {got.size} {_names(got)}; use a task and a data set that belong together"
+        )
+    for one, other in zip(expected.dimensions, got.dimensions, strict=True):
+        if one != other:
+            raise SpecMismatchError(
+                f"action dimension {one.name!r} differs: {expected_by} says {one}, but {got_from} says {other}"
+            )
+    if expected.control_hz != got.control_hz:
+        raise SpecMismatchError(
+            f"control rates differ: {expected_by} says {expected.control_hz} Hz, but {got_from} says {got.control_hz} Hz"
+        )
+
+
+def require_observations(expected: ObservationSpec, got: ObservationSpec, *, expected_by: str, got_from: str) -> None:
+    """Raise SpecMismatchError unless ``got`` holds every field of ``expected``, described alike (more keys may be there)."""
+    for key, field in expected.fields.items():
+        if key not in got.fields:
+            raise SpecMismatchError(
+                f"{expected_by} needs the observation {key!r}, but {got_from} only has {sorted(got.fields)}"
+            )
+        if got.fields[key] != field:
+            raise SpecMismatchError(
+                f"observation {key!r} differs: {expected_by} says {field}, but {got_from} says {got.fields[key]}"
+            )
+
+
+def _names(spec: ActionSpec) -> list[str]:
+    return [dimension.name for dimension in spec.dimensions]
+
+
+def _from_lists(kind: type[ObservationField], value: Mapping[str, Any]) -> ObservationField:
+    return kind(**{name: tuple(entry) for name, entry in value.items()})

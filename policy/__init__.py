@@ -1,0 +1,1 @@
+"""Learn: the flow-matching core, networks, chunk policies, training and checkpoints."""
