@@ -1,0 +1,88 @@
+"""Turn ``KEY=VALUE`` arguments into values, through Hydra, with errors that say what could have been meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib.resources import files
+from typing import Any, TypeVar
+
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flowchunk.datasets.errors import ConfigurationError
+
+OPEN_NODES = ("env.", "dataset.sources.", "dataset.normalizer.")
+T = TypeVar("T")
+
+
+def read_options(config: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The values of ``configs/CONFIG.yaml`` after the overrides.
+
+    Raises ConfigurationError for an override that is no KEY=VALUE, an unknown key or choice, or a required value that is
+    not given.
+    """
+    for override in overrides:
+        if "=" not in override or override.startswith("-"):
+            raise ConfigurationError(f"expected KEY=VALUE, but got {override!r}; see --help")
+    opened = [f"++{override}" if override.startswith(OPEN_NODES) else override for override in overrides]
+    try:
+        with initialize_config_module("flowchunk.configs", version_base="1.3"):
+            composed = compose(config, overrides=opened)
+        if missing := OmegaConf.missing_keys(composed):
+            raise ConfigurationError(f"{', '.join(f'{key}=…' for key in sorted(missing))} must be given; see --help")
+        content = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigurationError(_explain(config, overrides, error)) from error
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def fill(kind: type[T], values: dict[str, Any], *, section: str) -> T:
+    """A dataclass from a section of the options; other keys of the section are left alone."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # T is a dataclass
+    try:
+        return kind(**{name: value for name, value in values.items() if name in names})
+    except TypeError as error:
+        raise ConfigurationError(f"a value under {section} has the wrong type: {error}") from error
+
+
+def to_yaml(options: dict[str, Any]) -> str:
+    """The options as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(options))
+
+
+def choices(group: str) -> list[str]:
+    """Names that ``GROUP=`` accepts."""
+    folder = files("flowchunk.configs").joinpath(group)
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _explain(config: str, overrides: Sequence[str], error: Exception) -> str:
+    given = {pair[0]: pair[1] for pair in (override.lstrip("+").split("=", 1) for override in overrides)}
+    groups = [group for group in ("task", "network") if files("flowchunk.configs").joinpath(f"{config}.yaml").is_file()]
+    for group in groups:
+        if group in given and given[group] not in choices(group):
+            return f"unknown {group} {given[group]!r}; there are {', '.join(choices(group))}"
+    if "task" not in given and "task" in str(error):
+        return f"task=… must be given; there are {', '.join(choices('task'))}"
+    with initialize_config_module("flowchunk.configs", version_base="1.3"):
+        known = _keys(compose(config, overrides=[f"task={given['task']}"] if "task" in given else []))
+    for key in given:
+        if key not in known and not key.startswith(OPEN_NODES) and key not in ("task", "network"):
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            meant = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
+            return f"unknown option {key!r}; {meant}"
+    return f"cannot use {' '.join(overrides)}: {str(error).splitlines()[0]}"
+
+
+def _keys(config: DictConfig, prefix: str = "") -> list[str]:
+    found = []
+    for key in config:
+        path = prefix + str(key)
+        node = None if OmegaConf.is_missing(config, key) else config[key]
+        found += [path, *_keys(node, f"{path}.")] if isinstance(node, DictConfig) else [path]
+    return found

@@ -1,0 +1,32 @@
+"""Pictures of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from flowchunk.policy.run_log import read_metrics
+
+
+def plot_loss(run: Path) -> Path:
+    """Draw the losses and the evaluations of a run over its steps into ``RUN/loss.png``."""
+    entries = read_metrics(run)
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="step", ylabel="flow-matching loss", yscale="log")
+    for name, style in (("loss", {"lw": 1}), ("validation_loss", {"marker": "o"})):
+        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style)
+    rates = [(entry["step"], entry["success_rate"]) for entry in entries if "success_rate" in entry]
+    if rates:
+        right = axes.twinx()
+        right.set(ylabel="success rate (selection seeds)", ylim=(0, 1.02))
+        right.plot(*zip(*rates, strict=True), color="tab:green", marker="s", label="success rate")
+        right.legend(loc="center right")
+    axes.legend(loc="upper right")
+    file = run / "loss.png"
+    figure.savefig(file, dpi=120)
+    return file

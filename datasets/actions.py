@@ -1,0 +1,45 @@
+"""Rotations as six numbers: the first two columns of the rotation matrix, first column first.
+
+A network can learn this representation well because it is continuous over all of SO(3), which no three- or
+four-number representation is (Zhou et al. 2019, arXiv:1812.07035, section 4).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowchunk.datasets.errors import ConfigurationError
+
+_SHORTEST_COLUMN = 1e-6
+
+
+def rotation_6d_from_matrix(matrix: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The first two columns of rotation matrices.
+
+    matrix: (..., 3, 3). Returns (..., 6): the body's x axis, then its y axis, both in the reference frame.
+    """
+    matrix = np.asarray(matrix, dtype=np.float64)
+    return np.concatenate([matrix[..., :, 0], matrix[..., :, 1]], axis=-1)
+
+
+def matrix_from_rotation_6d(rotation_6d: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The rotation matrices that six numbers stand for, by Gram-Schmidt (Zhou et al. 2019, equation 15).
+
+    rotation_6d: (..., 6), two columns that need be neither unit nor orthogonal, as a network predicts them. Returns
+    (..., 3, 3). Raises ConfigurationError where the two columns span no plane (zero or parallel), or are not finite.
+    """
+    columns = np.asarray(rotation_6d, dtype=np.float64)
+    x_axis, second = _unit(columns[..., :3]), _unit(columns[..., 3:])
+    y_axis = _unit(second - np.sum(x_axis * second, axis=-1, keepdims=True) * x_axis)
+    return np.stack([x_axis, y_axis, np.cross(x_axis, y_axis)], axis=-1)
+
+
+def _unit(columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    lengths: NDArray[np.float64] = np.linalg.norm(columns, axis=-1, keepdims=True)
+    if not (lengths > _SHORTEST_COLUMN).all() or not np.isfinite(lengths).all():
+        raise ConfigurationError(
+            "a rotation_6d needs two finite columns that are neither zero nor parallel, but one has "
+            f"columns of length {float(lengths.min()):.3g}; send the first two columns of a rotation matrix"
+        )
+    return columns / lengths

@@ -1,0 +1,193 @@
+"""A replay store: episodes of demonstrations end to end in zarr arrays, read lazily.
+
+The layout is diffusion_policy's: ``data/KEY`` (N, …) with one row a frame and ``meta/episode_ends`` (E,). Stores in zarr
+format 2 and 3 are read. Our own stores add the observation and action specifications to the root's attributes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.errors import ZarrUserWarning
+
+from flowchunk.datasets.errors import DatasetError
+from flowchunk.datasets.specs import ActionSpec, ObservationSpec
+
+ATTRIBUTE = "flowchunk"
+ACTION = "action"
+
+
+@dataclass(frozen=True)
+class Store:
+    """A data set on disk; ``Store.open(path)`` makes one.
+
+    sources: what each key reads, as the name of an array or of a slice of its columns, ``"state[:2]"``; by default every
+    array under its own name.
+    """
+
+    path: Path
+    root: zarr.Group
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: str | Path, *, sources: Mapping[str, str] | None = None) -> Store:
+        """Open a store for reading. Raises DatasetError where the path is no store or its episodes do not add up.
+
+        sources: for stores of others, which array each of our keys reads; our own stores carry our keys already.
+        """
+        path = Path(path).expanduser()
+        if not path.exists():
+            raise DatasetError(f"no data set at {path}: the path does not exist; check dataset.path")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ZarrUserWarning)
+                root = zarr.open(path, mode="r")
+        except Exception as error:
+            raise DatasetError(f"{path} is not a data set: zarr cannot open it ({error}); {_EXPECTED}") from error
+        if not isinstance(root, zarr.Group) or "data" not in root or "meta/episode_ends" not in root:
+            raise DatasetError(f"{path} is not a data set: {_EXPECTED}")
+        store = cls(path, root, sources={} if ATTRIBUTE in root.attrs else dict(sources or {}))
+        store._check_episodes()
+        return store
+
+    @cached_property
+    def episode_ends(self) -> np.ndarray:
+        """(E,) whole numbers: episode i holds the frames ``episode_ends[i - 1] … episode_ends[i] - 1``."""
+        return _read(self.path, "meta/episode_ends", self.root["meta/episode_ends"], slice(None)).astype(np.int64)
+
+    @property
+    def episode_starts(self) -> np.ndarray:
+        """(E,) the first frame of each episode."""
+        return np.concatenate([[0], self.episode_ends[:-1]])
+
+    @property
+    def episode_lengths(self) -> np.ndarray:
+        """(E,) frames of each episode."""
+        return np.diff(self.episode_ends, prepend=0)
+
+    @property
+    def frames(self) -> int:
+        """N, frames in all episodes."""
+        return int(self.episode_ends[-1])
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What ``read`` accepts: the arrays' names, or those of ``sources``."""
+        return tuple(sorted({*self.arrays, *self.sources}))
+
+    @cached_property
+    def arrays(self) -> dict[str, zarr.Array[Any]]:
+        """The arrays under ``data``, by their names on disk."""
+        group = self.root["data"]
+        assert isinstance(group, zarr.Group)
+        return dict(group.arrays())
+
+    @property
+    def observation_spec(self) -> ObservationSpec | None:
+        """The stored specification; None in stores that are not ours."""
+        attributes = self._attributes
+        return ObservationSpec.from_json(attributes["observation_spec"]) if attributes else None
+
+    @property
+    def action_spec(self) -> ActionSpec | None:
+        """The stored specification; None in stores that are not ours."""
+        attributes = self._attributes
+        return ActionSpec.from_json(attributes["action_spec"]) if attributes else None
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of one frame of ``key``."""
+        array, columns = self._source(key)
+        if columns is None:
+            return tuple(array.shape[1:])
+        return (len(range(array.shape[1])[columns]), *array.shape[2:])
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Frames start … stop - 1 of ``key``, (stop - start, …), all by default. Raises DatasetError where it is damaged."""
+        array, columns = self._source(key)
+        values = _read(self.path, key, array, slice(start, self.frames if stop is None else stop))
+        return values if columns is None else values[:, columns]
+
+    def blocks(self, key: str, *, frames: int = 8192) -> Iterator[np.ndarray]:
+        """All frames of ``key`` in order, a block at a time, checked: a value that is not finite raises DatasetError."""
+        for start in range(0, self.frames, frames):
+            values = self.read(key, start, min(start + frames, self.frames))
+            self._require_finite(key, start, values)
+            yield values
+
+    def _source(self, key: str) -> tuple[zarr.Array[Any], slice | None]:
+        name, bracket, columns = self.sources.get(key, key).partition("[")
+        if name not in self.arrays:
+            raise DatasetError(
+                f"{self.path} has no array data/{name} (wanted for {key!r}); it has {sorted(self.arrays)}"
+            )
+        array = self.arrays[name]
+        if array.shape[0] < self.frames:
+            raise DatasetError(
+                f"data/{name} in {self.path} is truncated: {array.shape[0]} frames, but meta/episode_ends says "
+                f"{self.frames}; restore the array or shorten meta/episode_ends"
+            )
+        written_whole = array.metadata.zarr_format == 2 or self._attributes is not None
+        if written_whole and array.nchunks_initialized < array.nchunks:
+            raise DatasetError(
+                f"data/{name} in {self.path} is incomplete: {array.nchunks - array.nchunks_initialized} of "
+                f"{array.nchunks} chunk files are missing; copy the data set again"
+            )
+        return array, _slice(columns) if bracket else None
+
+    @cached_property
+    def _attributes(self) -> Mapping[str, Any] | None:
+        attributes = self.root.attrs.get(ATTRIBUTE)
+        return attributes if isinstance(attributes, Mapping) else None
+
+    def _check_episodes(self) -> None:
+        ends = self.episode_ends
+        if ends.ndim != 1 or len(ends) == 0:
+            raise DatasetError(
+                f"meta/episode_ends in {self.path} must be a non-empty vector, but has shape {ends.shape}"
+            )
+        if (steps := np.diff(ends, prepend=0)).min() <= 0:
+            worst = int(np.argmin(steps))
+            raise DatasetError(
+                f"meta/episode_ends in {self.path} must increase from above 0, but entry {worst} is {ends[worst]} after "
+                f"{ends[worst - 1] if worst else 0}; rebuild it from the episodes' lengths"
+            )
+        if ACTION in self.arrays and (rows := self.arrays[ACTION].shape[0]) != self.frames:
+            raise DatasetError(
+                f"{self.path} does not add up: meta/episode_ends says {self.frames} frames, but data/action has {rows}; "
+                "one of the two is truncated"
+            )
+
+    def _require_finite(self, key: str, start: int, values: np.ndarray) -> None:
+        finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+        if finite.all():
+            return
+        frame = start + int(np.argmin(finite))
+        episode = int(np.searchsorted(self.episode_ends, frame, side="right"))
+        raise DatasetError(
+            f"data/{key} in {self.path} holds NaN or infinity, first in episode {episode}, frame "
+            f"{frame - self.episode_starts[episode]} (row {frame}); repair or drop that episode"
+        )
+
+
+_EXPECTED = "expected a zarr folder with data/action, other arrays beside it, and meta/episode_ends"
+
+
+def _read(path: Path, key: str, array: Any, rows: slice) -> np.ndarray:
+    try:
+        return np.asarray(array[rows])
+    except Exception as error:  # codecs raise errors of their own kinds
+        raise DatasetError(
+            f"{key} in {path} cannot be read: a chunk is damaged ({error}); copy the data set again"
+        ) from error
+
+
+def _slice(text: str) -> slice:
+    start, _, stop = text.rstrip("]").partition(":")
+    return slice(int(start) if start else None, int(stop) if stop else None)

@@ -1,0 +1,108 @@
+"""Receding horizon: predict H actions, execute the first few, look again.
+
+A wrapper whose action is a whole chunk and whose observation is the recent history, so that policies know nothing of
+execution and environments nothing of chunks (Diffusion Policy 2303.04137, section IV).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict
+
+from flowchunk.datasets.errors import ConfigurationError, SimulationError
+from flowchunk.envs.video import draw_chunk
+
+Observation = dict[str, np.ndarray]
+Step = tuple[Observation, float, bool, bool, dict[str, Any]]
+
+
+class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarray]):
+    """Execute ``n_action_steps`` of each chunk (H, D); observe the last ``observation_steps`` frames {key: (To, …)}.
+
+    At an episode's start the first frame is repeated. The reward of a chunk is the sum of its steps' rewards; ``info`` is
+    the last step's, with ``steps``, the environment steps since the reset. record: keep a picture of every step, the
+    chunk drawn in, in ``frames``. ``reset(options={"idle": True})`` lets it wait: until the next reset a chunk does
+    nothing, so that in a vector of environments one without an episode costs nothing.
+    """
+
+    n_action_steps: int
+    record: bool
+    frames: list[np.ndarray]
+    _steps: int
+    _idle: bool
+
+    def __init__(
+        self,
+        env: gymnasium.Env[Observation, np.ndarray],
+        *,
+        observation_steps: int,
+        horizon: int,
+        n_action_steps: int,
+        record: bool = False,
+    ) -> None:
+        super().__init__(env)
+        if not 1 <= n_action_steps <= horizon or observation_steps < 1:
+            raise ConfigurationError(
+                f"n_action_steps={n_action_steps}, horizon={horizon}, observation_steps={observation_steps}: "
+                "expected 1 <= n_action_steps <= horizon and 1 <= observation_steps"
+            )
+        space = env.action_space
+        assert isinstance(space, Box)
+        self.action_space = Box(
+            np.broadcast_to(space.low, (horizon, *space.shape)),
+            np.broadcast_to(space.high, (horizon, *space.shape)),
+            dtype=space.dtype.type,
+        )
+        assert isinstance(env.observation_space, Dict)
+        self.observation_space = Dict(
+            {key: _stacked(box, observation_steps) for key, box in env.observation_space.items()}
+        )
+        self.n_action_steps = n_action_steps
+        self.record = record
+        self.frames = []
+        self._history: deque[Observation] = deque(maxlen=observation_steps)
+        self._steps = 0
+        self._idle = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode, its history the first observation repeated; or wait, with ``options={"idle": True}``."""
+        self._idle = bool(options and options.get("idle"))
+        if self._idle:
+            return self._observation(), {"steps": self._steps}
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._history.extend([observation] * (self._history.maxlen or 1))
+        self._steps = 0
+        self.frames = []
+        return self._observation(), {**info, "steps": 0}
+
+    def step(self, chunk: np.ndarray) -> Step:
+        """Execute the chunk's (H, D) first actions, or fewer where the episode ends."""
+        if self._idle:
+            return self._observation(), 0.0, False, False, {}
+        if np.shape(chunk) != self.action_space.shape:
+            raise SimulationError(f"a chunk must be (H, D) = {self.action_space.shape}, but is {np.shape(chunk)}")
+        total = 0.0
+        for action in chunk[: self.n_action_steps]:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            self._history.append(observation)
+            self._steps += 1
+            total += float(reward)
+            if self.record:
+                self.frames.append(draw_chunk(self.env, chunk))
+            if terminated or truncated:
+                break
+        return self._observation(), total, terminated, truncated, {**info, "steps": self._steps}
+
+    def _observation(self) -> Observation:
+        return {key: np.stack([frame[key] for frame in self._history]) for key in self._history[-1]}
+
+
+def _stacked(box: Any, steps: int) -> Box:
+    low, high = (np.broadcast_to(bound, (steps, *box.shape)) for bound in (box.low, box.high))
+    return Box(low, high, dtype=box.dtype.type)

@@ -1,0 +1,191 @@
+"""Run a policy for many episodes at once: one batched inference a round over all environments."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from flowchunk.envs.receding_horizon import RecedingHorizon
+
+REPORT_SEED = 100_000
+SELECTION_SEED = 300_000
+
+
+class Policy(Protocol):
+    """Anything that predicts chunks: observations {key: (B, To, …)} in raw units to actions (B, H, D)."""
+
+    def predict_chunk(
+        self, observation: Mapping[str, np.ndarray], *, nfe: int | None = None, seed: int | Sequence[int] = 0
+    ) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class ChunkExecution:
+    """How chunks are executed: frames seen, actions predicted, actions executed before looking again."""
+
+    observation_steps: int
+    horizon: int
+    n_action_steps: int
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode's outcome. score: the best in [0, 1] that the task reported."""
+
+    seed: int
+    score: float
+    success: bool
+    steps: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The outcome of many episodes, in order of their seeds, and how long they took in all."""
+
+    episodes: tuple[Episode, ...]
+    seconds: float
+    infos: tuple[Mapping[str, Any], ...]
+
+    @property
+    def score_mean(self) -> float:
+        return float(np.mean([episode.score for episode in self.episodes]))
+
+    @property
+    def successes(self) -> int:
+        return sum(episode.success for episode in self.episodes)
+
+    @property
+    def success_rate(self) -> float:
+        return self.successes / len(self.episodes)
+
+    @property
+    def env_steps_per_second(self) -> float:
+        return sum(episode.steps for episode in self.episodes) / self.seconds
+
+
+def rollout(
+    policy: Policy,
+    make_env: Callable[[], gymnasium.Env[Any, Any]],
+    execution: ChunkExecution,
+    *,
+    episodes: int,
+    seed: int = REPORT_SEED,
+    nfe: int | None = None,
+    num_envs: int = 50,
+    workers: bool = False,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Rollout:
+    """Run ``episodes`` episodes; episode i is reset with ``seed + i`` and its noise depends on that seed alone.
+
+    num_envs: environments side by side. workers: a process for each (pays where a step costs much more than a
+    message). advance: called with the number of finished episodes after every round.
+    """
+    num_envs = min(num_envs, episodes)
+    environments = _vector_env(make_env, execution, num_envs, workers=workers)
+    started = time.perf_counter()
+    try:
+        infos = _run(policy, environments, episodes=episodes, seed=seed, nfe=nfe, advance=advance)
+    finally:
+        environments.close()
+    results = [
+        Episode(seed + number, float(info["score"]), bool(info["is_success"]), int(info["steps"]))
+        for number, info in enumerate(infos)
+    ]
+    return Rollout(tuple(results), time.perf_counter() - started, tuple(infos))
+
+
+def record_episode(
+    policy: Policy,
+    make_env: Callable[[], gymnasium.Env[Any, Any]],
+    execution: ChunkExecution,
+    *,
+    seed: int,
+    nfe: int | None = None,
+) -> list[np.ndarray]:
+    """Run the episode of this seed once more and return a picture (height, width, 3) of every step, chunks drawn in."""
+    env = _receding(make_env(), execution, record=True)
+    try:
+        observation, _ = env.reset(seed=seed)
+        over, rounds = False, 0
+        while not over:
+            batch = {key: value[None] for key, value in observation.items()}
+            chunk = policy.predict_chunk(batch, nfe=nfe, seed=[noise_seed(seed, rounds)])[0]
+            observation, _, terminated, truncated, _ = env.step(chunk)
+            over, rounds = terminated or truncated, rounds + 1
+        return env.frames
+    finally:
+        env.close()
+
+
+def noise_seed(episode_seed: int, rounds: int) -> int:
+    """The seed of an episode's noise in its n-th round, unlike any other's."""
+    return int(np.random.SeedSequence([episode_seed, rounds]).generate_state(1)[0])
+
+
+def _run(
+    policy: Policy,
+    environments: SyncVectorEnv | AsyncVectorEnv,
+    *,
+    episodes: int,
+    seed: int,
+    nfe: int | None,
+    advance: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    slots = environments.num_envs
+    outcome: list[dict[str, Any]] = [{} for _ in range(episodes)]
+    episode_of, rounds = np.arange(slots), np.zeros(slots, dtype=int)
+    begun, finished = slots, 0
+    first_seeds: list[int | None] = [seed + slot for slot in range(slots)]
+    observation, _ = environments.reset(seed=first_seeds)
+    chunks = np.zeros(environments.action_space.shape or (), dtype=np.float32)
+    while finished < episodes:
+        active = np.flatnonzero(episode_of >= 0)
+        seen = {key: value[active] for key, value in observation.items()}
+        seeds = [noise_seed(seed + int(episode_of[slot]), int(rounds[slot])) for slot in active]
+        chunks[active] = policy.predict_chunk(seen, nfe=nfe, seed=seeds)
+        observation, _, terminated, truncated, info = environments.step(chunks)
+        rounds[active] += 1
+        done = [slot for slot in active if terminated[slot] or truncated[slot]]
+        if not done:
+            continue
+        for slot in done:
+            outcome[episode_of[slot]] = {key: values[slot] for key, values in info.items() if not key.startswith("_")}
+            episode_of[slot], rounds[slot] = (begun if begun < episodes else -1), 0
+            begun += 1
+        finished += len(done)
+        advance(finished)
+        ended = np.isin(np.arange(slots), done)
+        for mask, options in ((ended & (episode_of >= 0), {}), (ended & (episode_of < 0), {"idle": True})):
+            if mask.any():
+                seeds_or_none = [
+                    seed + int(number) if is_new else None for number, is_new in zip(episode_of, mask, strict=True)
+                ]
+                observation, _ = environments.reset(seed=seeds_or_none, options={"reset_mask": mask, **options})
+    return outcome
+
+
+def _vector_env(
+    make_env: Callable[[], gymnasium.Env[Any, Any]], execution: ChunkExecution, num_envs: int, *, workers: bool
+) -> SyncVectorEnv | AsyncVectorEnv:
+    def make() -> gymnasium.Env[Any, Any]:
+        return _receding(make_env(), execution, record=False)
+
+    if workers:
+        return AsyncVectorEnv([make] * num_envs, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+    return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def _receding(env: gymnasium.Env[Any, Any], execution: ChunkExecution, *, record: bool) -> RecedingHorizon:
+    return RecedingHorizon(
+        env,
+        observation_steps=execution.observation_steps,
+        horizon=execution.horizon,
+        n_action_steps=execution.n_action_steps,
+        record=record,
+    )

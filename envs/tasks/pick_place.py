@@ -1,0 +1,364 @@
+"""Pick a cube off a table and place it in either of two bins, with a six-joint arm and a parallel gripper.
+
+Two placements are right, so demonstrations have two modes; the average of both ends between the bins. Contacts are
+real: the cube is held by the friction of two finger pads and by nothing else. Physics runs at 400 Hz, control at 20 Hz.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flowchunk.datasets.actions import matrix_from_rotation_6d, rotation_6d_from_matrix
+from flowchunk.datasets.errors import ConfigurationError, SimulationError
+from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
+from flowchunk.envs.kinematics import Kinematics, Pose
+from flowchunk.envs.rendering import OffscreenRenderer, project_to_pixels
+
+ActionKind = Literal["joint_position", "end_effector_pose"]
+
+CONTROL_HZ = 20
+JOINTS = ("base_yaw", "shoulder_pitch", "elbow_pitch", "forearm_roll", "wrist_pitch", "wrist_roll")
+ROTATION_6D = ("x_axis_x", "x_axis_y", "x_axis_z", "y_axis_x", "y_axis_y", "y_axis_z")
+BINS = ("bin_0", "bin_1")
+
+CUBE_SIZE = 0.035
+CUBE_AREA = ((0.15, 0.25), (-0.10, 0.10))  # m, x and y of the cube's centre at the start
+WORKSPACE = ((-0.10, 0.35), (-0.35, 0.35), (0.0, 0.35))  # m, x, y and z of end-effector targets
+MAX_OPENING = 0.07
+
+_BIN_INNER_HALF_WIDTH = 0.049
+_BIN_HEIGHT = 0.04
+_REACHED_DISTANCE = 0.02
+_LIFTED_HEIGHT = 0.03  # m, of the cube's centre above where it rests on the table
+_RESTING_SPEED = 0.02  # m/s
+_RESTING_SPIN = 0.5  # rad/s
+_SETTLING_TIME = 0.1
+_REACHED, _GRASPED, _LIFTED, _PLACED = 1, 2, 3, 4
+
+
+class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
+    """A cube on a table, an arm, and two bins that are both right.
+
+    Observation: ``state`` (19,) float32: six joint positions (rad), gripper opening (m), end-effector position (m),
+    cube position (m), and the cube's rotation as rotation_6d; positions are in the world frame.
+
+    Action: absolute targets, float32, clipped to the bounds of ``action_spec``. "joint_position" (7,): six joint
+    positions (rad) and the gripper opening (m). "end_effector_pose" (10,): position (m), rotation_6d and the gripper
+    opening (m), turned into joint targets by damped least squares from the targets before.
+
+    Reward: the score in [0, 1], 0.25 for each of reached, grasped, lifted and placed, best so far in the episode.
+    Placed (at rest in a bin and released) is success and terminates; stepping on is allowed. ``info`` holds
+    ``is_success`` (now or earlier), ``score`` and ``bin`` (0 or 1 where the cube was placed first, else -1).
+
+    action: "joint_position" or "end_effector_pose". render_mode: None or "rgb_array". render_size: (height, width) of
+    pictures in pixels. Raises ConfigurationError for other values.
+    """
+
+    action_space: gym.spaces.Box
+    observation_space: gym.spaces.Dict
+    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 - Gymnasium's declaration
+
+    def __init__(
+        self,
+        *,
+        action: ActionKind = "joint_position",
+        render_mode: str | None = None,
+        render_size: tuple[int, int] = (480, 640),
+    ) -> None:
+        _require_one_of("action", action, get_args(ActionKind))
+        _require_one_of("render_mode", render_mode, (None, *self.metadata["render_modes"]))
+        if len(render_size) != 2 or min(render_size) < 1:
+            raise ConfigurationError(f"render_size has to be (height, width) in pixels, got {render_size}")
+        self.action_kind = action
+        self.render_mode = render_mode
+        self._render_size = render_size
+        self._renderer: OffscreenRenderer | None = None
+
+        self.model = mujoco.MjModel.from_xml_path(str(Path(__file__).with_suffix(".xml")))
+        self.data = mujoco.MjData(self.model)
+        self.kinematics = Kinematics(self.model, site="end_effector", joints=JOINTS)
+        self._joint_indices = np.array([self.model.joint(name).qposadr[0] for name in JOINTS])
+        self._cube_geom = self.model.geom("cube").id
+        self._finger_geoms = [self.model.geom(name).id for name in ("left_pad", "right_pad")]
+        self._bin_positions = np.array([self.model.body(name).pos for name in BINS])
+        self._substeps = round(1 / (CONTROL_HZ * self.model.opt.timestep))
+        self._best_stage = 0
+        self._placed_in = -1
+
+        low, high = np.array([(bounds.low, bounds.high) for bounds in self.action_spec.dimensions], np.float32).T
+        self.action_space = gym.spaces.Box(low, high)
+        # The floor and the table's friction keep everything within a few metres, so a finite box holds every state.
+        size = self.observation_spec.fields["state"].size
+        self.observation_space = gym.spaces.Dict({"state": gym.spaces.Box(-10.0, 10.0, (size,), np.float32)})
+
+    # Specifications
+
+    @cached_property
+    def observation_spec(self) -> ObservationSpec:
+        """Names and units of the observation."""
+        names = (
+            *JOINTS,
+            "gripper_opening",
+            *(f"end_effector_{axis}" for axis in "xyz"),
+            *(f"cube_{axis}" for axis in "xyz"),
+            *(f"cube_{name}" for name in ROTATION_6D),
+        )
+        units = ("rad",) * 6 + ("m",) * 7 + ("1",) * 6
+        return ObservationSpec({"state": ObservationField((len(names),), names, units)})
+
+    @cached_property
+    def action_spec(self) -> ActionSpec:
+        """Names, units, frames and bounds of the action."""
+        gripper = ActionDimension("gripper_opening", "m", "gripper", low=0.0, high=MAX_OPENING)
+        if self.action_kind == "joint_position":
+            ranges = [self.model.joint(name).range for name in JOINTS]
+            arm = [
+                ActionDimension(name, "rad", "joint", low=float(low), high=float(high))
+                for name, (low, high) in zip(JOINTS, ranges, strict=True)
+            ]
+        else:
+            arm = [
+                *(
+                    ActionDimension(f"end_effector_{axis}", "m", "world", low=low, high=high)
+                    for axis, (low, high) in zip("xyz", WORKSPACE, strict=True)
+                ),
+                *(
+                    ActionDimension(f"end_effector_{name}", "1", "world", rotation="rotation_6d", low=-1.0, high=1.0)
+                    for name in ROTATION_6D
+                ),
+            ]
+        return ActionSpec((*arm, gripper), CONTROL_HZ)
+
+    # Physical quantities
+
+    def joint_positions(self) -> NDArray[np.float64]:
+        """(6,), radians."""
+        return np.array(self.data.qpos[self._joint_indices])
+
+    def joint_targets(self) -> NDArray[np.float64]:
+        """(6,), radians: what the joints' servos were told last."""
+        return np.array(self.data.ctrl[: len(JOINTS)])
+
+    def gripper_opening(self) -> float:
+        """Distance between the finger pads in metres, 0 to 0.07."""
+        return float(self.data.joint("left_finger").qpos[0] + self.data.joint("right_finger").qpos[0])
+
+    def end_effector_position(self) -> NDArray[np.float64]:
+        """(3,), metres: the point between the finger pads."""
+        return np.array(self.data.site("end_effector").xpos)
+
+    def end_effector_rotation(self) -> NDArray[np.float64]:
+        """(3, 3): x points out of the hand, the fingers slide along y."""
+        return np.array(self.data.site("end_effector").xmat).reshape(3, 3)
+
+    def cube_position(self) -> NDArray[np.float64]:
+        """(3,), metres: the cube's centre."""
+        return np.array(self.data.body("cube").xpos)
+
+    def cube_rotation(self) -> NDArray[np.float64]:
+        """(3, 3): the rotation matrix of the cube."""
+        return np.array(self.data.body("cube").xmat).reshape(3, 3)
+
+    def cube_is_at_rest(self) -> bool:
+        """Whether the cube neither moves nor turns."""
+        velocity = self.data.joint("cube").qvel
+        return bool(np.linalg.norm(velocity[:3]) < _RESTING_SPEED and np.linalg.norm(velocity[3:]) < _RESTING_SPIN)
+
+    def cube_in_bin(self) -> int:
+        """The number of the bin whose walls surround the cube's centre, or -1."""
+        x, y, z = self.cube_position()
+        offsets = np.abs(self._bin_positions[:, :2] - (x, y)).max(axis=1)
+        inside = (offsets < _BIN_INNER_HALF_WIDTH) & (0 < z < _BIN_HEIGHT)
+        return int(inside.argmax()) if inside.any() else -1
+
+    def bin_position(self, number: int) -> NDArray[np.float64]:
+        """(3,), metres: the middle of a bin's floor."""
+        return np.array(self._bin_positions[number])
+
+    def fingers_touching_cube(self) -> int:
+        """How many of the two finger pads touch the cube."""
+        pairs = self.data.contact.geom
+        at_cube = pairs[(pairs == self._cube_geom).any(axis=1)]
+        return sum(bool((at_cube == finger).any()) for finger in self._finger_geoms)
+
+    def is_grasped(self) -> bool:
+        """Whether both finger pads touch the cube."""
+        return self.fingers_touching_cube() == 2
+
+    def is_placed(self) -> bool:
+        """Whether the cube rests in a bin, let go by the fingers."""
+        return self.cube_in_bin() >= 0 and self.cube_is_at_rest() and self.fingers_touching_cube() == 0
+
+    # Episode
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+        """Start an episode: the arm at home, the cube somewhere on its mat, at rest.
+
+        options: ``cube_pose`` is [x, y, yaw] (m, m, rad) in place of a random one; x within [0.15, 0.25] and y within
+        [-0.1, 0.1]. Raises ConfigurationError for another option or pose.
+        """
+        super().reset(seed=seed)
+        cube_pose = self._cube_pose(options or {})
+        mujoco.mj_resetDataKeyframe(self.model, self.data, self.model.key("home").id)
+        self._place_cube(*cube_pose)
+        mujoco.mj_step(self.model, self.data, nstep=round(_SETTLING_TIME / self.model.opt.timestep))
+        mujoco.mj_kinematics(self.model, self.data)
+        self._best_stage = 0
+        self._placed_in = -1
+        self._judge()
+        return self._observation(), self._info()
+
+    def step(self, action: NDArray[Any]) -> tuple[dict[str, NDArray[np.float32]], float, bool, bool, dict[str, Any]]:
+        """Hold one action for a control period of 50 ms, moving the servos' targets there at constant speed.
+
+        action: (7,) or (10,), see the class. Raises SimulationError for a wrong shape, for numbers that are not finite
+        or no rotation, and where the physics becomes unstable.
+        """
+        servo_targets = self.data.ctrl
+        before, after = servo_targets.copy(), self._servo_targets(self._checked(action))
+        for targets in np.linspace(before, after, self._substeps + 1)[1:]:
+            servo_targets[:] = targets
+            mujoco.mj_step(self.model, self.data)
+        self._require_finite_state()
+        mujoco.mj_kinematics(self.model, self.data)  # mj_step leaves positions of bodies one substep old
+        self._judge()
+        return self._observation(), self._score, self._is_success, False, self._info()
+
+    def _cube_pose(self, options: Mapping[str, Any]) -> NDArray[np.float64]:
+        (low_x, high_x), (low_y, high_y) = CUBE_AREA
+        if not options:
+            # A cube looks the same after a quarter turn, so these yaws are all there are.
+            return self.np_random.uniform((low_x, low_y, -np.pi / 4), (high_x, high_y, np.pi / 4))
+        if unknown := set(options) - {"cube_pose"}:
+            raise ConfigurationError(f"unknown reset options {sorted(unknown)}; the only one is 'cube_pose'")
+        try:
+            cube_pose = np.array(options["cube_pose"], dtype=np.float64)
+        except (TypeError, ValueError):
+            cube_pose = np.array([])
+        if (
+            cube_pose.shape == (3,)
+            and np.isfinite(cube_pose).all()
+            and low_x <= cube_pose[0] <= high_x
+            and low_y <= cube_pose[1] <= high_y
+        ):
+            return cube_pose
+        raise ConfigurationError(
+            f"cube_pose has to be [x, y, yaw] with x in {CUBE_AREA[0]} m, y in {CUBE_AREA[1]} m and a finite yaw in "
+            f"radians, got {options['cube_pose']!r}"
+        )
+
+    def _place_cube(self, x: float, y: float, yaw: float) -> None:
+        quaternion = (np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
+        self.data.joint("cube").qpos[:] = (x, y, CUBE_SIZE / 2, *quaternion)
+
+    def _checked(self, action: ArrayLike) -> NDArray[np.float64]:
+        values = np.asarray(action, dtype=np.float64)
+        if values.shape != (self.action_spec.size,) or not np.isfinite(values).all():
+            raise SimulationError(
+                f"expected an action of {self.action_spec.size} finite numbers for action={self.action_kind!r}, "
+                f"got shape {values.shape}: {values}; send one (D,) action a step, as env.action_spec names it"
+            )
+        return np.clip(values, self.action_space.low, self.action_space.high)
+
+    def _servo_targets(self, action: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.action_kind == "joint_position":
+            return action
+        try:
+            pose = Pose(action[:3], matrix_from_rotation_6d(action[3:9]))
+        except ConfigurationError as error:
+            raise SimulationError(f"the action {action} holds no rotation: {error}") from error
+        return np.append(self.kinematics.inverse(pose, self.joint_targets()), action[9])
+
+    def _require_finite_state(self) -> None:
+        if not (np.isfinite(self.data.qpos).all() and np.isfinite(self.data.qvel).all()):
+            raise SimulationError(
+                f"expected a finite state, got an unstable simulation at {self.data.time:.2f} s; reset the "
+                "environment, and send targets that move more slowly"
+            )
+
+    # Observation, score and info
+
+    def _observation(self) -> dict[str, NDArray[np.float32]]:
+        parts = (
+            self.joint_positions(),
+            [self.gripper_opening()],
+            self.end_effector_position(),
+            self.cube_position(),
+            rotation_6d_from_matrix(self.cube_rotation()),
+        )
+        return {"state": np.concatenate(parts).astype(np.float32)}
+
+    def _stage(self) -> int:
+        if self.is_placed():
+            return _PLACED
+        if self.is_grasped():
+            return _LIFTED if self.cube_position()[2] > CUBE_SIZE / 2 + _LIFTED_HEIGHT else _GRASPED
+        distance = np.linalg.norm(self.end_effector_position() - self.cube_position())
+        return _REACHED if distance < _REACHED_DISTANCE else 0
+
+    def _judge(self) -> None:
+        self._best_stage = max(self._best_stage, self._stage())
+        if self._is_success and self._placed_in < 0:
+            self._placed_in = self.cube_in_bin()
+
+    @property
+    def _is_success(self) -> bool:
+        return self._best_stage == _PLACED
+
+    @property
+    def _score(self) -> float:
+        return self._best_stage / _PLACED
+
+    def _info(self) -> dict[str, Any]:
+        return {"is_success": self._is_success, "score": self._score, "bin": self._placed_in}
+
+    # Pictures
+
+    def render(self) -> NDArray[np.uint8]:
+        """The front camera's picture: (height, width, 3), uint8.
+
+        Raises SimulationError without ``render_mode="rgb_array"``, and where nothing can be drawn.
+        """
+        if self.render_mode is None:
+            raise SimulationError("expected render_mode='rgb_array', got None; make the environment with that mode")
+        if self._renderer is None:
+            height, width = self._render_size
+            self._renderer = OffscreenRenderer(self.model, camera="front", height=height, width=width)
+        return self._renderer.render(self.data)
+
+    def chunk_to_pixels(self, chunk: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The path that a chunk of actions asks of the end effector, in the picture that ``render`` draws.
+
+        chunk: (H, D), actions of this environment's kind. Returns (H, 2) in pixels, x to the right, y down. Raises
+        SimulationError for another shape.
+        """
+        chunk = np.asarray(chunk, dtype=np.float64)
+        if chunk.ndim != 2 or chunk.shape[1] != self.action_spec.size:
+            raise SimulationError(f"expected a chunk of shape (H, {self.action_spec.size}), got {chunk.shape}")
+        if self.action_kind == "joint_position":
+            positions = np.array([self.kinematics.forward(action[: len(JOINTS)]).position for action in chunk])
+        else:
+            positions = chunk[:, :3]
+        height, width = self._render_size
+        return project_to_pixels(self.model, self.data, positions, camera="front", height=height, width=width)
+
+    def close(self) -> None:
+        """Free the renderer, if there is one."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+
+def _require_one_of(option: str, value: object, valid: tuple[object, ...]) -> None:
+    if value not in valid:
+        raise ConfigurationError(f"{option}={value!r} is not known; valid are {', '.join(map(repr, valid))}")

@@ -1,0 +1,194 @@
+"""Checkpoints: a directory of safetensors and one JSON file, written whole or not at all, read without unpickling.
+
+``checkpoint.json`` names everything else: format version, kind, configuration, specifications, normaliser, and which
+file holds which tensor. A directory takes its name only when it is complete; while the old one is swapped for the new,
+the old one stands beside it as ``.NAME.previous``, where ``find_checkpoint`` finds it after a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flowchunk.datasets.errors import CheckpointError
+
+FORMAT_VERSION = 1
+DESCRIPTION = "checkpoint.json"
+SHARD_BYTES = 15 * 2**20 - 2**16  # room for the header
+
+
+def write_checkpoint(
+    path: str | Path,
+    *,
+    kind: str,
+    description: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    sharded: bool = False,
+    write_more: Callable[[Path], None] | None = None,
+) -> None:
+    """Write (or replace) the checkpoint directory ``path``.
+
+    kind: what the weights are ("chunk_policy"). sharded: split the weights so that no file is above 15 MiB. write_more:
+    adds files to the same directory, in the same all-or-nothing way. Raises CheckpointError where it cannot be written
+    (disk full, no permission); what was at ``path`` then still is.
+    """
+    with atomic_directory(Path(path)) as partial:
+        files = save_tensors(partial, "model", weights, sharded=sharded)
+        versions = {name: version(name) for name in ("flowchunk", "torch")}
+        content = {
+            "format_version": FORMAT_VERSION,
+            "kind": kind,
+            "versions": versions,
+            "weights": files,
+            **description,
+        }
+        (partial / DESCRIPTION).write_text(json.dumps(content, indent=1))
+        if write_more is not None:
+            write_more(partial)
+
+
+def read_checkpoint(path: str | Path, *, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The description and the weights at ``path``, a checkpoint or a run directory.
+
+    Raises CheckpointError where nothing is there, a file is missing or damaged, or the format is newer than this code.
+    """
+    directory = find_checkpoint(path)
+    description = read_json(directory / DESCRIPTION)
+    found = description.get("format_version")
+    if not isinstance(found, int) or found > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{directory} has checkpoint format {found}, but this flowchunk reads up to {FORMAT_VERSION}: "
+            f"update flowchunk (it was written by {description.get('versions')})"
+        )
+    if description.get("kind") != kind:
+        raise CheckpointError(f"{directory} holds a {description.get('kind')!r}, but a {kind!r} was expected")
+    return description, load_tensors(directory, description["weights"])
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Resolve a run directory (its ``best``, else ``last``) or a checkpoint directory. Raises CheckpointError."""
+    path = Path(path).expanduser()
+    for candidate in (path, path / "checkpoints" / "best", path / "checkpoints" / "last", path / "best", path / "last"):
+        for directory in (candidate, previous_of(candidate)):
+            if (directory / DESCRIPTION).is_file():
+                return directory
+    reason = f"it has no {DESCRIPTION} and no checkpoints/best or checkpoints/last" if path.exists() else "no such path"
+    raise CheckpointError(f"no checkpoint at {path}: {reason}; give a run directory or a checkpoint directory")
+
+
+def previous_of(path: Path) -> Path:
+    """Where the former directory stands while a new one takes its name."""
+    return path.with_name(f".{path.name}.previous")
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Give a folder to write to that becomes ``path`` when the block ends well, and vanishes when it does not."""
+    partial, previous = path.with_name(f".{path.name}.partial"), previous_of(path)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        for file in (*partial.iterdir(), partial):
+            _flush_to_disk(file)
+        if path.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            path.rename(previous)
+        partial.rename(path)
+        _flush_to_disk(path.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write {path}: {error}; the former checkpoint is untouched: free some disk space or choose another "
+            "output_dir, then resume"
+        ) from error
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def save_tensors(
+    directory: Path, name: str, tensors: Mapping[str, Tensor], *, sharded: bool = False
+) -> dict[str, list[str]]:
+    """Write tensors to ``NAME.safetensors``, or to numbered shards; return {file: names of its tensors}.
+
+    A tensor larger than a shard is split along its first axis into pieces called ``NAME#0``, ``NAME#1``, ….
+    """
+    pieces = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    groups = _shards(pieces) if sharded else [pieces]
+    files = {}
+    for number, group in enumerate(groups):
+        file = f"{name}-{number:05d}.safetensors" if sharded else f"{name}.safetensors"
+        save_file(group, directory / file)
+        files[file] = list(group)
+    return files
+
+
+def load_tensors(directory: Path, files: Mapping[str, list[str]]) -> dict[str, Tensor]:
+    """Read back what ``save_tensors`` wrote. Raises CheckpointError for a missing or damaged file."""
+    pieces: dict[str, Tensor] = {}
+    for file, names in files.items():
+        if not (directory / file).is_file():
+            raise CheckpointError(f"{directory} is incomplete: {file} is missing; copy the whole directory again")
+        try:
+            pieces |= load_file(directory / file)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{directory / file} is damaged ({error}); copy it again") from error
+        if missing := set(names) - pieces.keys():
+            raise CheckpointError(f"{directory / file} lacks {sorted(missing)}; copy it again")
+    tensors = {name: value for name, value in pieces.items() if "#" not in name}
+    split: dict[str, list[Tensor]] = {}
+    for name, value in pieces.items():
+        if "#" in name:
+            split.setdefault(name.partition("#")[0], []).append(value)
+    return tensors | {name: torch.cat(parts) for name, parts in split.items()}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError where it is missing or damaged."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); copy the checkpoint again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, but an object was expected")
+    return content
+
+
+def _shards(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    room = SHARD_BYTES
+    for name, piece in _pieces(tensors):
+        if piece.nbytes > room:
+            shards.append({})
+            room = SHARD_BYTES
+        shards[-1][name] = piece
+        room -= piece.nbytes
+    return [shard for shard in shards if shard]
+
+
+def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors.items():
+        if tensor.nbytes <= SHARD_BYTES:
+            yield name, tensor
+            continue
+        rows = max(1, SHARD_BYTES * len(tensor) // tensor.nbytes)
+        for number, piece in enumerate(torch.split(tensor, rows)):
+            yield f"{name}#{number:05d}", piece.contiguous()
+
+
+def _flush_to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

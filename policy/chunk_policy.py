@@ -1,0 +1,269 @@
+"""A chunk policy: from what the robot saw to the actions it should take next.
+
+``ChunkPolicy.load(path).predict_chunk(observation, nfe=4, seed=0)`` is all that deployment needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flowchunk.datasets.errors import CheckpointError, ConfigurationError, SpecMismatchError
+from flowchunk.datasets.specs import ActionSpec, ObservationSpec
+from flowchunk.policy.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
+from flowchunk.policy.encoders.state import StateEncoder
+from flowchunk.policy.flow import (
+    SOLVERS,
+    TIME_DENSITIES,
+    flow_matching_errors,
+    integrate,
+    prefix_mask,
+    uniform_times,
+)
+from flowchunk.policy.networks import NETWORKS
+from flowchunk.policy.normalizer import Normalizer
+
+KIND = "chunk_policy"
+ACTION = "action"
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What a chunk policy is made of; saved with it.
+
+    horizon: H actions predicted; n_action_steps: how many of them are executed before looking again. prefix_max: the
+    longest prefix of already committed actions that training shows (0: none). mask_padding: leave the held actions
+    behind an episode's end out of the loss.
+    """
+
+    network: str = "mlp"
+    network_options: Mapping[str, Any] = field(default_factory=dict)
+    observation_steps: int = 2
+    horizon: int = 16
+    n_action_steps: int = 8
+    time_density: str = "beta"
+    solver: str = "euler"
+    prefix_max: int = 0
+    mask_padding: bool = False
+
+    def __post_init__(self) -> None:
+        _require_known("network", self.network, NETWORKS)
+        _require_known("time_density", self.time_density, TIME_DENSITIES)
+        _require_known("solver", self.solver, SOLVERS)
+        if self.observation_steps < 1 or not 1 <= self.n_action_steps <= self.horizon:
+            raise ConfigurationError(
+                f"observation_steps={self.observation_steps}, horizon={self.horizon}, "
+                f"n_action_steps={self.n_action_steps}: expected 1 <= n_action_steps <= horizon and 1 <= observation_steps"
+            )
+        if not 0 <= self.prefix_max < self.horizon:
+            raise ConfigurationError(f"prefix_max={self.prefix_max} must be from 0 to horizon - 1 = {self.horizon - 1}")
+
+
+class ChunkPolicy(nn.Module):
+    """Observation histories in raw units to chunks of actions in physical units, by conditional flow matching."""
+
+    def __init__(
+        self, config: PolicyConfig, observation_spec: ObservationSpec, action_spec: ActionSpec, normalizer: Normalizer
+    ) -> None:
+        super().__init__()
+        self.config, self.observation_spec, self.action_spec = config, observation_spec, action_spec
+        self.valid_nfe: tuple[int, ...] | None = None  # None: any
+        self.normalizer = normalizer
+        self.encoder = StateEncoder(observation_spec, observation_steps=config.observation_steps)
+        try:
+            self.network = NETWORKS[config.network](
+                action_size=action_spec.size,
+                horizon=config.horizon,
+                condition_size=self.encoder.condition_size,
+                **config.network_options,
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"cannot make network {config.network!r}: {error}") from error
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Everything random in one training step, a row a sample: noise (B, H, D), time (B,), prefix length (B,)."""
+        config = self.config
+        draws = {
+            "x_0": torch.randn(batch_size, config.horizon, self.action_spec.size, generator=generator),
+            "t": TIME_DENSITIES[config.time_density]((batch_size,), generator=generator),
+        }
+        if config.prefix_max:  # P(0) = 1/2, the rest uniform
+            length = torch.randint(1, config.prefix_max + 1, (batch_size,), generator=generator)
+            draws["prefix_length"] = length * (torch.rand(batch_size, generator=generator) < 0.5)
+        return draws
+
+    def forward(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The loss as its two halves: the weighted sum of squared errors, and the sum of weights.
+
+        batch: ``observation.KEY`` (B, To, …) and ``action`` (B, H, D) in physical units, ``mask`` (B, H).
+        """
+        observation = {key: batch[f"observation.{key}"] for key in self.observation_spec.fields}
+        prefix_length = draws.get("prefix_length")
+        errors = flow_matching_errors(
+            self.network,
+            self.normalizer.normalize(ACTION, batch[ACTION]),
+            condition=self.encode(observation),
+            x_0=draws["x_0"],
+            t=draws["t"],
+            prefix_length=prefix_length,
+        ).mean(-1)  # (B, H)
+        weight = batch["mask"].to(errors.dtype) if self.config.mask_padding else torch.ones_like(errors)
+        if prefix_length is not None:
+            weight = weight * ~prefix_mask(prefix_length, self.config.horizon)
+        return (errors * weight).sum(), weight.sum()
+
+    def encode(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Raw observations {key: (B, To, …)} to the condition (B, C)."""
+        condition: Tensor = self.encoder(
+            {key: self.normalizer.normalize(key, value) for key, value in observation.items()}
+        )
+        return condition
+
+    # -- acting -------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def predict_chunk(
+        self,
+        observation: Mapping[str, np.ndarray],
+        *,
+        nfe: int | None = None,
+        seed: int | Sequence[int] = 0,
+        prefix: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Actions (B, H, D) in physical units for observations {key: (B, To, …)} in raw units.
+
+        nfe: network evaluations, 4 by default. seed: of the noise; a sequence gives every row its own, so that a row
+        does not depend on its neighbours. prefix: (B, d, D) actions already committed, for policies trained with them;
+        they come back unchanged. Raises ConfigurationError for an nfe or a prefix that this policy does not admit,
+        SpecMismatchError where the observation is not what the policy was trained on.
+        """
+        times = self.times(nfe)
+        tensors = self._observation_tensors(observation)
+        batch = len(next(iter(tensors.values())))
+        device = self.normalizer.get_buffer("action_offset").device
+        x_0 = _noise(batch, (self.config.horizon, self.action_spec.size), seed).to(device)
+        known = None if prefix is None else self._prefix_tensor(prefix, batch)
+        x_1 = integrate(
+            self.network,
+            x_0,
+            times.to(device),
+            condition=self.encode(tensors),
+            method=self.config.solver,
+            prefix=None if known is None else self.normalizer.normalize(ACTION, known),
+        )
+        chunk = self.normalizer.denormalize(ACTION, x_1).cpu().numpy()
+        if prefix is not None:
+            chunk[:, : prefix.shape[1]] = prefix
+        return chunk
+
+    def times(self, nfe: int | None) -> Tensor:
+        """The time grid for so many evaluations. Raises ConfigurationError where this policy does not admit them."""
+        nfe = nfe if nfe is not None else (self.valid_nfe or (4,))[0]
+        if self.valid_nfe is not None and nfe not in self.valid_nfe:
+            raise ConfigurationError(f"nfe={nfe}: this policy was trained for {list(self.valid_nfe)} evaluations alone")
+        try:
+            return uniform_times(nfe, method=self.config.solver)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+
+    def out_of_range(self, observation: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Per key, the fraction of observed values outside the range of the training data."""
+        tensors = self._observation_tensors(observation)
+        return {key: self.normalizer.out_of_range(key, value) for key, value in tensors.items()}
+
+    def _observation_tensors(self, observation: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        fields = self.observation_spec.fields
+        if missing := fields.keys() - observation.keys():
+            raise SpecMismatchError(
+                f"the policy needs the observations {sorted(fields)}, but {sorted(missing)} are missing"
+            )
+        tensors, batches = {}, set()
+        for key, spec in fields.items():
+            value = np.asarray(observation[key], dtype=np.float32)
+            if value.shape[1:] != (self.config.observation_steps, *spec.shape):
+                raise SpecMismatchError(
+                    f"observation {key!r} must be (B, {self.config.observation_steps}, {', '.join(map(str, spec.shape))}), "
+                    f"but is {value.shape}: batch first, then the last {self.config.observation_steps} frames"
+                )
+            batches.add(len(value))
+            tensors[key] = torch.as_tensor(value, device=self.normalizer.get_buffer("action_offset").device)
+        if len(batches) != 1:
+            raise SpecMismatchError(f"observations disagree about the batch size: {sorted(batches)}")
+        return tensors
+
+    def _prefix_tensor(self, prefix: np.ndarray, batch: int) -> Tensor:
+        if prefix.shape[1] > self.config.prefix_max:
+            raise ConfigurationError(
+                f"a prefix of {prefix.shape[1]} actions was given, but this policy was trained with prefix_max="
+                f"{self.config.prefix_max}; train with policy.prefix_max={prefix.shape[1]}"
+            )
+        if prefix.shape != (batch, prefix.shape[1], self.action_spec.size):
+            raise SpecMismatchError(f"prefix must be ({batch}, d, {self.action_spec.size}), but is {prefix.shape}")
+        return torch.as_tensor(prefix, dtype=torch.float32, device=self.normalizer.get_buffer("action_offset").device)
+
+    # -- keeping ------------------------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        training: Mapping[str, Any] | None = None,
+        sharded: bool = False,
+        write_more: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Write a checkpoint directory. training: what to remember of how it came about; for the other options see
+        ``checkpoint.write_checkpoint``. Raises CheckpointError where it cannot be written.
+        """
+        description = {
+            "config": asdict(self.config),
+            "observation_spec": self.observation_spec.to_json(),
+            "action_spec": self.action_spec.to_json(),
+            "normalizer": self.normalizer.to_json(),
+            "valid_nfe": "any" if self.valid_nfe is None else list(self.valid_nfe),
+            "prefix_max": self.config.prefix_max,
+            "training": dict(training or {}),
+        }
+        write_checkpoint(
+            path, kind=KIND, description=description, weights=self.state_dict(), sharded=sharded, write_more=write_more
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:
+        """Read a checkpoint or the best one of a run, ready to act. Raises CheckpointError."""
+        description, weights = read_checkpoint(path, kind=KIND)
+        try:
+            policy = cls(
+                PolicyConfig(**description["config"]),
+                ObservationSpec.from_json(description["observation_spec"]),
+                ActionSpec.from_json(description["action_spec"]),
+                Normalizer.from_json(description["normalizer"]),
+            )
+            valid = description["valid_nfe"]
+            policy.valid_nfe = None if valid == "any" else tuple(valid)
+            policy.load_state_dict(weights)
+        except (KeyError, TypeError, RuntimeError, ConfigurationError) as error:
+            raise CheckpointError(f"{find_checkpoint(path)} does not describe a chunk policy: {error}") from error
+        return policy.eval().to(device)
+
+
+def _noise(batch: int, shape: tuple[int, ...], seed: int | Sequence[int]) -> Tensor:
+    if isinstance(seed, int):
+        return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
+    if len(seed) != batch:
+        raise ConfigurationError(
+            f"{len(seed)} seeds were given for a batch of {batch}; give one a row, or a single one"
+        )
+    return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(int(s))) for s in seed])
+
+
+def _require_known(label: str, name: str, known: Mapping[str, Any]) -> None:
+    if name not in known:
+        raise ConfigurationError(f"unknown {label} {name!r}; there are {', '.join(known)}")

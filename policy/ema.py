@@ -1,0 +1,19 @@
+"""The exponential moving average of the weights, which is what acts in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+
+def averaged(model: nn.Module, *, max_decay: float = 0.9999) -> AveragedModel:
+    """An EMA copy of ``model`` whose decay warms up as ``1 - (1 + k)^-0.75``, capped; call ``update_parameters(model)``."""
+
+    def blend(averages: Sequence[Tensor], live: Sequence[Tensor], count: Tensor | int) -> None:
+        decay = min(1.0 - (1.0 + int(count)) ** -0.75, max_decay)
+        torch._foreach_lerp_(list(averages), list(live), 1.0 - decay)
+
+    return AveragedModel(model, multi_avg_fn=blend)

@@ -1,0 +1,75 @@
+"""How time and condition enter every network: one embedding, and adaptive layer norm with a zero-initialised gate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoidal_embedding(t: Tensor, size: int, *, shortest: float = 4e-3, longest: float = 4.0) -> Tensor:
+    """Sines and cosines of t in [0, 1] with geometric periods, ``(*t.shape, size)``; size must be even."""
+    periods = shortest * (longest / shortest) ** torch.linspace(0.0, 1.0, size // 2, device=t.device)
+    angles = t[..., None] * (2 * math.pi / periods).to(t.dtype)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class TimeAndCondition(nn.Module):
+    """Embed times and condition into one vector a sample or a token.
+
+    forward(t (B,) or (B, H), condition (B, C), t_end like t or None) -> (B, width) or (B, H, width)
+    """
+
+    def __init__(self, condition_size: int, width: int, *, time_features: int = 64) -> None:
+        super().__init__()
+        self.time_features = time_features
+        self.time = nn.Sequential(nn.Linear(2 * time_features, width), nn.SiLU(), nn.Linear(width, width))
+        self.condition = nn.Sequential(nn.Linear(condition_size, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor, condition: Tensor, t_end: Tensor | None = None) -> Tensor:
+        length = torch.zeros_like(t) if t_end is None else t_end - t
+        features = [sinusoidal_embedding(instant, self.time_features) for instant in (t, length)]
+        condition = self.condition(condition)
+        time = self.time(torch.cat(features, dim=-1))
+        return time + (condition if t.ndim == 1 else condition[:, None])
+
+
+class AdaptiveLayerNorm(nn.Module):
+    """Layer norm whose shift and scale come from the condition, with gates for the branches behind it (DiT, 2212.09748).
+
+    forward(x (B, …, width), c (B, …, width)) -> normalised x, and ``gates`` tensors that start at zero.
+    """
+
+    def __init__(self, width: int, *, gates: int = 1) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Sequential(nn.SiLU(), zero_initialised(nn.Linear(width, (2 + gates) * width)))
+        self.gates = gates
+
+    def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        shift, scale, *gates = self.modulation(c).chunk(2 + self.gates, dim=-1)
+        return (self.norm(x) * (1 + scale) + shift, *gates)
+
+
+def token_times(t: Tensor, horizon: int) -> Tensor:
+    """(B, H) times, whether t came for a sample or for a token."""
+    return t if t.ndim == 2 else t[:, None].expand(-1, horizon)
+
+
+def per_token(c: Tensor) -> Tensor:
+    """View an embedding (B, width) as (B, 1, width), one for all tokens; (B, H, width) stays as it is."""
+    return c if c.ndim == 3 else c[:, None]
+
+
+def sample_time(t: Tensor | None) -> Tensor | None:
+    """(B,) the time of the tokens still to be made: known prefixes stand at 1, so it is the earliest."""
+    return t if t is None or t.ndim == 1 else t.amin(dim=1)
+
+
+def zero_initialised(layer: nn.Linear | nn.Conv1d) -> nn.Linear | nn.Conv1d:
+    """The layer, with weight and bias set to zero."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,150 @@
+"""Put every number in a common range, and back: fitted once, stored with the policy, never guessed.
+
+Each key has one mode: ``min_max`` (to [-1, 1]), ``gaussian`` (mean 0, standard deviation 1), ``quantile`` (the 1st and
+99th percentile to ±1) or ``identity``. A dimension that never changes is shifted to 0 and not scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
+
+Mode = Literal["min_max", "gaussian", "quantile", "identity"]
+MODES: tuple[Mode, ...] = ("min_max", "gaussian", "quantile", "identity")
+RESERVOIR_ROWS = 200_000
+
+
+class RunningStatistics:
+    """Statistics of rows (N, …) that pass by once, in float64: minimum, maximum, mean, deviation and quantiles.
+
+    Quantiles are exact up to 200,000 rows, beyond that from a uniform reservoir of so many rows (Vitter's algorithm R).
+    """
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.count = 0
+        self._random = np.random.default_rng(seed)
+        self._reservoir = np.empty((0,))
+
+    def update(self, rows: np.ndarray) -> None:
+        """Take in rows (N, …) of finite numbers."""
+        rows = np.asarray(rows, dtype=np.float64)
+        if not len(rows):
+            return
+        if self.count == 0:
+            self.low, self.high = np.full(rows.shape[1:], np.inf), np.full(rows.shape[1:], -np.inf)
+            self.mean, self._squares = np.zeros(rows.shape[1:]), np.zeros(rows.shape[1:])
+            self._reservoir = np.empty((0, *rows.shape[1:]))
+        self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
+        shift, total = rows.mean(0) - self.mean, self.count + len(rows)
+        self._squares += rows.var(0) * len(rows) + shift**2 * self.count * len(rows) / total  # Chan et al. 1979
+        self.mean += shift * len(rows) / total
+        self._sample(rows)
+        self.count = total
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """Standard deviation of each dimension."""
+        return np.sqrt(self._squares / self.count)
+
+    def quantile(self, q: float) -> np.ndarray:
+        """The q-quantile of each dimension."""
+        return np.quantile(self._reservoir, q, axis=0)
+
+    def _sample(self, rows: np.ndarray) -> None:
+        room = RESERVOIR_ROWS - len(self._reservoir)
+        self._reservoir = np.concatenate([self._reservoir, rows[:room]]) if room > 0 else self._reservoir
+        late = rows[max(room, 0) :]
+        seen = self.count + max(room, 0) + np.arange(1, len(late) + 1)
+        place = self._random.integers(0, seen)
+        chosen = place < RESERVOIR_ROWS
+        self._reservoir[place[chosen]] = late[chosen]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """One key's map ``(x - offset) · scale``, and the range that training saw; arrays of one frame's shape."""
+
+    mode: Mode
+    offset: np.ndarray
+    scale: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def fit(cls, mode: Mode, blocks: Iterable[np.ndarray], *, identity: tuple[int, ...] = ()) -> Scaling:
+        """Fit to blocks (N, …) in one pass. identity: flattened dimensions left as they are (angles that wrap)."""
+        if mode not in MODES:
+            raise ConfigurationError(f"unknown normaliser mode {mode!r}; there are {', '.join(MODES)}")
+        statistics = RunningStatistics()
+        for block in blocks:
+            statistics.update(block)
+        low, high = statistics.low, statistics.high
+        if mode == "gaussian":
+            center, reach = statistics.mean, statistics.deviation
+        else:
+            ends = (statistics.quantile(0.01), statistics.quantile(0.99)) if mode == "quantile" else (low, high)
+            center, reach = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2
+        constant = reach <= 1e-6 * np.maximum(1.0, np.abs(center))
+        offset, scale = center.copy(), 1.0 / np.where(constant, 1.0, reach)
+        as_is = slice(None) if mode == "identity" else list(identity)
+        offset.reshape(-1)[as_is], scale.reshape(-1)[as_is] = 0.0, 1.0
+        return cls(mode, offset, scale, low, high)
+
+    def to_json(self) -> dict[str, Any]:
+        arrays = {name: getattr(self, name).tolist() for name in ("offset", "scale", "low", "high")}
+        return {"mode": self.mode, **arrays}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Scaling:
+        return cls(value["mode"], *(np.asarray(value[name]) for name in ("offset", "scale", "low", "high")))
+
+
+class Normalizer(nn.Module):
+    """The scalings of all keys of a policy; tensors live where the policy lives and are not part of its weights."""
+
+    def __init__(self, scalings: Mapping[str, Scaling]) -> None:
+        super().__init__()
+        self.scalings = dict(scalings)
+        for key, scaling in self.scalings.items():
+            for name in ("offset", "scale", "low", "high"):
+                values = torch.as_tensor(getattr(scaling, name), dtype=torch.float32)
+                self.register_buffer(_buffer(key, name), values, persistent=False)
+
+    def normalize(self, key: str, values: Tensor) -> Tensor:
+        """Physical values (…, *frame) to the common range. Raises SpecMismatchError for a key that was not fitted."""
+        return (values - self._tensor(key, "offset")) * self._tensor(key, "scale")
+
+    def denormalize(self, key: str, values: Tensor) -> Tensor:
+        """The inverse of ``normalize``."""
+        return values / self._tensor(key, "scale") + self._tensor(key, "offset")
+
+    def out_of_range(self, key: str, values: Tensor, *, tolerance: float = 1e-3) -> float:
+        """Fraction of physical values (…, *frame) outside the range seen in training, give or take tolerance of its width."""
+        low, high = self._tensor(key, "low"), self._tensor(key, "high")
+        slack = tolerance * (high - low) + 1e-6
+        return float(((values < low - slack) | (values > high + slack)).float().mean())
+
+    def to_json(self) -> dict[str, Any]:
+        """A value that ``json.dumps`` accepts and ``from_json`` reads."""
+        return {key: scaling.to_json() for key, scaling in self.scalings.items()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Normalizer:
+        """The normaliser that ``to_json`` described."""
+        return cls({key: Scaling.from_json(scaling) for key, scaling in value.items()})
+
+    def _tensor(self, key: str, name: str) -> Tensor:
+        if key not in self.scalings:
+            raise SpecMismatchError(f"the normaliser was never fitted to {key!r}; it knows {sorted(self.scalings)}")
+        return self.get_buffer(_buffer(key, name))
+
+
+def _buffer(key: str, name: str) -> str:
+    return f"{key.replace('.', '/')}_{name}".replace(".", "/")
