@@ -22,7 +22,7 @@ from flowchunk.cli.train import train
 from flowchunk.datasets.errors import ConfigurationError
 
 TASK = "task=pickplace_state"
-FULL = {"demonstrations": 200, "steps": 6000, "episodes": 50, "selection_episodes": 20}
+FULL = {"demonstrations": 200, "steps": 3000, "episodes": 50, "selection_episodes": 20}
 QUICK = {"demonstrations": 40, "steps": 300, "episodes": 5, "selection_episodes": 0}
 
 

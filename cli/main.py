@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: there is no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    # Before torch is loaded: threads that wait by spinning slow a shared machine down twentyfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command = importlib.import_module(f"flowchunk.cli.{name}")
     if {"-h", "--help"} & set(rest):
         print((command.__doc__ or "").strip())
@@ -56,7 +59,7 @@ def run(command: object, arguments: list[str], *, debug: bool) -> int:
     assert callable(command)
     try:
         command(arguments)
-    except (FlowchunkError, KeyboardInterrupt) as error:
+    except (FlowchunkError, OSError, KeyboardInterrupt) as error:
         if debug:
             raise
         if isinstance(error, KeyboardInterrupt):
@@ -65,7 +68,8 @@ def run(command: object, arguments: list[str], *, debug: bool) -> int:
                 file=sys.stderr,
             )
             return 130
-        print(f"error: {error}", file=sys.stderr)
+        what_to_do = "; check that the path is right and may be written, and that the disk is not full"
+        print(f"error: {error}{what_to_do if isinstance(error, OSError) else ''}", file=sys.stderr)
         return 1
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -16,29 +16,42 @@ from omegaconf.errors import OmegaConfBaseException
 from flowchunk.datasets.errors import ConfigurationError
 
 OPEN_NODES = ("env.", "dataset.sources.", "dataset.normalizer.")
+WHOLE_OR_NULL = ("nfe", "n_action_steps", "training.warmup_steps", "training.evaluate_every")  # other nulls are text
+SECTION_OR_NULL = ("dataset.symmetry",)
+KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((float, int), "a number"),
+    str: ((str,), "text"),
+    list: ((list,), "a list"),
+}
 T = TypeVar("T")
 
 
 def read_options(config: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The values of ``configs/CONFIG.yaml`` after the overrides.
 
-    Raises ConfigurationError for an override that is no KEY=VALUE, an unknown key or choice, or a required value that is
-    not given.
+    Raises ConfigurationError for an override that is no KEY=VALUE, an unknown key or choice, a value of another type than
+    the default's, or a required value that is not given.
     """
     for override in overrides:
-        if "=" not in override or override.startswith("-"):
+        if "=" not in override or override.startswith(("-", "+", "~", "=")):
             raise ConfigurationError(f"expected KEY=VALUE, but got {override!r}; see --help")
     opened = [f"++{override}" if override.startswith(OPEN_NODES) else override for override in overrides]
     try:
         with initialize_config_module("flowchunk.configs", version_base="1.3"):
             composed = compose(config, overrides=opened)
+            chosen = compose(config, overrides=[one for one in overrides if one.startswith(("task=", "network="))])
         if missing := OmegaConf.missing_keys(composed):
             raise ConfigurationError(f"{', '.join(f'{key}=…' for key in sorted(missing))} must be given; see --help")
-        content = OmegaConf.to_container(composed, resolve=True)
+        content, defaults = OmegaConf.to_container(composed, resolve=True), OmegaConf.to_container(chosen)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(_explain(config, overrides, error)) from error
     assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+    assert isinstance(defaults, dict)
+    options = {str(key): value for key, value in content.items()}
+    _check_values(options, defaults)
+    return options
 
 
 def fill(kind: type[T], values: dict[str, Any], *, section: str) -> T:
@@ -59,6 +72,24 @@ def choices(group: str) -> list[str]:
     """Names that ``GROUP=`` accepts."""
     folder = files("flowchunk.configs").joinpath(group)
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _check_values(values: Mapping[str, Any], defaults: Mapping[Any, Any], prefix: str = "") -> None:
+    for key, default in defaults.items():
+        path, value = f"{prefix}{key}", values[key]
+        if path in SECTION_OR_NULL and (value is None or (default is None and isinstance(value, Mapping))):
+            continue
+        if isinstance(default, Mapping):
+            if not isinstance(value, Mapping):
+                raise ConfigurationError(f"{path}={value} is not a value but a section; give {path}.KEY=VALUE")
+            _check_values(value, default, f"{path}.")
+            continue
+        null_kind = int if path in WHOLE_OR_NULL else str
+        accepted, description = KINDS[null_kind if default is None else type(default)]
+        if type(value) not in accepted and value != default:
+            raise ConfigurationError(f"{path}={value} must be {description}")
+        if key == "seed" and value < 0:
+            raise ConfigurationError(f"{path}={value} must be at least 0")
 
 
 def _explain(config: str, overrides: Sequence[str], error: Exception) -> str:

@@ -38,6 +38,7 @@ from flowchunk.cli.simulation import MakeEnv, environment_maker, execution_of
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec, require_observations, require_same_actions
 from flowchunk.datasets.store import Store
+from flowchunk.datasets.symmetry import Symmetry
 from flowchunk.datasets.windows import Windows, load_windows, split_episodes
 from flowchunk.envs.rollout import rollout
 from flowchunk.policy.chunk_policy import ACTION, KIND, ChunkPolicy, PolicyConfig
@@ -54,16 +55,16 @@ def run(arguments: list[str]) -> None:
 
 def train(options: dict[str, Any]) -> Path:
     """Train with the options of ``configs/train.yaml``; returns the run's directory."""
+    _check_ranges(options)
     accelerator = Accelerator(cpu=options["device"] == "cpu")
     console = Console(quiet=not accelerator.is_main_process)
     run_dir = Path(options["output_dir"]).expanduser()
     resume = _check_run(run_dir, options)
+    _set_matmul_precision(options["training"]["matmul_precision"])
     make_env = environment_maker(options["task"]["env_id"], options["env"])
     policy, windows, validation = _policy_and_data(options, make_env)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(to_yaml(options))
+    if options["evaluation"]["episodes"]:
+        policy.times(options["evaluation"]["nfe"])  # refuse what the policy does not admit before it is trained
     training = fill(TrainingConfig, {**options["training"], "seed": options["seed"]}, section="training")
     trainer = Trainer(
         policy,
@@ -79,12 +80,23 @@ def train(options: dict[str, Any]) -> Path:
     if resume:
         trainer.resume(kind=KIND)
         console.print(f"resuming from step {trainer.step}")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.yaml").write_text(to_yaml(options))
     _print_plan(console, trainer, policy, windows, validation)
     trainer.run()
     if accelerator.is_main_process:
         plot_loss(run_dir)
     console.print(f"done: {run_dir}/checkpoints/best, {run_dir}/metrics.jsonl, {run_dir}/loss.png")
     return run_dir
+
+
+def _set_matmul_precision(precision: str) -> None:
+    try:
+        torch.set_float32_matmul_precision(precision)
+    except RuntimeError as error:
+        raise ConfigurationError(f"training.matmul_precision={precision} must be highest, high or medium") from error
 
 
 def _policy_and_data(options: Mapping[str, Any], make_env: MakeEnv) -> tuple[ChunkPolicy, Windows, Windows]:
@@ -108,33 +120,52 @@ def _policy_and_data(options: Mapping[str, Any], make_env: MakeEnv) -> tuple[Chu
     train_episodes, validation_episodes = split_episodes(
         len(store.episode_ends), validation_fraction=dataset["validation_fraction"], seed=options["seed"]
     )
+    symmetry = _symmetry(dataset["symmetry"], observation_spec, action_spec)
     windows, validation = (
         load_windows(
             store,
             observation_spec,
             action_spec,
-            episodes=episodes,  # type: ignore[arg-type]  # an array is a sequence of numbers here
+            episodes=episodes,
             observation_steps=config.observation_steps,
             horizon=config.horizon,
+            symmetry=symmetry,
             device=Accelerator().device,
         )
         for episodes in (train_episodes, validation_episodes)
     )
     if init_from is None:
-        normalizer = fit_normalizer(store, observation_spec, dataset["normalizer"])
+        normalizer = fit_normalizer(store, observation_spec, dataset["normalizer"], symmetry)
         torch.manual_seed(options["seed"])
         policy = ChunkPolicy(config, observation_spec, action_spec, normalizer)
     return policy, windows, validation
 
 
-def fit_normalizer(store: Store, observation_spec: ObservationSpec, modes: Mapping[str, Any]) -> Normalizer:
-    """Fit every key in one pass over the store. Raises ConfigurationError where ``modes`` names a key that is not there."""
+def fit_normalizer(
+    store: Store, observation_spec: ObservationSpec, modes: Mapping[str, Any], symmetry: Symmetry | None = None
+) -> Normalizer:
+    """Fit every key in one pass over the store, and over its image in the symmetry.
+
+    Raises ConfigurationError where ``modes`` names a key that is not there.
+    """
     wraps = {key: field.wraps for key, field in observation_spec.fields.items()} | {ACTION: ()}
     if unknown := modes.keys() - wraps.keys():
         raise ConfigurationError(f"dataset.normalizer names {sorted(unknown)}, but the keys are {sorted(wraps)}")
-    return Normalizer(
-        {key: Scaling.fit(modes.get(key, "min_max"), store.blocks(key), identity=wraps[key]) for key in wraps}
-    )
+
+    def fit(key: str) -> Scaling:
+        blocks = store.blocks(key) if symmetry is None else symmetry.both(key, store.blocks(key))
+        return Scaling.fit(modes.get(key, "min_max"), blocks, identity=wraps[key])
+
+    return Normalizer({key: fit(key) for key in wraps})
+
+
+def _symmetry(
+    options: Mapping[str, Any], observation_spec: ObservationSpec, action_spec: ActionSpec
+) -> Symmetry | None:
+    if not options:
+        return None
+    sizes = {key: field.size for key, field in observation_spec.fields.items()} | {ACTION: action_spec.size}
+    return Symmetry.from_options(options, sizes)
 
 
 def _specs(store: Store, make_env: MakeEnv) -> tuple[ObservationSpec, ActionSpec]:
@@ -167,6 +198,15 @@ def _evaluation(options: Mapping[str, Any], make_env: MakeEnv) -> Callable[[Chun
         return {"score": result.score_mean, "success_rate": result.success_rate}
 
     return evaluate
+
+
+def _check_ranges(options: Mapping[str, Any]) -> None:
+    if options["device"] not in ("auto", "cpu"):
+        raise ConfigurationError(f"unknown device {options['device']!r}; there are auto, cpu")
+    if not 0 <= (fraction := options["dataset"]["validation_fraction"]) < 1:
+        raise ConfigurationError(f"dataset.validation_fraction={fraction} must be at least 0 and below 1")
+    if (episodes := options["evaluation"]["episodes"]) < 0:
+        raise ConfigurationError(f"evaluation.episodes={episodes} must be at least 0")
 
 
 def _check_run(run_dir: Path, options: Mapping[str, Any]) -> bool:

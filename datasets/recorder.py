@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import zarr
@@ -45,6 +45,7 @@ class StoreWriter:
             "action_spec": self.action_spec.to_json(),
         }
         self._data = self._root.create_group("data")
+        self._arrays: dict[str, zarr.Array[Any]] = {}
         return self
 
     def add_episode(self, observations: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
@@ -82,18 +83,14 @@ class StoreWriter:
     def _flush(self) -> None:
         for key in self._buffer[0] if self._buffer else ():
             values = np.concatenate([episode[key] for episode in self._buffer])
-            values = values.astype(np.float32) if values.dtype == np.float64 else values
-            if key in self._data:
-                array = self._data[key]
-                assert isinstance(array, zarr.Array)
-                array.append(values)
-            else:
-                array = self._data.create_array(
+            values = values if values.dtype in (np.uint8, np.bool_) else values.astype(np.float32)
+            if key not in self._arrays:
+                self._arrays[key] = self._data.create_array(
                     key,
-                    shape=values.shape,
+                    shape=(0, *values.shape[1:]),
                     dtype=values.dtype,
                     chunks=(CHUNK_FRAMES, *values.shape[1:]),
                     config={"write_empty_chunks": True},  # so that a missing chunk always means damage
                 )
-                array[:] = values
+            self._arrays[key].append(values)
         self._buffer.clear()

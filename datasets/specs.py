@@ -104,7 +104,7 @@ class ActionSpec:
         try:
             dimensions = tuple(ActionDimension(**dimension) for dimension in value["dimensions"])
             return cls(dimensions, float(value["control_hz"]))
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             raise SpecMismatchError(f"this is not an action spec: {value!r} ({error})") from error
 
 

@@ -6,6 +6,7 @@ format 2 and 3 are read. Our own stores add the observation and action specifica
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numcodecs import Blosc
+from zarr.core.metadata import ArrayV2Metadata
 from zarr.errors import ZarrUserWarning
 
 from flowchunk.datasets.errors import DatasetError
@@ -35,6 +38,7 @@ class Store:
     path: Path
     root: zarr.Group
     sources: Mapping[str, str] = field(default_factory=dict)
+    _checked: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path, *, sources: Mapping[str, str] | None = None) -> Store:
@@ -51,7 +55,11 @@ class Store:
                 root = zarr.open(path, mode="r")
         except Exception as error:
             raise DatasetError(f"{path} is not a data set: zarr cannot open it ({error}); {_EXPECTED}") from error
-        if not isinstance(root, zarr.Group) or "data" not in root or "meta/episode_ends" not in root:
+        if (
+            not isinstance(root, zarr.Group)
+            or "meta/episode_ends" not in root
+            or not isinstance(root.get("data"), zarr.Group)
+        ):
             raise DatasetError(f"{path} is not a data set: {_EXPECTED}")
         store = cls(path, root, sources={} if ATTRIBUTE in root.attrs else dict(sources or {}))
         store._check_episodes()
@@ -87,7 +95,12 @@ class Store:
         """The arrays under ``data``, by their names on disk."""
         group = self.root["data"]
         assert isinstance(group, zarr.Group)
-        return dict(group.arrays())
+        try:
+            return dict(group.arrays())
+        except Exception as error:  # zarr raises errors of many kinds
+            raise DatasetError(
+                f"{self.path} is not a data set: the description of an array is damaged ({error}); copy it again"
+            ) from error
 
     @property
     def observation_spec(self) -> ObservationSpec | None:
@@ -116,6 +129,10 @@ class Store:
 
     def blocks(self, key: str, *, frames: int = 8192) -> Iterator[np.ndarray]:
         """All frames of ``key`` in order, a block at a time, checked: a value that is not finite raises DatasetError."""
+        array = self._source(key)[0]
+        if isinstance(array.metadata, ArrayV2Metadata) and isinstance(array.metadata.compressor, Blosc):
+            for file in sorted((self.path / "data" / array.basename).glob("[0-9]*")):
+                _check_blosc_size(self.path, file)
         for start in range(0, self.frames, frames):
             values = self.read(key, start, min(start + frames, self.frames))
             self._require_finite(key, start, values)
@@ -127,19 +144,32 @@ class Store:
             raise DatasetError(
                 f"{self.path} has no array data/{name} (wanted for {key!r}); it has {sorted(self.arrays)}"
             )
+        if name not in self._checked:
+            self._check_array(name)
+            self._checked.add(name)
+        return self.arrays[name], self._columns(key, columns) if bracket else None
+
+    def _check_array(self, name: str) -> None:
+        """Raise DatasetError for damage that zarr would pass over in silence: it fills missing chunks with zeros."""
         array = self.arrays[name]
         if array.shape[0] < self.frames:
             raise DatasetError(
                 f"data/{name} in {self.path} is truncated: {array.shape[0]} frames, but meta/episode_ends says "
                 f"{self.frames}; restore the array or shorten meta/episode_ends"
             )
-        written_whole = array.metadata.zarr_format == 2 or self._attributes is not None
+        metadata = array.metadata
+        written_whole = metadata.zarr_format == 2 or self._attributes is not None
         if written_whole and array.nchunks_initialized < array.nchunks:
             raise DatasetError(
                 f"data/{name} in {self.path} is incomplete: {array.nchunks - array.nchunks_initialized} of "
                 f"{array.nchunks} chunk files are missing; copy the data set again"
             )
-        return array, _slice(columns) if bracket else None
+
+    def _columns(self, key: str, text: str) -> slice:
+        if match := re.fullmatch(r"(\d*):(\d*)\]", text):
+            start, stop = (int(number) if number else None for number in match.groups())
+            return slice(start, stop)
+        raise DatasetError(f"dataset.sources.{key}={self.sources[key]!r}: expected NAME or NAME[START:STOP]")
 
     @cached_property
     def _attributes(self) -> Mapping[str, Any] | None:
@@ -176,6 +206,18 @@ class Store:
         )
 
 
+def _check_blosc_size(store: Path, file: Path) -> None:
+    """Blosc reads past the end of a truncated chunk that holds incompressible data; its header says how long it was."""
+    with file.open("rb") as chunk:
+        header = chunk.read(16)
+    size = file.stat().st_size
+    if len(header) < 16 or int.from_bytes(header[12:16], "little") != size:
+        raise DatasetError(
+            f"{file.parent.relative_to(store)} in {store} cannot be read: a chunk is damaged ({file.name} has {size} bytes, "
+            "but its header says otherwise); copy the data set again"
+        )
+
+
 _EXPECTED = "expected a zarr folder with data/action, other arrays beside it, and meta/episode_ends"
 
 
@@ -186,8 +228,3 @@ def _read(path: Path, key: str, array: Any, rows: slice) -> np.ndarray:
         raise DatasetError(
             f"{key} in {path} cannot be read: a chunk is damaged ({error}); copy the data set again"
         ) from error
-
-
-def _slice(text: str) -> slice:
-    start, _, stop = text.rstrip("]").partition(":")
-    return slice(int(start) if start else None, int(stop) if stop else None)

@@ -17,6 +17,7 @@ from torch import Tensor
 from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.datasets.store import ACTION, Store
+from flowchunk.datasets.symmetry import Symmetry
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,15 @@ def load_windows(
     observation_spec: ObservationSpec,
     action_spec: ActionSpec,
     *,
-    episodes: Sequence[int],
+    episodes: Sequence[int] | np.ndarray,
     observation_steps: int,
     horizon: int,
+    symmetry: Symmetry | None = None,
     device: torch.device | str = "cpu",
 ) -> Windows:
     """Read the spec's keys into memory and cut ``episodes`` into windows.
 
+    symmetry: adds the image of every episode behind the recorded ones.
     Raises DatasetError where an array is missing, damaged, not finite, or not of the shape that the specs say.
     """
     shapes = {key: field.shape for key, field in observation_spec.fields.items()} | {ACTION: (action_spec.size,)}
@@ -75,11 +78,14 @@ def load_windows(
                 f"data/{key} in {store.path} has frames of shape {store.shape(key)}, but the task expects {shape}; "
                 "use the task that the data was recorded with"
             )
-    tensors = {key: _read_float32(store, key, device) for key in shapes}
-    lengths, starts = store.episode_lengths[episodes], store.episode_starts[episodes]
+    tensors = {key: _read_float32(store, key, symmetry).to(device) for key in shapes}
+    chosen = np.asarray(episodes, dtype=np.int64)
+    lengths, starts = store.episode_lengths[chosen], store.episode_starts[chosen]
     first = np.repeat(starts, lengths)
-    frames = first + np.concatenate([np.arange(length) for length in lengths])
+    frames = first + np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     last = np.repeat(starts + lengths - 1, lengths)
+    if symmetry is not None:  # the images stand behind all recorded frames
+        first, frames, last = (np.concatenate([rows, rows + store.frames]) for rows in (first, frames, last))
     return Windows(
         observations={key: tensors[key] for key in observation_spec.fields},
         actions=tensors[ACTION],
@@ -102,6 +108,7 @@ def split_episodes(episodes: int, *, validation_fraction: float, seed: int) -> t
     return np.sort(order[validation:]), np.sort(order[:validation])
 
 
-def _read_float32(store: Store, key: str, device: torch.device | str) -> Tensor:
-    blocks = [torch.as_tensor(block, dtype=torch.float32) for block in store.blocks(key)]
-    return torch.cat(blocks).to(device)
+def _read_float32(store: Store, key: str, symmetry: Symmetry | None) -> Tensor:
+    recorded = np.concatenate([block.astype(np.float32) for block in store.blocks(key)])
+    rows = recorded if symmetry is None else np.concatenate([recorded, symmetry.mirrors[key](recorded)])
+    return torch.as_tensor(rows)

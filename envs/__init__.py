@@ -12,3 +12,8 @@ gymnasium.register(
     entry_point="flowchunk.envs.tasks.pick_place:PickPlace",
     max_episode_steps=200,
 )
+gymnasium.register(
+    id="flowchunk/PushTOriginal-v1",
+    entry_point="flowchunk.envs.tasks.pusht_original:PushTOriginal",
+    max_episode_steps=300,
+)

@@ -11,6 +11,7 @@ import ctypes
 import importlib
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import mujoco
@@ -123,6 +124,10 @@ def _open_gl_context(width: int, height: int) -> Any:
     if backend is None:
         raise SimulationError(f"expected a library to draw with, got neither EGL nor OSMesa; {_WHAT_TO_DO}")
     module = f"mujoco.{_ALIASES.get(backend, backend)}"
+    # Mesa's software renderer and triton, which torch's optimisers load, each bring an LLVM of their own. Loaded after
+    # Mesa, triton crashes the process; before it, both work.
+    with suppress(ImportError):
+        importlib.import_module("triton")
     try:
         return importlib.import_module(module).GLContext(width, height)
     except Exception as error:  # PyOpenGL and the drivers raise whatever they like

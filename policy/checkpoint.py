@@ -73,14 +73,16 @@ def read_checkpoint(path: str | Path, *, kind: str) -> tuple[dict[str, Any], dic
         )
     if description.get("kind") != kind:
         raise CheckpointError(f"{directory} holds a {description.get('kind')!r}, but a {kind!r} was expected")
-    return description, load_tensors(directory, description["weights"])
+    if not isinstance(files := description.get("weights"), dict):
+        raise CheckpointError(f"{directory / DESCRIPTION} does not name its weights; copy the checkpoint again")
+    return description, load_tensors(directory, files)
 
 
 def find_checkpoint(path: str | Path) -> Path:
     """Resolve a run directory (its ``best``, else ``last``) or a checkpoint directory. Raises CheckpointError."""
     path = Path(path).expanduser()
     for candidate in (path, path / "checkpoints" / "best", path / "checkpoints" / "last", path / "best", path / "last"):
-        for directory in (candidate, previous_of(candidate)):
+        for directory in (candidate, *([previous_of(candidate)] if candidate.name else [])):
             if (directory / DESCRIPTION).is_file():
                 return directory
     reason = f"it has no {DESCRIPTION} and no checkpoints/best or checkpoints/last" if path.exists() else "no such path"
@@ -107,8 +109,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             path.rename(previous)
         partial.rename(path)
         _flush_to_disk(path.parent)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if not isinstance(error, (OSError, SafetensorError)):
+            raise
         raise CheckpointError(
             f"cannot write {path}: {error}; the former checkpoint is untouched: free some disk space or choose another "
             "output_dir, then resume"
@@ -129,6 +133,7 @@ def save_tensors(
     for number, group in enumerate(groups):
         file = f"{name}-{number:05d}.safetensors" if sharded else f"{name}.safetensors"
         save_file(group, directory / file)
+        (directory / file).chmod(0o666 & ~_umask())  # safetensors makes them private
         files[file] = list(group)
     return files
 
@@ -184,6 +189,12 @@ def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         rows = max(1, SHARD_BYTES * len(tensor) // tensor.nbytes)
         for number, piece in enumerate(torch.split(tensor, rows)):
             yield f"{name}#{number:05d}", piece.contiguous()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _flush_to_disk(path: Path) -> None:

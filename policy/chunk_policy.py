@@ -187,7 +187,7 @@ class ChunkPolicy(nn.Module):
             )
         tensors, batches = {}, set()
         for key, spec in fields.items():
-            value = np.asarray(observation[key], dtype=np.float32)
+            value = np.array(observation[key], dtype=np.float32)  # a copy: torch wants to be able to write
             if value.shape[1:] != (self.config.observation_steps, *spec.shape):
                 raise SpecMismatchError(
                     f"observation {key!r} must be (B, {self.config.observation_steps}, {', '.join(map(str, spec.shape))}), "
@@ -200,14 +200,14 @@ class ChunkPolicy(nn.Module):
         return tensors
 
     def _prefix_tensor(self, prefix: np.ndarray, batch: int) -> Tensor:
+        if prefix.ndim != 3 or (len(prefix), prefix.shape[2]) != (batch, self.action_spec.size):
+            raise SpecMismatchError(f"prefix must be ({batch}, d, {self.action_spec.size}), but is {prefix.shape}")
         if prefix.shape[1] > self.config.prefix_max:
             raise ConfigurationError(
                 f"a prefix of {prefix.shape[1]} actions was given, but this policy was trained with prefix_max="
                 f"{self.config.prefix_max}; train with policy.prefix_max={prefix.shape[1]}"
             )
-        if prefix.shape != (batch, prefix.shape[1], self.action_spec.size):
-            raise SpecMismatchError(f"prefix must be ({batch}, d, {self.action_spec.size}), but is {prefix.shape}")
-        return torch.as_tensor(prefix, dtype=torch.float32, device=self.normalizer.get_buffer("action_offset").device)
+        return torch.tensor(prefix, dtype=torch.float32, device=self.normalizer.get_buffer("action_offset").device)
 
     # -- keeping ------------------------------------------------------------------------------------------------------
 
@@ -249,14 +249,14 @@ class ChunkPolicy(nn.Module):
             valid = description["valid_nfe"]
             policy.valid_nfe = None if valid == "any" else tuple(valid)
             policy.load_state_dict(weights)
-        except (KeyError, TypeError, RuntimeError, ConfigurationError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SpecMismatchError) as error:
             raise CheckpointError(f"{find_checkpoint(path)} does not describe a chunk policy: {error}") from error
         return policy.eval().to(device)
 
 
 def _noise(batch: int, shape: tuple[int, ...], seed: int | Sequence[int]) -> Tensor:
-    if isinstance(seed, int):
-        return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
+    if isinstance(seed, int | np.integer):
+        return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(int(seed)))
     if len(seed) != batch:
         raise ConfigurationError(
             f"{len(seed)} seeds were given for a batch of {batch}; give one a row, or a single one"

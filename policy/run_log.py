@@ -23,10 +23,10 @@ class RunLog:
     def __init__(self, output_dir: Path, *, start: int = 0, wandb: bool = False) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         kept = [entry for entry in read_metrics(output_dir) if entry["step"] <= start]
-        self._file = (output_dir / METRICS).open("w")
-        for entry in kept:
-            self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
+        rewritten = output_dir / f".{METRICS}.partial"
+        rewritten.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        rewritten.replace(output_dir / METRICS)
+        self._file = (output_dir / METRICS).open("a")
         self._tensorboard = SummaryWriter(output_dir / "tensorboard", purge_step=start + 1)
         self._wandb = _start_wandb(output_dir) if wandb else None
 

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,8 +78,12 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"training.{name}={getattr(self, name)} must be at least 1")
-        if not self.learning_rate > 0:
-            raise ConfigurationError(f"training.learning_rate={self.learning_rate} must be above 0")
+        for name in ("learning_rate", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"training.{name}={getattr(self, name)} must be above 0")
+        for name, lowest in (("weight_decay", 0), ("warmup_steps", 0), ("evaluate_every", 1)):
+            if (value := getattr(self, name)) is not None and value < lowest:
+                raise ConfigurationError(f"training.{name}={value} must be at least {lowest}")
 
     @property
     def evaluation_interval(self) -> int:
@@ -137,15 +141,15 @@ class Trainer:
     def run(self) -> None:
         """Train from the current step to the last."""
         main = self.accelerator.is_main_process
-        log = RunLog(self.output_dir, start=self.step, wandb=self.wandb) if main else None
-        start, started = self.step, time.perf_counter()
-        with training_progress(self.config.steps, self.step, visible=main) as advance:
+        open_log = closing(RunLog(self.output_dir, start=self.step, wandb=self.wandb)) if main else nullcontext()
+        start, started, loss = self.step, time.perf_counter(), math.nan
+        with open_log as log, training_progress(self.config.steps, self.step, visible=main) as advance:
             while self.step < self.config.steps:
                 norm = self.train_step()
+                advance(self.step, loss)
                 if self.step % self.config.log_every == 0:
                     loss = self.take_mean_loss()
                     speed = (self.step - start) / (time.perf_counter() - started)
-                    advance(self.step, loss)
                     if log is not None:
                         learning_rate = self.config.learning_rate_at(self.step - 1)
                         log.write(
@@ -158,8 +162,6 @@ class Trainer:
                             },
                         )
                 self.pause(log)
-        if log is not None:
-            log.close()
 
     def train_step(self) -> float:
         """One step of the optimiser and of the average; returns the gradient's norm before clipping."""
@@ -169,7 +171,7 @@ class Trainer:
         batch, draws = self.share_of_batch(self.step)
         total, weight = self.parallel(batch, draws)
         weight = accelerator.reduce(weight.detach().clone(), "sum")  # over all processes, so that masks count alike
-        loss = total / weight
+        loss = total / weight.clamp(min=1)  # a batch may be all padding and prefix
         accelerator.backward(
             loss * accelerator.num_processes
         )  # DDP averages gradients; the global mean needs their sum
@@ -202,7 +204,7 @@ class Trainer:
         if due and log is not None:
             metrics = self.measure()
             log.write(self.step, metrics)
-            if self.best_score is None or metrics["score"] >= self.best_score:
+            if self.best_score is None or not metrics["score"] < self.best_score:
                 self.best_score = metrics["score"]
                 self.averaged.save(self.output_dir / "checkpoints" / "best", training=self.summary(metrics))
         if (last or self.step % config.checkpoint_every == 0) and log is not None:
@@ -238,7 +240,7 @@ class Trainer:
             draws = {name: values.to(self.accelerator.device) for name, values in draws.items()}
             error, count = self.averaged(data.batch(order.indices(number).to(self.accelerator.device)), draws)
             total, weight = total + float(error), weight + float(count)
-        return total / weight
+        return total / max(weight, 1.0)
 
     def summary(self, metrics: Mapping[str, float] | None = None) -> dict[str, Any]:
         """What a checkpoint remembers of its training."""
@@ -305,7 +307,7 @@ def seeded(seed: int, number: int, *, stream: int = 0) -> torch.Generator:
 @contextmanager
 def training_progress(steps: int, done: int, *, visible: bool) -> Iterator[Callable[[int, float], None]]:
     """A progress bar with the loss and the time left; yields ``advance(step, loss)``."""
-    columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]}"))
+    columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.4f}"))
     with Progress(*columns, disable=not visible) as progress:
-        task = progress.add_task("training", total=steps, completed=done, loss="-")
-        yield lambda step, loss: progress.update(task, completed=step, loss=f"{loss:.4f}")
+        task = progress.add_task("training", total=steps, completed=done, loss=math.nan)
+        yield lambda step, loss: progress.update(task, completed=step, loss=loss)

@@ -6,7 +6,7 @@ real: the cube is held by the friction of two finger pads and by nothing else. P
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -75,7 +75,7 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
     ) -> None:
         _require_one_of("action", action, get_args(ActionKind))
         _require_one_of("render_mode", render_mode, (None, *self.metadata["render_modes"]))
-        if len(render_size) != 2 or min(render_size) < 1:
+        if not isinstance(render_size, Sequence) or len(render_size) != 2 or min(render_size) < 1:
             raise ConfigurationError(f"render_size has to be (height, width) in pixels, got {render_size}")
         self.action_kind = action
         self.render_mode = render_mode
@@ -262,11 +262,14 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
         self.data.joint("cube").qpos[:] = (x, y, CUBE_SIZE / 2, *quaternion)
 
     def _checked(self, action: ArrayLike) -> NDArray[np.float64]:
-        values = np.asarray(action, dtype=np.float64)
+        try:
+            values = np.asarray(action, dtype=np.float64)
+        except (TypeError, ValueError):
+            values = np.empty(0)
         if values.shape != (self.action_spec.size,) or not np.isfinite(values).all():
             raise SimulationError(
                 f"expected an action of {self.action_spec.size} finite numbers for action={self.action_kind!r}, "
-                f"got shape {values.shape}: {values}; send one (D,) action a step, as env.action_spec names it"
+                f"got {action!r}; send one (D,) action a step, as env.action_spec names it"
             )
         return np.clip(values, self.action_space.low, self.action_space.high)
 

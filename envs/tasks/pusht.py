@@ -110,7 +110,7 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
         _require_one_of("physics_step", physics_step, BLOCK_DAMPING)
         if not (isinstance(render_size, int) and render_size > 0):
             raise ConfigurationError(f"render_size: expected a whole number of pixels above 0, got {render_size!r}")
-        self.goal_pose = _numbers(goal_pose, ("x", "y", "angle"), "goal_pose", ConfigurationError)
+        self.goal_pose = finite_numbers(goal_pose, ("x", "y", "angle"), "goal_pose", ConfigurationError)
         self._goal_outline = _placed(OUTLINE, *self.goal_pose)
         self._goal_polygon = shapely.polygons(self._goal_outline)
         self._goal_centre = _placed(CENTRE_OF_MASS, *self.goal_pose)
@@ -123,7 +123,7 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
         self.observation_spec = OBSERVATION_SPECS[observation]
         self.action_spec = ACTION_SPEC
-        spaces = {key: _box(field) for key, field in self.observation_spec.fields.items()}
+        spaces = {key: observation_box(field) for key, field in self.observation_spec.fields.items()}
         self.observation_space = gym.spaces.Dict(spaces)  # type: ignore[assignment]  # Gymnasium types it by its spaces
         self.action_space = gym.spaces.Box(0.0, PLANE_SIZE, (2,), np.float32)
 
@@ -196,7 +196,7 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
         reward of the episode so far, its start included. Further steps may follow a success. Raises SimulationError
         for an action of the wrong shape or one that is not finite.
         """
-        numbers = _numbers(action, ("target_x", "target_y"), "action", SimulationError)
+        numbers = finite_numbers(action, ("target_x", "target_y"), "action", SimulationError)
         target = numbers.clip(0.0, PLANE_SIZE) * METRES_PER_PX
         for _ in range(SERVO_PERIODS_PER_STEP):
             self._drive_agent(target)
@@ -266,7 +266,8 @@ def _load_model(physics_step: float) -> mujoco.MjModel:
     return model
 
 
-def _box(field: ObservationField) -> gym.Space[Any]:
+def observation_box(field: ObservationField) -> gym.Space[Any]:
+    """The space of a field in px, or rad in [0, 2π) where it wraps."""
     low = np.full(field.size, -MARGIN, np.float32)
     high = np.full(field.size, PLANE_SIZE + MARGIN, np.float32)
     low[list(field.wraps)], high[list(field.wraps)] = 0.0, 2 * math.pi
@@ -290,7 +291,7 @@ def _wrapped(angle: float) -> float:
 
 
 def _checked_state(state: object) -> np.ndarray:
-    numbers = _numbers(state, STATE_FIELD.names, 'options["state"]', ConfigurationError)
+    numbers = finite_numbers(state, STATE_FIELD.names, 'options["state"]', ConfigurationError)
     if np.any(numbers[:4] < -MARGIN) or np.any(numbers[:4] > PLANE_SIZE + MARGIN):
         raise ConfigurationError(
             f'options["state"]: expected positions in px from {-MARGIN:g} to {PLANE_SIZE + MARGIN:g}, '
@@ -299,7 +300,7 @@ def _checked_state(state: object) -> np.ndarray:
     return numbers
 
 
-def _numbers(value: object, names: Sequence[str], argument: str, error: type[FlowchunkError]) -> np.ndarray:
+def finite_numbers(value: object, names: Sequence[str], argument: str, error: type[FlowchunkError]) -> np.ndarray:
     """``value`` as one finite float64 for each name, else ``error``."""
     try:
         numbers = np.asarray(value, dtype=np.float64)

@@ -19,7 +19,7 @@ class Mixer(nn.Module):
         condition_size: int,
         width: int = 128,
         blocks: int = 4,
-        expansion: int = 4,
+        expansion: int = 2,
     ) -> None:
         super().__init__()
         self.embedding = TimeAndCondition(condition_size, width)
@@ -54,4 +54,4 @@ class MixerBlock(nn.Module):
 
 
 def _mlp(size: int, hidden: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(size, hidden), nn.GELU(), nn.Linear(hidden, size))
+    return nn.Sequential(nn.Linear(size, hidden), nn.SiLU(), nn.Linear(hidden, size))  # GELU costs more

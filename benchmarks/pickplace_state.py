@@ -1,0 +1,51 @@
+"""PickPlace from scripted demonstrations, state observations: collect, train, evaluate, and count the bins.
+
+usage: python benchmarks/pickplace_state.py OUTPUT_DIR [--demonstrations 200] [--steps 10000] [--episodes 200]
+
+Targets: success >= 0.95 after at most 10 minutes of training, each bin chosen in at least 25 % of the successes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from pathlib import Path
+
+from flowchunk.cli.main import main as flowchunk
+from flowchunk.cli.simulation import environment_maker, execution_of
+from flowchunk.envs.rollout import rollout
+from flowchunk.policy.chunk_policy import ChunkPolicy
+from flowchunk.policy.evaluation.intervals import wilson_interval
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--demonstrations", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--episodes", type=int, default=200)
+    options = parser.parse_args()
+    store, run = options.output_dir / "demonstrations.zarr", options.output_dir / "run"
+    task = "task=pickplace_state"
+    if not store.exists() and flowchunk(["collect", task, f"output_dir={store}", f"episodes={options.demonstrations}"]):
+        raise SystemExit(1)
+    started = time.perf_counter()
+    if flowchunk(["train", task, f"dataset.path={store}", f"training.steps={options.steps}", f"output_dir={run}"]):
+        raise SystemExit(1)
+    minutes = (time.perf_counter() - started) / 60
+    policy = ChunkPolicy.load(run)
+    make_env = environment_maker("flowchunk/PickPlace-v1", {})
+    result = rollout(policy, make_env, execution_of(policy.config), episodes=options.episodes, nfe=4)
+    bins = Counter(int(info["bin"]) for info in result.infos if info["is_success"])
+    low, high = wilson_interval(result.successes, options.episodes)
+    print(f"training {minutes:.1f} minutes (evaluations included)")
+    print(f"success {result.success_rate:.3f} [{low:.3f}, {high:.3f}], score {result.score_mean:.3f}")
+    print(
+        f"bins chosen in the successes: {', '.join(f'{b}: {n / result.successes:.0%}' for b, n in sorted(bins.items()))}"
+    )
+
+
+if __name__ == "__main__":
+    main()

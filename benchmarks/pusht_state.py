@@ -1,0 +1,76 @@
+"""Push-T from the human demonstrations, state observations: train, evaluate, tabulate.
+
+usage: python benchmarks/pusht_state.py DATASET_PATH OUTPUT_DIR [--networks mlp mixer] [--seeds 0 1 2] [--episodes 200]
+
+Each cell is the command's defaults with training.steps=10000 alone. Resumable: a finished training or evaluation is not
+repeated, an interrupted training goes on from its last checkpoint. With gym_pusht installed (extra pusht-original) the
+same checkpoints are evaluated in the original environment too. Writes OUTPUT_DIR/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+from flowchunk.cli.main import main as flowchunk
+
+NFE = (1, 2, 4, 10)
+TWIN, ORIGINAL = "flowchunk/PushT-v1", "flowchunk/PushTOriginal-v1"
+
+
+def train(dataset: Path, run: Path, *, network: str, seed: int, steps: int) -> None:
+    """Train into ``run`` unless that is done; note the minutes it took."""
+    metrics = run / "minutes.txt"
+    if metrics.exists():
+        return
+    started = time.perf_counter()
+    arguments = ["train", "task=pusht_state", f"dataset.path={dataset}", f"network={network}", f"seed={seed}"]
+    resume = "true" if run.exists() else "false"
+    status = flowchunk([*arguments, f"training.steps={steps}", f"output_dir={run}", f"training.resume={resume}"])
+    if status:
+        raise SystemExit(status)
+    metrics.write_text(f"{(time.perf_counter() - started) / 60:.1f}{' (resumed)' if resume == 'true' else ''}")
+
+
+def evaluate(run: Path, *, env_id: str, nfe: int, episodes: int) -> dict[str, float]:
+    """The evaluation's report, from its file where it was made before."""
+    folder = run / f"eval-{env_id.partition('/')[2]}-{nfe}-{episodes}"
+    if not (folder / "eval.json").exists():
+        arguments = [f"env_id={env_id}", f"nfe={nfe}", f"episodes={episodes}", f"output_dir={folder}", "video=0"]
+        if flowchunk(["eval", str(run), *arguments]):
+            raise SystemExit(1)
+    report: dict[str, float] = json.loads((folder / "eval.json").read_text())
+    return report
+
+
+def main() -> None:
+    """Fill the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--networks", nargs="+", default=["mlp", "mixer"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=10_000)
+    options = parser.parse_args()
+    env_ids = [TWIN, ORIGINAL] if importlib.util.find_spec("gym_pusht") else [TWIN]
+    header = "".join(f" {nfe} |" for nfe in NFE)
+    lines = [f"| network | seed | minutes | environment |{header}", "|---|---|---|---|" + "---|" * len(NFE)]
+    for network in options.networks:
+        for seed in options.seeds:
+            run = options.output_dir / f"{network}-{seed}"
+            train(options.dataset, run, network=network, seed=seed, steps=options.steps)
+            for env_id in env_ids:
+                reports = [evaluate(run, env_id=env_id, nfe=nfe, episodes=options.episodes) for nfe in NFE]
+                cells = "".join(f" {report['score_mean']:.3f} / {report['success_rate']:.2f} |" for report in reports)
+                minutes = (run / "minutes.txt").read_text()
+                lines.append(f"| {network} | {seed} | {minutes} | {env_id.partition('/')[2]} |{cells}")
+                (options.output_dir / "results.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Small things that the commands' tests share: two stores, a trained run and an interrupted one. Do not write into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import zarr
+
+import flowchunk.envs  # noqa: F401 -- registers the ids
+from flowchunk.cli.main import main
+from flowchunk.policy.train import Trainer
+
+TINY = (
+    "network.width=32",
+    "network.blocks=1",
+    "training.steps=6",
+    "training.batch_size=16",
+    "training.checkpoint_every=2",
+    "training.log_every=3",  # so that a checkpoint falls between two logs
+    "evaluation.episodes=0",
+    "device=cpu",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    """Overrides that make training take a second."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def pickplace_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of ours: 6 demonstrations of the arm."""
+    path = tmp_path_factory.mktemp("stores") / "arm.zarr"
+    assert main(["collect", "task=pickplace_state", f"output_dir={path}", "episodes=6"]) == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def pusht_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in diffusion_policy's layout, zarr format 2: 5 episodes of aimless pushing, 100 frames in chunks of 16."""
+    states, actions, lengths = [], [], (30, 10, 25, 20, 15)
+    env = gymnasium.make("flowchunk.envs:flowchunk/PushT-v1")
+    env.action_space.seed(0)
+    for seed, length in enumerate(lengths):
+        observation, _ = env.reset(seed=seed)
+        for _ in range(length):
+            states.append(observation["state"])
+            actions.append(env.action_space.sample())
+            observation = env.step(actions[-1])[0]
+    env.close()
+    path = tmp_path_factory.mktemp("stores") / "pusht.zarr"
+    root = zarr.open_group(path, mode="w", zarr_format=2)
+    for name, rows in (("state", states), ("action", actions)):
+        values = np.stack(rows).astype(np.float32)
+        root.create_array(f"data/{name}", shape=values.shape, chunks=(16, values.shape[1]), dtype="f4")[:] = values
+    root.create_array("meta/episode_ends", data=np.cumsum(lengths))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained_run(pusht_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Push-T policy after 6 steps."""
+    run = tmp_path_factory.mktemp("runs") / "trained"
+    assert main(["train", "task=pusht_state", f"dataset.path={pusht_store}", f"output_dir={run}", *TINY]) == 0
+    return run
+
+
+@pytest.fixture(scope="session")
+def interrupted_run(pusht_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same training, interrupted after 3 of its 6 steps."""
+    run = tmp_path_factory.mktemp("runs") / "interrupted"
+    train_step = Trainer.train_step
+
+    def interrupted(self: Trainer) -> float:
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return train_step(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        command = ["train", "task=pusht_state", f"dataset.path={pusht_store}", f"output_dir={run}", *TINY]
+        assert main(command) == 130
+    return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_episodes() -> Iterator[None]:
+    """Push-T is over after 40 steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gymnasium.spec("flowchunk/PushT-v1"), "max_episode_steps", 40)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables and messages that are not broken into lines."""
+    monkeypatch.setenv("COLUMNS", "400")

@@ -1,0 +1,108 @@
+"""flowchunk collect: the store it leaves, made from seeds alone, with failed attempts made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+import flowchunk.envs  # noqa: F401 -- registers the ids
+from flowchunk.cli.main import main
+from flowchunk.datasets.store import Store
+from flowchunk.envs.tasks.pick_place_expert import PickPlaceExpert
+
+
+def collect(path: Path, *options: str) -> int:
+    return main(["collect", "task=pickplace_state", f"output_dir={path}", *options])
+
+
+def test_the_store_holds_the_demonstrations_and_their_specs(pickplace_store: Path) -> None:
+    store = Store.open(pickplace_store)
+    env = gymnasium.make("flowchunk/PickPlace-v1")
+    assert len(store.episode_ends) == 6
+    assert store.keys == ("action", "state")
+    assert store.observation_spec == env.get_wrapper_attr("observation_spec")
+    assert store.action_spec == env.get_wrapper_attr("action_spec")
+    assert all(60 <= length <= 130 for length in store.episode_lengths)
+    for key in store.keys:
+        assert all(np.isfinite(block).all() for block in store.blocks(key))
+
+
+def test_action_k_was_commanded_after_observation_k_and_leads_to_success(pickplace_store: Path) -> None:
+    store = Store.open(pickplace_store)
+    env = gymnasium.make("flowchunk/PickPlace-v1")
+    states, actions = store.read("state"), store.read("action")
+    for episode in (0, 3):
+        observation, info = env.reset(seed=episode)
+        for frame in range(store.episode_starts[episode], store.episode_ends[episode]):
+            np.testing.assert_allclose(observation["state"], states[frame], atol=1e-3)  # stored as float32
+            observation, *_, info = env.step(actions[frame])
+        assert info["is_success"]
+
+
+def test_the_same_seed_gives_the_same_demonstrations(pickplace_store: Path, tmp_path: Path) -> None:
+    assert collect(tmp_path / "again.zarr", "episodes=2") == 0
+    assert collect(tmp_path / "other.zarr", "episodes=1", "seed=50") == 0
+    first, again, other = map(Store.open, (pickplace_store, tmp_path / "again.zarr", tmp_path / "other.zarr"))
+    for key in ("state", "action"):
+        np.testing.assert_array_equal(again.read(key), first.read(key, 0, again.frames))
+    assert not np.array_equal(other.read("state", 0, 1), first.read("state", 0, 1))
+
+
+def test_arguments_of_the_environment_are_used(tmp_path: Path) -> None:
+    assert collect(tmp_path / "poses.zarr", "episodes=1", "env.action=end_effector_pose") == 0
+    spec = Store.open(tmp_path / "poses.zarr").action_spec
+    assert spec is not None
+    assert spec.size == 10
+
+
+class Halfhearted(PickPlaceExpert):
+    """Gives up in every other episode, from the first on."""
+
+    episodes = 0
+
+    def reset(self, env: Any) -> None:
+        super().reset(env)
+        Halfhearted.episodes += 1
+
+    def act(self, env: Any) -> Any:
+        action = super().act(env)
+        return np.append(env.joint_targets(), 0.07) if Halfhearted.episodes % 2 else action
+
+
+class Idle(PickPlaceExpert):
+    """Never does anything."""
+
+    def act(self, env: Any) -> Any:
+        return np.append(env.joint_targets(), 0.07)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gymnasium.spec("flowchunk/PickPlace-v1"), "max_episode_steps", 120)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_failed_attempts_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flowchunk.envs.tasks.pick_place_expert.PickPlaceExpert", Halfhearted)
+    assert collect(tmp_path / "store.zarr", "episodes=2") == 0
+    assert "2 demonstrations (4 attempts)" in capsys.readouterr().out
+    store, env = Store.open(tmp_path / "store.zarr"), gymnasium.make("flowchunk/PickPlace-v1")
+    for episode, seed in enumerate((1, 3)):
+        start = store.read("state", store.episode_starts[episode], store.episode_starts[episode] + 1)[0]
+        np.testing.assert_array_equal(start, env.reset(seed=seed)[0]["state"])
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_expert_that_keeps_failing_is_an_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flowchunk.envs.tasks.pick_place_expert.PickPlaceExpert", Idle)
+    assert collect(tmp_path / "store.zarr", "episodes=2") == 1
+    assert "the expert failed in 10 of 10 attempts" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

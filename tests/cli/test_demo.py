@@ -1,0 +1,79 @@
+"""flowchunk demo: the whole job, as small as it can be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+import gymnasium
+import pytest
+
+from flowchunk.cli import demo
+from flowchunk.cli.eval import evaluate
+from flowchunk.cli.main import main
+from flowchunk.cli.options import read_options
+from flowchunk.datasets.errors import SimulationError
+from flowchunk.datasets.store import Store
+from flowchunk.envs.tasks.pick_place import PickPlace
+
+
+def can_draw() -> bool:
+    env = PickPlace(render_mode="rgb_array", render_size=(8, 8))
+    try:
+        env.reset(seed=0)
+        env.render()
+    except SimulationError:
+        return False
+    finally:
+        env.close()
+    return True
+
+
+@pytest.fixture(scope="module")
+def output_dir(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[str, ...]) -> Path:
+    path = tmp_path_factory.mktemp("demo") / "output"
+    with pytest.MonkeyPatch.context() as patch:
+
+        def evaluate_briefly(checkpoint: Path, options: dict[str, Any]) -> Path:
+            patch.setattr(gymnasium.spec("flowchunk/PickPlace-v1"), "max_episode_steps", 20)
+            return evaluate(checkpoint, options)
+
+        def read_small_options(config: str, overrides: list[str]) -> dict[str, Any]:
+            return read_options(config, [*tiny, *overrides] if config == "train" else overrides)
+
+        patch.setattr(demo, "evaluate", evaluate_briefly)
+        patch.setattr(demo, "read_options", read_small_options)
+        demo.demonstrate(path, demonstrations=3, steps=3, episodes=1, selection_episodes=0)
+    return path
+
+
+def test_the_demo_leaves_demonstrations_a_policy_and_its_evaluation(output_dir: Path) -> None:
+    assert len(Store.open(output_dir / "demonstrations.zarr").episode_ends) == 3
+    report = json.loads((output_dir / "eval.json").read_text())
+    assert report["task"] == "pickplace_state"
+    assert len(report["episodes"]) == 1
+    assert (output_dir / "train" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_demo_leaves_films(output_dir: Path) -> None:
+    if not can_draw():
+        pytest.skip("nothing can be drawn here: neither EGL nor OSMesa")
+    films = sorted((output_dir / "videos").iterdir())
+    assert [film.name for film in films] == ["episode_100000.mp4", "episode_100001.mp4"]
+    with av.open(films[0]) as container:
+        assert container.streams.video[0].average_rate == 20
+        assert next(container.decode(video=0)).width == 640
+
+
+@pytest.mark.parametrize(("flags", "size"), [([], demo.FULL), (["--quick"], demo.QUICK)])
+def test_the_command_chooses_size_and_place(
+    flags: list[str], size: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(demo, "demonstrate", lambda path, **sizes: asked.append((path, sizes)))
+    assert main(["demo", *flags, f"output_dir={tmp_path}"]) == 0
+    assert main(["demo", *flags]) == 0
+    assert asked[0] == (tmp_path, size)
+    assert asked[1][0].parent == Path("outputs")

@@ -1,0 +1,177 @@
+"""Windows: what each one holds, against a plain loop over frames, and which episodes are for what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowchunk.datasets.errors import DatasetError
+from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
+from flowchunk.datasets.store import Store
+from flowchunk.datasets.symmetry import Mirror, Symmetry
+from flowchunk.datasets.windows import Windows, load_windows, split_episodes
+
+OBSERVATIONS = ObservationSpec({"state": ObservationField((2,)), "force": ObservationField((1, 2))})
+ACTIONS = ActionSpec((ActionDimension("x", "m", "world"),), control_hz=10.0)
+
+
+def open_store(path: Path, lengths: list[int]) -> Store:
+    """Frame k holds k in its state and in its action, so that windows tell where they were cut."""
+    total = sum(lengths)
+    k = np.arange(total, dtype=np.float32)
+    root = zarr.open_group(path, mode="w", zarr_format=3)
+    root.create_array("data/state", data=np.stack([k, -k], axis=1))
+    root.create_array("data/force", data=np.stack([k, 2 * k], axis=1)[:, None].astype(np.float64))
+    root.create_array("data/action", data=k[:, None])
+    root.create_array("meta/episode_ends", data=np.cumsum(lengths))
+    return Store.open(path)
+
+
+def load(store: Store, episodes: Any, *, observation_steps: int = 2, horizon: int = 4, **options: Any) -> Windows:
+    return load_windows(
+        store,
+        OBSERVATIONS,
+        ACTIONS,
+        episodes=episodes,
+        observation_steps=observation_steps,
+        horizon=horizon,
+        **options,
+    )
+
+
+def naive(lengths: list[int], episodes: list[int], observation_steps: int, horizon: int) -> Iterator[Any]:
+    """For each window: the frames observed, the frames whose actions it holds, and which of those are real."""
+    for episode in episodes:
+        start, stop = sum(lengths[:episode]), sum(lengths[: episode + 1])
+        for k in range(start, stop):
+            seen = [max(start, k - back) for back in reversed(range(observation_steps))]
+            ahead = [min(stop - 1, k + step) for step in range(horizon)]
+            yield seen, ahead, [k + step < stop for step in range(horizon)]
+
+
+@st.composite
+def cuts(draw: st.DrawFn) -> tuple[list[int], list[int], int, int]:
+    lengths = draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))
+    episodes = draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, unique=True))
+    return lengths, episodes, draw(st.integers(1, 4)), draw(st.integers(1, 12))
+
+
+@given(cuts())
+@settings(max_examples=40, deadline=None)
+def test_windows_are_those_of_a_plain_loop(
+    tmp_path_factory: pytest.TempPathFactory, cut: tuple[list[int], list[int], int, int]
+) -> None:
+    lengths, episodes, observation_steps, horizon = cut
+    store = open_store(tmp_path_factory.mktemp("store") / "demos.zarr", lengths)
+    windows = load(store, episodes, observation_steps=observation_steps, horizon=horizon)
+    expected = list(naive(lengths, episodes, observation_steps, horizon))
+    assert len(windows) == len(expected) == sum(lengths[episode] for episode in episodes)
+    batch = windows.batch(torch.arange(len(windows)))
+    seen, ahead, mask = (torch.tensor(values) for values in zip(*expected, strict=True))
+    assert torch.equal(batch["observation.state"], torch.stack([seen, -seen], dim=-1).float())
+    assert torch.equal(batch["observation.force"], torch.stack([seen, 2 * seen], dim=-1)[:, :, None].float())
+    assert torch.equal(batch["action"], ahead[..., None].float())
+    assert torch.equal(batch["mask"], mask)
+    assert batch["mask"][:, 0].all()
+    assert torch.equal(batch["observation.state"][:, -1, :1], batch["action"][:, 0])  # frame k is shared
+
+
+@given(st.lists(st.integers(0, 11), min_size=1, max_size=20))
+@settings(max_examples=20, deadline=None)
+def test_batches_are_the_windows_asked_for(tmp_path_factory: pytest.TempPathFactory, indices: list[int]) -> None:
+    path = tmp_path_factory.getbasetemp() / "batches.zarr"
+    windows = load(Store.open(path) if path.exists() else open_store(path, [5, 7]), [0, 1])
+    batch, everything = windows.batch(torch.tensor(indices)), windows.batch(torch.arange(12))
+    assert all(torch.equal(batch[key], everything[key][indices]) for key in everything)
+
+
+@pytest.mark.parametrize("episodes", [[0, 2], (0, 2), np.array([0, 2]), range(0, 3, 2)])
+def test_episodes_may_be_any_sequence(tmp_path: Path, episodes: Any) -> None:
+    windows = load(open_store(tmp_path / "demos.zarr", [3, 4, 2]), episodes)
+    assert windows.frames.tolist() == [0, 1, 2, 7, 8]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_no_episodes_are_no_windows(tmp_path: Path, symmetric: bool) -> None:
+    store = open_store(tmp_path / "demos.zarr", [3, 4])
+    _, validation = split_episodes(2, validation_fraction=0.0, seed=0)
+    assert len(load(store, validation, symmetry=MIRROR if symmetric else None)) == 0
+
+
+MIRROR = Symmetry(
+    {
+        "state": Mirror(order=(1, 0), sign=(1.0, 1.0), offset=(0.0, 0.0)),
+        "force": Mirror(order=(0,), sign=(1.0,), offset=(0.0,)),
+        "action": Mirror(order=(0,), sign=(-1.0,), offset=(100.0,)),
+    }
+)
+
+
+def test_mirrored_episodes_stand_behind_the_recorded_ones(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "demos.zarr", [3, 4, 2])
+    options: dict[str, Any] = {"episodes": [0, 2], "observation_steps": 2, "horizon": 4}
+    spec = ObservationSpec({"state": OBSERVATIONS.fields["state"]})
+    recorded = load_windows(store, spec, ACTIONS, **options).batch(torch.arange(5))
+    both = load_windows(store, spec, ACTIONS, symmetry=MIRROR, **options)
+    assert len(both) == 10
+    first, second = both.batch(torch.arange(5)), both.batch(torch.arange(5, 10))
+    assert all(torch.equal(first[key], recorded[key]) for key in recorded)
+    assert torch.equal(second["observation.state"], recorded["observation.state"].flip(-1))
+    assert torch.equal(second["action"], 100 - recorded["action"])
+    assert torch.equal(second["mask"], recorded["mask"])
+
+
+def test_frames_are_held_once(tmp_path: Path) -> None:
+    windows = load(open_store(tmp_path / "demos.zarr", [50, 50]), [0, 1], horizon=16)
+    assert windows.nbytes == 100 * (2 + 2 + 1) * 4
+    assert all(values.dtype == torch.float32 for values in (*windows.observations.values(), windows.actions))
+
+
+def test_shapes_that_the_task_does_not_expect(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "demos.zarr", [5])
+    spec = ObservationSpec({"state": ObservationField((3,))})
+    with pytest.raises(DatasetError, match=r"data/state in .* frames of shape \(2,\), but the task expects \(3,\)"):
+        load_windows(store, spec, ACTIONS, episodes=[0], observation_steps=1, horizon=1)
+    wide = ActionSpec(ACTIONS.dimensions * 2, control_hz=10.0)
+    with pytest.raises(DatasetError, match=r"data/action in .* \(1,\), but the task expects \(2,\)"):
+        load_windows(store, OBSERVATIONS, wide, episodes=[0], observation_steps=1, horizon=1)
+
+
+def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    open_store(tmp_path / "demos.zarr", [5, 5])
+    array = zarr.open_array(tmp_path / "demos.zarr", path="data/action", mode="r+")
+    array[7] = np.nan
+    with pytest.raises(DatasetError, match=r"data/action .* NaN or infinity, first in episode 1, frame 2"):
+        load(Store.open(tmp_path / "demos.zarr"), [0])
+
+
+# Which episodes train.
+
+
+@given(st.integers(1, 300), st.floats(0, 1), st.integers(0, 2**32))
+def test_every_episode_trains_or_validates(episodes: int, fraction: float, seed: int) -> None:
+    training, validation = split_episodes(episodes, validation_fraction=fraction, seed=seed)
+    assert sorted([*training, *validation]) == list(range(episodes))
+    assert (np.diff(training) > 0).all()
+    assert (np.diff(validation) > 0).all()
+    assert len(training) >= 1
+    if fraction == 0 or episodes == 1:
+        assert len(validation) == 0
+    else:
+        assert len(validation) >= 1
+        assert abs(len(validation) - fraction * episodes) <= 1
+
+
+def test_the_split_is_drawn_by_the_seed() -> None:
+    one, same, other = (split_episodes(100, validation_fraction=0.2, seed=seed)[1] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+    assert len(one) == 20

@@ -1,0 +1,419 @@
+"""Chunk policies: shapes and units, the same numbers from the same seed, and refusals that say what was expected."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowchunk.datasets.errors import CheckpointError, ConfigurationError, SpecMismatchError
+from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
+from flowchunk.datasets.windows import Windows
+from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.normalizer import Normalizer, Scaling
+
+HORIZON, STEPS = 8, 2
+OBSERVATION = ObservationSpec(
+    {
+        "state": ObservationField((3,), names=("x", "y", "theta"), units=("m", "m", "rad"), wraps=(2,)),
+        "forces": ObservationField((2, 2)),
+    }
+)
+ACTION = ActionSpec(
+    (ActionDimension("x", "m", "world", low=100.0, high=300.0), ActionDimension("y", "m", "world")), control_hz=10.0
+)
+LOW, HIGH = np.array([100.0, -0.02]), np.array([300.0, 0.02])
+
+
+def make_policy(*, perturbed: bool = True, **config: Any) -> ChunkPolicy:
+    """A small policy; perturbed, its network does something, otherwise its velocity is zero."""
+    options: dict[str, Any] = {
+        "network": "mlp",
+        "network_options": {"width": 16, "blocks": 1},
+        "horizon": HORIZON,
+    } | config
+    random = np.random.default_rng(0)
+    scalings = {
+        "state": Scaling.fit("min_max", [random.uniform([0, 0, -np.pi], [1, 2, np.pi], (500, 3))], identity=(2,)),
+        "forces": Scaling.fit("gaussian", [random.normal(5, 2, (500, 2, 2))]),
+        "action": Scaling.fit("min_max", [np.array([LOW, HIGH])]),
+    }
+    policy = ChunkPolicy(PolicyConfig(**options), OBSERVATION, ACTION, Normalizer(scalings))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in policy.parameters():
+        parameter.data += perturbed * 0.2 * torch.randn(parameter.shape, generator=generator)
+    return policy.eval()
+
+
+def observe(batch: int = 3, *, seed: int = 0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return {
+        "state": random.uniform([0, 0, -np.pi], [1, 2, np.pi], (batch, STEPS, 3)),
+        "forces": random.normal(5, 2, (batch, STEPS, 2, 2)),
+    }
+
+
+# Chunks.
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("network", ["mlp", "dit"])
+def test_chunks_have_their_shape(batch: int, network: str) -> None:
+    chunk = make_policy(network=network).predict_chunk(observe(batch), nfe=2)
+    assert chunk.shape == (batch, HORIZON, 2)
+    assert chunk.dtype == np.float32
+    assert np.isfinite(chunk).all()
+
+
+def test_chunks_are_in_physical_units() -> None:
+    chunk = make_policy(perturbed=False).predict_chunk(observe(200))  # zero velocity: what comes out is the noise
+    center, reach = (LOW + HIGH) / 2, (HIGH - LOW) / 2
+    np.testing.assert_allclose(chunk.mean((0, 1)), center, atol=4 * reach.max() / 40)
+    np.testing.assert_allclose((chunk.mean((0, 1)) - center) / reach, 0, atol=0.1)
+    np.testing.assert_allclose(chunk.std((0, 1)) / reach, 1, atol=0.1)
+
+
+def test_the_network_is_integrated_in_normalised_units() -> None:
+    policy, aim = make_policy(), torch.tensor([0.5, -1.0])
+
+    def towards_aim(x_t: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        return (aim - x_t) / (1 - t[:, None, None])
+
+    policy.network.forward = towards_aim
+    chunk = policy.predict_chunk(observe(), nfe=5)
+    np.testing.assert_allclose(chunk, np.broadcast_to([250.0, -0.02], chunk.shape), rtol=1e-4, atol=1e-5)
+
+
+def test_chunks_depend_on_what_is_observed() -> None:
+    policy, observation = make_policy(), observe(1)
+    chunk = policy.predict_chunk(observation)
+    for key in observation:
+        changed = observation | {key: observation[key] + 0.5}
+        assert not np.allclose(policy.predict_chunk(changed), chunk)
+
+
+def test_observations_may_hold_more_keys() -> None:
+    policy, observation = make_policy(), observe()
+    more = observation | {"image": np.zeros((3, STEPS, 96, 96, 3), np.uint8)}
+    np.testing.assert_array_equal(policy.predict_chunk(more), policy.predict_chunk(observation))
+
+
+def test_observations_may_be_read_only() -> None:
+    """As they are when they come out of a memory map or a network message."""
+    observation = {key: values.astype(np.float32) for key, values in observe().items()}
+    for values in observation.values():
+        values.flags.writeable = False
+    torch.set_warn_always(True)
+    try:
+        make_policy().predict_chunk(observation)
+    finally:
+        torch.set_warn_always(False)
+
+
+def test_an_angle_and_one_turn_more_give_the_same_chunk() -> None:
+    policy, observation = make_policy(), observe()
+    turned = observation | {"state": observation["state"] + [0, 0, 2 * np.pi]}
+    half_turned = observation | {"state": observation["state"] + [0, 0, np.pi]}
+    chunk = policy.predict_chunk(observation)
+    np.testing.assert_allclose(policy.predict_chunk(turned), chunk, rtol=1e-4, atol=1e-3)
+    assert np.abs(policy.predict_chunk(half_turned) - chunk).max() > 1
+
+
+# Seeds.
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    policy, observation = make_policy(), observe()
+    before = torch.get_rng_state()
+    one, same, other = (policy.predict_chunk(observation, seed=seed) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(one, same)
+    assert not np.allclose(one, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_rows_of_one_seed_have_noise_of_their_own() -> None:
+    chunk = make_policy(perturbed=False).predict_chunk(observe(), seed=1)
+    assert not np.allclose(chunk[0], chunk[1])
+
+
+@given(st.lists(st.integers(0, 2**31), min_size=2, max_size=4, unique=True), st.data())
+@settings(max_examples=20, deadline=None)
+def test_rows_with_seeds_do_not_depend_on_their_neighbours(seeds: list[int], data: st.DataObject) -> None:
+    policy, observation = make_policy(), observe(len(seeds))
+    row = data.draw(st.integers(0, len(seeds) - 1))
+    alone = {key: values[row : row + 1] for key, values in observation.items()}
+    together = policy.predict_chunk(observation, seed=seeds)
+    np.testing.assert_allclose(together[row], policy.predict_chunk(alone, seed=[seeds[row]])[0], rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(
+        policy.predict_chunk(alone, seed=seeds[row]), policy.predict_chunk(alone, seed=[seeds[row]])
+    )
+
+
+def test_one_seed_a_row() -> None:
+    with pytest.raises(ConfigurationError, match="2 seeds were given for a batch of 3; give one a row, or a single"):
+        make_policy().predict_chunk(observe(3), seed=[1, 2])
+
+
+# Prefixes.
+
+
+@pytest.mark.parametrize("network", ["mlp", "mixer"])
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_a_prefix_comes_back_unchanged_and_matters(network: str, length: int) -> None:
+    policy = make_policy(network=network, network_options={"width": 16, "blocks": 1}, prefix_max=3)
+    prefix = np.random.default_rng(0).uniform(LOW, HIGH, (3, length, 2)).astype(np.float32)
+    free = policy.predict_chunk(observe())
+    chunk = policy.predict_chunk(observe(), prefix=prefix)
+    np.testing.assert_array_equal(chunk[:, :length], prefix)
+    assert np.allclose(chunk[:, length:], free[:, length:], rtol=1e-5, atol=1e-3) == (length == 0)
+
+
+def test_the_network_sees_a_prefix_normalised() -> None:
+    policy = make_policy(prefix_max=2)
+    prefix, seen = np.tile(HIGH, (3, 2, 1)), []
+
+    def look(x_t: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        seen.append((x_t[:, :2].clone(), t[:, :2].clone()))
+        return torch.zeros_like(x_t)
+
+    policy.network.forward = look
+    policy.predict_chunk(observe(), prefix=prefix, nfe=3)
+    assert len(seen) == 3
+    for x_t, t in seen:
+        torch.testing.assert_close(x_t, torch.ones(3, 2, 2))
+        assert torch.equal(t, torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("prefix_max", [0, 2])
+def test_longer_prefixes_than_trained_are_refused(prefix_max: int) -> None:
+    policy = make_policy(prefix_max=prefix_max)
+    message = f"a prefix of 3 actions was given, but this policy was trained with prefix_max={prefix_max}; train with"
+    with pytest.raises(ConfigurationError, match=message):
+        policy.predict_chunk(observe(), prefix=np.zeros((3, 3, 2)))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 2), (3, 1, 5), (3, 2), (2,)])
+def test_prefixes_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(SpecMismatchError, match=r"prefix must be \(3, d, 2\), but is \("):
+        make_policy(prefix_max=2).predict_chunk(observe(3), prefix=np.zeros(shape))
+
+
+# Evaluations of the network.
+
+
+@pytest.mark.parametrize(("nfe", "calls"), [(None, 4), (1, 1), (10, 10)])
+def test_as_many_evaluations_as_asked_for(nfe: int | None, calls: int) -> None:
+    policy, times = make_policy(), []
+    policy.network.register_forward_hook(lambda _, inputs, __: times.append(float(inputs[1][0])))
+    policy.predict_chunk(observe(), nfe=nfe)
+    assert times == pytest.approx(np.arange(calls) / calls)
+
+
+@pytest.mark.parametrize(
+    ("solver", "nfe", "message"),
+    [
+        ("euler", 0, "nfe=0: euler needs a positive"),
+        ("euler", -1, "nfe=-1"),
+        ("heun", 3, "nfe=3: heun .* multiple of 2"),
+    ],
+)
+def test_impossible_numbers_of_evaluations(solver: str, nfe: int, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make_policy(solver=solver).predict_chunk(observe(), nfe=nfe)
+
+
+def test_policies_for_one_number_of_evaluations() -> None:
+    policy = make_policy()
+    policy.valid_nfe = (1,)
+    np.testing.assert_array_equal(policy.predict_chunk(observe()), policy.predict_chunk(observe(), nfe=1))
+    with pytest.raises(ConfigurationError, match=r"nfe=4: this policy was trained for \[1\] evaluations alone"):
+        policy.predict_chunk(observe(), nfe=4)
+
+
+# Observations that do not fit.
+
+
+def test_missing_observations() -> None:
+    observation = observe()
+    del observation["forces"]
+    with pytest.raises(SpecMismatchError, match=r"needs the observations \['forces', 'state'\], but \['forces'\] are"):
+        make_policy().predict_chunk(observation)
+
+
+@pytest.mark.parametrize("shape", [(3,), (STEPS, 3), (3, STEPS + 1, 3), (3, STEPS, 4), (3, STEPS, 3, 1), ()])
+def test_observations_of_another_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(SpecMismatchError, match=r"observation 'state' must be \(B, 2, 3\), but is \(.*batch first"):
+        make_policy().predict_chunk(observe() | {"state": np.zeros(shape)})
+
+
+def test_observations_that_disagree_about_the_batch() -> None:
+    with pytest.raises(SpecMismatchError, match=r"disagree about the batch size: \[1, 3\]"):
+        make_policy().predict_chunk(observe(3) | {"forces": observe(1)["forces"]})
+
+
+def test_out_of_range_names_the_key() -> None:
+    policy, observation = make_policy(), observe(5)
+    inside = policy.out_of_range(observation | {"forces": np.full((5, STEPS, 2, 2), 5.0)})
+    assert inside == {"state": 0.0, "forces": 0.0}
+    observation["state"][2, 1, 0] = 40.0
+    assert policy.out_of_range(observation)["state"] == pytest.approx(1 / 30)
+
+
+def test_out_of_range_refuses_what_predict_chunk_refuses() -> None:
+    with pytest.raises(SpecMismatchError, match="are missing"):
+        make_policy().out_of_range({})
+
+
+# Time.
+
+
+def test_the_last_observation_and_the_first_action_share_their_frame() -> None:
+    """The action of frame k repeats what frame k shows: a policy that looks at the last observation has no loss."""
+    frames = torch.arange(30.0)
+    windows = Windows(
+        observations={"state": frames[:, None].repeat(1, 3), "forces": torch.zeros(30, 2, 2)},
+        actions=frames[:, None].repeat(1, 2),
+        frames=torch.arange(30),
+        first=torch.zeros(30, dtype=torch.long),
+        last=torch.full((30,), 29),
+        observation_steps=STEPS,
+        horizon=HORIZON,
+    )
+    batch = windows.batch(torch.arange(30))
+    assert torch.equal(batch["observation.state"][:, -1, 0], batch["action"][:, 0, 0])
+    assert torch.equal(batch["observation.state"][1:, -2, 0] + 1, batch["action"][1:, 0, 0])
+    assert batch["observation.state"].shape == (30, STEPS, 3)
+    assert batch["action"].shape == (30, HORIZON, 2)
+    policy = make_policy()
+    error, weight = policy(batch, policy.draw(30, torch.Generator().manual_seed(0)))
+    assert weight == 30 * HORIZON
+    assert error.isfinite()
+
+
+# The loss.
+
+
+def training_batch(batch: int = 6) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.arange(HORIZON) < torch.tensor([8, 1, 3, 8, 5, 2])[:batch, None]
+    observation = {f"observation.{key}": torch.tensor(value).float() for key, value in observe(batch).items()}
+    return {**observation, "action": 200 + 50 * torch.randn(batch, HORIZON, 2, generator=generator), "mask": mask}
+
+
+@pytest.mark.parametrize("mask_padding", [False, True])
+@pytest.mark.parametrize("prefix_max", [0, 3])
+def test_the_loss_counts_tokens_that_are_neither_padding_nor_given(mask_padding: bool, prefix_max: int) -> None:
+    policy, batch = make_policy(mask_padding=mask_padding, prefix_max=prefix_max), training_batch()
+    draws = policy.draw(6, torch.Generator().manual_seed(0))
+    counted = batch["mask"].clone() if mask_padding else torch.ones(6, HORIZON, dtype=torch.bool)
+    if prefix_max:
+        draws["prefix_length"] = torch.tensor([0, 1, 2, 3, 0, 1])
+        counted &= torch.arange(HORIZON) >= draws["prefix_length"][:, None]
+    policy.network.forward = lambda x, t, c: torch.sin(x)  # looks at each token alone
+    error, weight = policy(batch, draws)
+    assert weight == counted.sum()
+    ignored = torch.where(counted[..., None], batch["action"], 0)
+    torch.testing.assert_close(policy(batch | {"action": ignored}, draws)[0], error)
+    for row, token in ((0, 7), (3, 4)):
+        changed = batch["action"].clone()
+        changed[row, token] += 30
+        assert policy(batch | {"action": changed}, draws)[0] != error
+
+
+def test_draws_are_reproducible_and_belong_to_rows() -> None:
+    policy = make_policy(prefix_max=3)
+    one, same = (policy.draw(4000, torch.Generator().manual_seed(0)) for _ in range(2))
+    assert {name: tuple(value.shape) for name, value in one.items()} == {
+        "x_0": (4000, HORIZON, 2),
+        "t": (4000,),
+        "prefix_length": (4000,),
+    }
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    share = torch.bincount(one["prefix_length"]) / 4000
+    assert share.tolist() == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6], abs=0.03)
+    assert "prefix_length" not in make_policy().draw(4, torch.Generator())
+    assert float(one["t"].mean()) == pytest.approx(0.4, abs=0.02)
+
+
+# Configurations.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network": "unet"}, "unknown network 'unet'; there are mlp, mixer"),
+        ({"time_density": "normal"}, "unknown time_density 'normal'; there are uniform, beta"),
+        ({"solver": "rk5"}, "unknown solver 'rk5'"),
+        ({"n_action_steps": 9}, "n_action_steps=9: expected 1 <= n_action_steps <= horizon"),
+        ({"n_action_steps": 0}, "n_action_steps=0"),
+        ({"observation_steps": 0}, "observation_steps=0"),
+        ({"prefix_max": 8}, "prefix_max=8 must be from 0 to horizon - 1 = 7"),
+        ({"prefix_max": -1}, "prefix_max=-1"),
+        ({"network_options": {"depth": 3}}, "cannot make network 'mlp': .*depth"),
+        (
+            {"network": "unet1d", "network_options": {}, "horizon": 10},
+            "cannot make network 'unet1d': horizon=10 must be",
+        ),
+    ],
+)
+def test_impossible_configurations(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make_policy(**options)
+
+
+# Keeping.
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_saved_policy_acts_the_same(tmp_path: Path, sharded: bool) -> None:
+    policy = make_policy(prefix_max=2, solver="midpoint")
+    policy.valid_nfe = (2, 4)
+    policy.save(tmp_path / "a", training={"step": 3}, sharded=sharded)
+    loaded = ChunkPolicy.load(tmp_path / "a")
+    assert not loaded.training
+    assert loaded.config == policy.config
+    assert loaded.valid_nfe == (2, 4)
+    assert loaded.observation_spec == OBSERVATION
+    assert loaded.action_spec == ACTION
+    np.testing.assert_array_equal(loaded.predict_chunk(observe(), nfe=2), policy.predict_chunk(observe(), nfe=2))
+    assert json.loads((tmp_path / "a" / "checkpoint.json").read_text())["training"] == {"step": 3}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config": None},
+        {"config": {"network": "transformer"}},
+        {"config": {"horizon": 8, "no_such_option": 1}},
+        {"config": {"network_options": {"width": 24}}},
+        {"observation_spec": {"state": 3}},
+        {"action_spec": {"dimensions": []}},
+        {"action_spec": []},
+        {"normalizer": {"state": {}}},
+        {"normalizer": []},
+        {"valid_nfe": 4},
+    ],
+)
+def test_checkpoints_that_describe_no_policy(tmp_path: Path, changes: dict[str, Any]) -> None:
+    make_policy().save(tmp_path / "a")
+    file = tmp_path / "a" / "checkpoint.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(CheckpointError, match="does not describe a chunk policy"):
+        ChunkPolicy.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("key", ["config", "observation_spec", "action_spec", "normalizer", "valid_nfe"])
+def test_checkpoints_that_lack_a_part(tmp_path: Path, key: str) -> None:
+    make_policy().save(tmp_path / "a")
+    file = tmp_path / "a" / "checkpoint.json"
+    content = json.loads(file.read_text())
+    del content[key]
+    file.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=f"does not describe a chunk policy: .*{key}"):
+        ChunkPolicy.load(tmp_path / "a")

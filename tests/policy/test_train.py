@@ -1,0 +1,514 @@
+"""The trainer: whatever happens on the way (a crash, a second process), the numbers are those of one uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from flowchunk.datasets.errors import CheckpointError, ConfigurationError
+from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
+from flowchunk.datasets.windows import Windows
+from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig
+from flowchunk.policy.ema import averaged
+from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.policy.run_log import RunLog, read_metrics
+from flowchunk.policy.train import SampleOrder, Trainer, TrainingConfig, seeded
+
+OBSERVATION = ObservationSpec({"state": ObservationField((3,))})
+ACTION = ActionSpec(tuple(ActionDimension(name, "m", "world") for name in "xy"), control_hz=10.0)
+HORIZON = 4
+CONFIG = TrainingConfig(steps=20, batch_size=8, log_every=3, checkpoint_every=5, evaluate_every=4, warmup_steps=4)
+
+
+def make_policy(*, width: int = 8, mask_padding: bool = True, prefix_max: int = 2) -> ChunkPolicy:
+    generator = np.random.default_rng(0)
+    scalings = {
+        "state": Scaling.fit("min_max", [generator.normal(size=(50, 3))]),
+        "action": Scaling.fit("min_max", [generator.normal(size=(50, 2))]),
+    }
+    config = PolicyConfig(
+        network_options={"width": width, "blocks": 1},
+        horizon=HORIZON,
+        n_action_steps=2,
+        mask_padding=mask_padding,
+        prefix_max=prefix_max,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return ChunkPolicy(config, OBSERVATION, ACTION, Normalizer(scalings))
+
+
+def make_windows(lengths: tuple[int, ...] = (1, 9, 2, 1, 10, 3, 4)) -> Windows:
+    """Episodes so short that most windows are padded, and unevenly."""
+    generator, total = torch.Generator().manual_seed(2), sum(lengths)
+    state = torch.randn(total, 3, generator=generator)
+    first = torch.cat([torch.full((n,), sum(lengths[:i])) for i, n in enumerate(lengths)])
+    last = torch.cat([torch.full((n,), sum(lengths[: i + 1]) - 1) for i, n in enumerate(lengths)])
+    return Windows(
+        observations={"state": state},
+        actions=torch.stack([state.sum(-1), state[:, 0]], dim=-1),
+        frames=torch.arange(total),
+        first=first,
+        last=last,
+        observation_steps=2,
+        horizon=HORIZON,
+    )
+
+
+def evaluate(policy: ChunkPolicy) -> dict[str, float]:
+    chunk = policy.predict_chunk({"state": np.zeros((1, 2, 3))}, nfe=2)
+    return {"score": -float(np.abs(chunk).mean()), "chunk": float(chunk[0, 0, 0])}
+
+
+def make_trainer(output_dir: Path, config: TrainingConfig = CONFIG, **options: Any) -> Trainer:
+    defaults: dict[str, Any] = {"evaluate": evaluate, "validation": make_windows((3, 2))}
+    model, data = options.pop("model", None) or make_policy(), options.pop("data", None) or make_windows()
+    return Trainer(
+        model, data, config, output_dir=output_dir, accelerator=Accelerator(cpu=True), **(defaults | options)
+    )
+
+
+class CrashError(Exception):
+    """Stands for a crash."""
+
+
+def run_to(trainer: Trainer, step: int) -> None:
+    """Run as if the process died after ``step``: what is then on disk was written by the steps before."""
+    train_step, pause = trainer.train_step, trainer.pause
+    logs: list[Any] = []
+
+    def die_at_the_step() -> float:
+        if trainer.step == step:
+            raise CrashError
+        return train_step()
+
+    def remember_the_log(log: Any) -> None:
+        logs.append(log)
+        pause(log)
+
+    trainer.train_step, trainer.pause = die_at_the_step, remember_the_log  # type: ignore[method-assign]
+    with pytest.raises(CrashError):
+        trainer.run()
+    logs[0].close()
+
+
+def checkpoint_tensors(output_dir: Path, name: str = "last") -> dict[str, Tensor]:
+    directory = output_dir / "checkpoints" / name
+    return {key: value for file in sorted(directory.glob("*.safetensors")) for key, value in load_file(file).items()}
+
+
+def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def untimed_metrics(output_dir: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in entry.items() if k != "steps_per_second"} for entry in read_metrics(output_dir)]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """One run that nothing interrupts."""
+    trainer = make_trainer(tmp_path_factory.mktemp("straight"))
+    trainer.run()
+    return trainer
+
+
+# Resuming.
+
+
+@pytest.mark.parametrize("died_at", [5, 7, 10, 19])
+def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path, straight: Trainer, died_at: int) -> None:
+    run_to(make_trainer(tmp_path), died_at)
+    resumed = make_trainer(tmp_path)
+    resumed.resume(kind=KIND)
+    assert resumed.step == died_at // 5 * 5
+    resumed.run()
+    assert_same(resumed.module.state_dict(), straight.module.state_dict())
+    assert_same(resumed.averaged.state_dict(), straight.averaged.state_dict())
+    assert int(resumed.ema.n_averaged) == int(straight.ema.n_averaged) == CONFIG.steps
+    for name in ("last", "best"):
+        assert_same(checkpoint_tensors(tmp_path, name), checkpoint_tensors(straight.output_dir, name))
+    assert untimed_metrics(tmp_path) == untimed_metrics(straight.output_dir)
+    assert resumed.best_score == straight.best_score
+
+
+def test_a_run_can_be_resumed_again_and_again(tmp_path: Path, straight: Trainer) -> None:
+    run_to(make_trainer(tmp_path), 6)
+    for died_at in (8, 13, 16):
+        trainer = make_trainer(tmp_path)
+        trainer.resume(kind=KIND)
+        run_to(trainer, died_at)
+    trainer = make_trainer(tmp_path)
+    trainer.resume(kind=KIND)
+    trainer.run()
+    assert_same(checkpoint_tensors(tmp_path), checkpoint_tensors(straight.output_dir))
+    assert untimed_metrics(tmp_path) == untimed_metrics(straight.output_dir)
+
+
+def test_the_optimiser_is_in_the_checkpoint(straight: Trainer) -> None:
+    tensors = checkpoint_tensors(straight.output_dir)
+    for index, parameter in enumerate(straight.module.parameters()):
+        for moment in ("exp_avg", "exp_avg_sq"):
+            saved = tensors[f"optimizer.{index}.{moment}"]
+            assert torch.equal(saved, straight.optimizer.state[parameter][moment])
+            assert saved.abs().max() > 0
+        assert tensors[f"optimizer.{index}.step"] == CONFIG.steps
+
+
+def test_a_finished_run_resumes_to_nothing_more(tmp_path: Path) -> None:
+    make_trainer(tmp_path).run()
+    metrics, weights = untimed_metrics(tmp_path), checkpoint_tensors(tmp_path)
+    resumed = make_trainer(tmp_path)
+    resumed.resume(kind=KIND)
+    resumed.run()
+    assert untimed_metrics(tmp_path) == metrics
+    assert_same(checkpoint_tensors(tmp_path), weights)
+
+
+def test_a_run_that_fails_closes_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[RunLog] = []
+
+    class WatchedLog(RunLog):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            opened.append(self)
+
+        def close(self) -> None:
+            super().close()
+            opened.remove(self)
+
+    def fail(policy: ChunkPolicy) -> dict[str, float]:
+        raise CrashError
+
+    monkeypatch.setattr("flowchunk.policy.train.RunLog", WatchedLog)
+    with pytest.raises(CrashError):
+        make_trainer(tmp_path, evaluate=fail).run()
+    left_open = len(opened)
+    for log in tuple(opened):
+        log.close()
+    assert left_open == 0
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*last"):
+        make_trainer(tmp_path).resume(kind=KIND)
+
+
+def test_another_network_cannot_resume(tmp_path: Path, straight: Trainer) -> None:
+    trainer = make_trainer(straight.output_dir, model=make_policy(width=16))
+    with pytest.raises(CheckpointError, match="does not fit this training run"):
+        trainer.resume(kind=KIND)
+
+
+@pytest.mark.parametrize("missing", ["training_state.json", "training_state.safetensors"])
+def test_a_checkpoint_without_its_state_cannot_resume(tmp_path: Path, missing: str) -> None:
+    run_to(make_trainer(tmp_path), 6)
+    (tmp_path / "checkpoints" / "last" / missing).unlink()
+    with pytest.raises(CheckpointError, match=missing):
+        make_trainer(tmp_path).resume(kind=KIND)
+
+
+CRASHING = """
+import runpy, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+test = runpy.run_path(sys.argv[1])
+test["make_trainer"](Path(sys.argv[2]), test["LONG"]).run()
+"""
+LONG = TrainingConfig(steps=400, batch_size=8, log_every=3, checkpoint_every=5, evaluate_every=40)
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    run_dir = tmp_path / "killed"
+    with (tmp_path / "output").open("w") as output:
+        command = [sys.executable, "-c", CRASHING, __file__, str(run_dir)]
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+        try:
+            while not (run_dir / "checkpoints" / "last").exists():
+                assert process.poll() is None, (tmp_path / "output").read_text()
+                time.sleep(0.01)
+            time.sleep(random.uniform(0, 0.5))  # any moment will do, also one while it writes
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    killed = make_trainer(run_dir, LONG)
+    killed.resume(kind=KIND)
+    assert 0 < killed.step <= LONG.steps
+    killed.run()
+    make_trainer(tmp_path / "straight", LONG).run()
+    assert_same(checkpoint_tensors(run_dir), checkpoint_tensors(tmp_path / "straight"))
+    assert untimed_metrics(run_dir) == untimed_metrics(tmp_path / "straight")
+
+
+# Several processes.
+
+PARALLEL = """
+import runpy, sys
+from pathlib import Path
+test = runpy.run_path(sys.argv[1])
+trainer = test["make_trainer"](Path(sys.argv[2]), test["SHARED"])
+assert trainer.accelerator.num_processes == 2
+trainer.run()
+"""
+SHARED = TrainingConfig(steps=15, batch_size=8, log_every=1, checkpoint_every=5, evaluate_every=5, learning_rate=1e-2)
+
+
+def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(PARALLEL)
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *(tmp_path / "script.py", __file__, tmp_path / "two"),
+        ],
+        check=True,
+        timeout=120,
+        env={**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
+    )
+    make_trainer(tmp_path / "one", SHARED).run()
+    one, two = untimed_metrics(tmp_path / "one"), untimed_metrics(tmp_path / "two")
+    assert [entry.keys() for entry in one] == [entry.keys() for entry in two]
+    assert sum("loss" in entry for entry in one) == SHARED.steps
+    for expected, got in zip(one, two, strict=True):
+        assert got == pytest.approx(expected, rel=1e-5)
+    weights = checkpoint_tensors(tmp_path / "one")
+    for name, value in checkpoint_tensors(tmp_path / "two").items():
+        torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=1e-5)
+
+
+def test_batches_that_cannot_be_shared_are_refused(tmp_path: Path) -> None:
+    class FiveProcesses:
+        num_processes = 5
+
+    with pytest.raises(ConfigurationError, match="batch_size=8 cannot be shared evenly by 5 processes"):
+        Trainer(
+            make_policy(),
+            make_windows(),
+            CONFIG,
+            output_dir=tmp_path,
+            accelerator=FiveProcesses(),
+        )
+
+
+# Learning.
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    config = TrainingConfig(steps=300, batch_size=34, learning_rate=1e-2, log_every=50, evaluate_every=300)
+    trainer = make_trainer(tmp_path, config, model=make_policy(width=32), evaluate=None)
+    trainer.run()
+    losses = [entry["loss"] for entry in read_metrics(tmp_path) if "loss" in entry]
+    assert len(losses) == 6
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_logged_loss_is_the_mean_since_the_last(tmp_path: Path) -> None:
+    every, third = tmp_path / "every", tmp_path / "third"
+    for path, log_every in ((every, 1), (third, 3)):
+        make_trainer(path, TrainingConfig(steps=6, batch_size=8, log_every=log_every, evaluate_every=6)).run()
+    losses = [entry["loss"] for entry in read_metrics(every) if "loss" in entry]
+    means = [entry["loss"] for entry in read_metrics(third) if "loss" in entry]
+    assert means == pytest.approx([np.mean(losses[:3]), np.mean(losses[3:])])
+
+
+@pytest.mark.parametrize("mask_padding", [False, True])
+def test_the_loss_is_the_mean_over_what_counts(tmp_path: Path, mask_padding: bool) -> None:
+    policy, windows = make_policy(mask_padding=mask_padding, prefix_max=0), make_windows()
+    trainer = make_trainer(tmp_path, model=policy)
+    draws = policy.draw(8, seeded(CONFIG.seed, 0))
+    batch = windows.batch(trainer.order.indices(0))
+    data = policy.normalizer.normalize("action", batch["action"])  # zero velocity: the error is that of data - noise
+    errors = ((data - draws["x_0"]) ** 2).mean(-1)
+    expected = errors[batch["mask"]].mean() if mask_padding else errors.mean()
+    trainer.train_step()
+    assert float(trainer.loss_sum) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_batch_in_which_nothing_counts_does_no_harm(tmp_path: Path) -> None:
+    """Single frames, of which a prefix takes the only one that is no padding."""
+    config = TrainingConfig(steps=20, batch_size=1)
+    trainer = make_trainer(tmp_path, config, data=make_windows((1,) * 6), evaluate=None, validation=None)
+    trainer.run()
+    assert all(value.isfinite().all() for value in checkpoint_tensors(tmp_path).values())
+
+
+def test_best_is_the_best_that_was_measured(tmp_path: Path) -> None:
+    scores = iter([1.0, 3.0, 2.0, 3.0, 0.0])
+    kept = []
+
+    def measure(policy: ChunkPolicy) -> dict[str, float]:
+        kept.append({name: value.clone() for name, value in policy.state_dict().items()})
+        return {"score": next(scores)}
+
+    make_trainer(tmp_path, evaluate=measure).run()
+    best = json.loads((tmp_path / "checkpoints" / "best" / "checkpoint.json").read_text())
+    assert best["training"]["step"] == 16  # of two equal ones the later, which was trained for longer
+    assert best["training"]["metrics"]["score"] == 3.0
+    assert_same(ChunkPolicy.load(tmp_path).state_dict(), kept[3])
+    logged = [(entry["step"], entry["score"]) for entry in read_metrics(tmp_path) if "score" in entry]
+    assert logged == [(4, 1.0), (8, 3.0), (12, 2.0), (16, 3.0), (20, 0.0)]
+
+
+def test_a_resumed_run_remembers_its_best(tmp_path: Path) -> None:
+    run_to(make_trainer(tmp_path, evaluate=lambda policy: {"score": 5.0}), 7)
+    resumed = make_trainer(tmp_path, evaluate=lambda policy: {"score": 1.0})
+    resumed.resume(kind=KIND)
+    resumed.run()
+    best = json.loads((tmp_path / "checkpoints" / "best" / "checkpoint.json").read_text())
+    assert best["training"]["step"] == 4
+
+
+def test_without_evaluation_the_validation_loss_chooses(tmp_path: Path) -> None:
+    make_trainer(tmp_path, evaluate=None).run()
+    measured = [entry for entry in read_metrics(tmp_path) if "score" in entry]
+    assert all(entry["score"] == -entry["validation_loss"] for entry in measured)
+    best = json.loads((tmp_path / "checkpoints" / "best" / "checkpoint.json").read_text())["training"]
+    assert best["metrics"]["score"] == max(entry["score"] for entry in measured)
+
+
+def test_without_either_best_is_last(tmp_path: Path) -> None:
+    make_trainer(tmp_path, evaluate=None, validation=None).run()
+    best = checkpoint_tensors(tmp_path, "best")
+    assert_same(best, {name: checkpoint_tensors(tmp_path)[name] for name in best})
+
+
+def test_validation_uses_the_same_noise_each_time(tmp_path: Path, straight: Trainer) -> None:
+    data = make_windows((5, 6))
+    assert straight.validation_loss(data) == straight.validation_loss(data)
+
+
+def test_checkpoints_hold_the_averaged_weights(straight: Trainer) -> None:
+    loaded = ChunkPolicy.load(straight.output_dir / "checkpoints" / "last")
+    assert_same(loaded.state_dict(), straight.averaged.state_dict())
+    live = straight.module.state_dict()
+    assert any(not torch.equal(value, live[name]) for name, value in loaded.state_dict().items())
+
+
+def test_what_is_to_be_remembered_is_in_the_checkpoint(tmp_path: Path) -> None:
+    make_trainer(tmp_path, TrainingConfig(steps=1, batch_size=2), remember={"task": "toy"}).run()
+    training = json.loads((tmp_path / "checkpoints" / "last" / "checkpoint.json").read_text())["training"]
+    assert (training["task"], training["step"], training["seed"]) == ("toy", 1, 0)
+
+
+# The average.
+
+
+def test_the_average_warms_up_as_its_formula_says() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    average = averaged(model, max_decay=0.9)
+    averaged_weight = next(average.parameters())
+    expected = None
+    for k, value in enumerate([3.0, -1.0, 4.0, 1.0, -5.0, 9.0] * 6):
+        nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+        decay = min(1 - (1 + k) ** -0.75, 0.9)
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+        assert averaged_weight.item() == pytest.approx(expected, rel=1e-5)
+    assert 1 - 36**-0.75 > 0.9  # so the cap was met
+
+
+# The learning rate.
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
+    config = TrainingConfig(steps=1000, learning_rate=2e-3)  # a tenth of the steps to warm up
+    rates = [config.learning_rate_at(step) for step in range(1000)]
+    assert rates[0] == pytest.approx(2e-3 / 100)
+    assert rates[49] == pytest.approx(1e-3)
+    assert rates[99] == rates[100] == max(rates) == pytest.approx(2e-3)
+    assert rates[550] == pytest.approx(1e-3)
+    assert 0 <= rates[-1] < 1e-4 * 2e-3
+    assert all(earlier < later for earlier, later in pairwise(rates[:100]))
+    assert all(earlier > later for earlier, later in pairwise(rates[100:]))
+
+
+@pytest.mark.parametrize(
+    ("steps", "given_warmup", "warmup"), [(100_000, None, 500), (50, None, 5), (50, 20, 20), (50, 0, 0)]
+)
+def test_warm_up_is_at_most_five_hundred_steps(steps: int, given_warmup: int | None, warmup: int) -> None:
+    config = TrainingConfig(steps=steps, learning_rate=1.0, warmup_steps=given_warmup)
+    rates = [config.learning_rate_at(step) for step in range(warmup + 1)]
+    assert rates[warmup] == 1.0
+    assert rates[:warmup] == pytest.approx([(step + 1) / warmup for step in range(warmup)])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_few_steps_still_learn(steps: int) -> None:
+    config = TrainingConfig(steps=steps)
+    assert all(config.learning_rate_at(step) > 0 for step in range(steps))
+
+
+def test_the_optimiser_gets_the_learning_rate(straight: Trainer) -> None:
+    logged = {entry["step"]: entry["learning_rate"] for entry in read_metrics(straight.output_dir) if "loss" in entry}
+    assert logged == {step: CONFIG.learning_rate_at(step - 1) for step in range(3, 20, 3)}
+    assert straight.optimizer.param_groups[0]["lr"] == CONFIG.learning_rate_at(CONFIG.steps - 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, r"training\.steps=0 must be at least 1"),
+        ({"batch_size": 0}, r"training\.batch_size=0"),
+        ({"log_every": 0}, r"training\.log_every=0"),
+        ({"checkpoint_every": -1}, r"training\.checkpoint_every=-1"),
+        ({"learning_rate": 0.0}, r"training\.learning_rate=0\.0 must be above 0"),
+        ({"learning_rate": math.nan}, r"training\.learning_rate=nan must be above 0"),
+    ],
+)
+def test_impossible_configurations(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        TrainingConfig(**options)
+
+
+# The order of samples.
+
+
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 5))
+def test_each_epoch_sees_each_sample_once(samples: int, batch_size: int, seed: int) -> None:
+    order = SampleOrder(samples, batch_size, seed)
+    epochs = 3
+    steps = math.ceil(epochs * samples / batch_size)
+    batches = [order.indices(step) for step in range(steps)]
+    assert all(len(batch) == batch_size for batch in batches)
+    seen = torch.cat(batches)[: epochs * samples].reshape(epochs, samples)
+    assert torch.equal(seen.sort(dim=1).values, torch.arange(samples).expand(epochs, -1))
+
+
+@given(st.integers(1, 30), st.integers(1, 40), st.lists(st.integers(0, 50), min_size=1, max_size=6))
+def test_any_step_can_be_asked_for_at_any_time(samples: int, batch_size: int, steps: list[int]) -> None:
+    wandering = SampleOrder(samples, batch_size, 3)
+    for step in steps:
+        assert torch.equal(wandering.indices(step), SampleOrder(samples, batch_size, 3).indices(step))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = [SampleOrder(50, 50, seed).indices(epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+
+
+def test_seeded_generators_keep_uses_apart() -> None:
+    keys = [(seed, number, stream) for seed in range(5) for number in range(5) for stream in range(2)]
+    drawn = {float(torch.rand((), generator=seeded(seed, number, stream=stream))) for seed, number, stream in keys}
+    assert len(drawn) == len(keys)
+    assert torch.equal(torch.rand(3, generator=seeded(1, 2)), torch.rand(3, generator=seeded(1, 2)))
