@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -124,15 +125,14 @@ class Store:
     def read(self, key: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Frames start … stop - 1 of ``key``, (stop - start, …), all by default. Raises DatasetError where it is damaged."""
         array, columns = self._source(key)
-        values = _read(self.path, key, array, slice(start, self.frames if stop is None else stop))
+        stop = self.frames if stop is None else stop
+        if isinstance(array.metadata, ArrayV2Metadata) and isinstance(array.metadata.compressor, Blosc):
+            self._check_blosc_sizes(array, start, stop)
+        values = _read(self.path, key, array, slice(start, stop))
         return values if columns is None else values[:, columns]
 
     def blocks(self, key: str, *, frames: int = 8192) -> Iterator[np.ndarray]:
         """All frames of ``key`` in order, a block at a time, checked: a value that is not finite raises DatasetError."""
-        array = self._source(key)[0]
-        if isinstance(array.metadata, ArrayV2Metadata) and isinstance(array.metadata.compressor, Blosc):
-            for file in sorted((self.path / "data" / array.basename).glob("[0-9]*")):
-                _check_blosc_size(self.path, file)
         for start in range(0, self.frames, frames):
             values = self.read(key, start, min(start + frames, self.frames))
             self._require_finite(key, start, values)
@@ -164,6 +164,21 @@ class Store:
                 f"data/{name} in {self.path} is incomplete: {array.nchunks - array.nchunks_initialized} of "
                 f"{array.nchunks} chunk files are missing; copy the data set again"
             )
+
+    def _check_blosc_sizes(self, array: zarr.Array[Any], start: int, stop: int) -> None:
+        """Blosc reads past the end of a truncated chunk of incompressible data; its header says how long it was."""
+        assert isinstance(array.metadata, ArrayV2Metadata)
+        rows = range(start // array.chunks[0], -(-stop // array.chunks[0]))
+        for place in product(rows, *map(range, array.cdata_shape[1:])):
+            name = array.metadata.dimension_separator.join(map(str, place))
+            file = self.path / "data" / array.basename / name
+            with file.open("rb") as chunk:
+                header = chunk.read(16)
+            if len(header) < 16 or int.from_bytes(header[12:16], "little") != file.stat().st_size:
+                raise DatasetError(
+                    f"data/{array.basename} in {self.path} cannot be read: a chunk is damaged ({name} has "
+                    f"{file.stat().st_size} bytes, but its header says otherwise); copy the data set again"
+                )
 
     def _columns(self, key: str, text: str) -> slice:
         if match := re.fullmatch(r"(\d*):(\d*)\]", text):
@@ -203,18 +218,6 @@ class Store:
         raise DatasetError(
             f"data/{key} in {self.path} holds NaN or infinity, first in episode {episode}, frame "
             f"{frame - self.episode_starts[episode]} (row {frame}); repair or drop that episode"
-        )
-
-
-def _check_blosc_size(store: Path, file: Path) -> None:
-    """Blosc reads past the end of a truncated chunk that holds incompressible data; its header says how long it was."""
-    with file.open("rb") as chunk:
-        header = chunk.read(16)
-    size = file.stat().st_size
-    if len(header) < 16 or int.from_bytes(header[12:16], "little") != size:
-        raise DatasetError(
-            f"{file.parent.relative_to(store)} in {store} cannot be read: a chunk is damaged ({file.name} has {size} bytes, "
-            "but its header says otherwise); copy the data set again"
         )
 
 
