@@ -18,6 +18,7 @@ from flowchunk.datasets.errors import ConfigurationError
 OPEN_NODES = ("env.", "dataset.sources.", "dataset.normalizer.")
 WHOLE_OR_NULL = ("nfe", "n_action_steps", "training.warmup_steps", "training.evaluate_every")  # other nulls are text
 SECTION_OR_NULL = ("dataset.symmetry",)
+LIST_OR_NULL = ("policy.relative_to",)
 KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
     int: ((int,), "a whole number"),
@@ -84,9 +85,9 @@ def _check_values(values: Mapping[str, Any], defaults: Mapping[Any, Any], prefix
                 raise ConfigurationError(f"{path}={value} is not a value but a section; give {path}.KEY=VALUE")
             _check_values(value, default, f"{path}.")
             continue
-        null_kind = int if path in WHOLE_OR_NULL else str
+        null_kind = int if path in WHOLE_OR_NULL else list if path in LIST_OR_NULL else str
         accepted, description = KINDS[null_kind if default is None else type(default)]
-        if type(value) not in accepted and value != default:
+        if type(value) not in accepted and value != default and not (path in LIST_OR_NULL and value is None):
             raise ConfigurationError(f"{path}={value} must be {description}")
         if key == "seed" and value < 0:
             raise ConfigurationError(f"{path}={value} must be at least 0")

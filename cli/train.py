@@ -43,6 +43,7 @@ from flowchunk.datasets.windows import Windows, load_windows, split_episodes
 from flowchunk.envs.rollout import rollout
 from flowchunk.policy.chunk_policy import ACTION, KIND, ChunkPolicy, PolicyConfig
 from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.policy.relative_actions import check_relative_to, relative_chunks
 from flowchunk.policy.train import Trainer, TrainingConfig, seeded
 
 
@@ -136,6 +137,10 @@ def _policy_and_data(options: Mapping[str, Any], make_env: MakeEnv) -> tuple[Chu
     )
     if init_from is None:
         normalizer = fit_normalizer(store, observation_spec, dataset["normalizer"], symmetry)
+        if config.relative_to is not None:
+            check_relative_to(config.relative_to, observation_spec, action_spec.size)
+            chunks = relative_chunks(windows, config.relative_to)
+            normalizer = normalizer.with_scaling(ACTION, Scaling.fit("gaussian", chunks))
         torch.manual_seed(options["seed"])
         policy = ChunkPolicy(config, observation_spec, action_spec, normalizer)
     return policy, windows, validation

@@ -28,6 +28,7 @@ from flowchunk.policy.flow import (
 )
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.normalizer import Normalizer
+from flowchunk.policy.relative_actions import check_relative_to, reference
 
 KIND = "chunk_policy"
 ACTION = "action"
@@ -39,7 +40,8 @@ class PolicyConfig:
 
     horizon: H actions predicted; n_action_steps: how many of them are executed before looking again. prefix_max: the
     longest prefix of already committed actions that training shows (0: none). mask_padding: leave the held actions
-    behind an episode's end out of the loss.
+    behind an episode's end out of the loss. relative_to: for each action dimension the observed value, as KEY.INDEX,
+    that the network predicts it relative to, or None; policies take and give absolute actions all the same.
     """
 
     network: str = "mlp"
@@ -51,6 +53,7 @@ class PolicyConfig:
     solver: str = "euler"
     prefix_max: int = 0
     mask_padding: bool = False
+    relative_to: Sequence[str | None] | None = None
 
     def __post_init__(self) -> None:
         _require_known("network", self.network, NETWORKS)
@@ -75,6 +78,8 @@ class ChunkPolicy(nn.Module):
         self.config, self.observation_spec, self.action_spec = config, observation_spec, action_spec
         self.valid_nfe: tuple[int, ...] | None = None  # None: any
         self.normalizer = normalizer
+        if config.relative_to is not None:
+            check_relative_to(config.relative_to, observation_spec, action_spec.size)
         self.encoder = StateEncoder(observation_spec, observation_steps=config.observation_steps)
         try:
             self.network = NETWORKS[config.network](
@@ -109,7 +114,7 @@ class ChunkPolicy(nn.Module):
         prefix_length = draws.get("prefix_length")
         errors = flow_matching_errors(
             self.network,
-            self.normalizer.normalize(ACTION, batch[ACTION]),
+            self.to_network(batch[ACTION], observation),
             condition=self.encode(observation),
             x_0=draws["x_0"],
             t=draws["t"],
@@ -157,12 +162,25 @@ class ChunkPolicy(nn.Module):
             times.to(device),
             condition=self.encode(tensors),
             method=self.config.solver,
-            prefix=None if known is None else self.normalizer.normalize(ACTION, known),
+            prefix=None if known is None else self.to_network(known, tensors),
         )
-        chunk = self.normalizer.denormalize(ACTION, x_1).cpu().numpy()
+        chunk = self.from_network(x_1, tensors).cpu().numpy()
         if prefix is not None:
             chunk[:, : prefix.shape[1]] = prefix
         return chunk
+
+    def to_network(self, actions: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
+        """Physical actions (B, h, D), the first h of chunks, to what the network predicts."""
+        if self.config.relative_to is not None:
+            actions = actions - reference(observation, self.config.relative_to)
+        known = actions.shape[1]  # relative chunks have a scaling for each place in the chunk, so they go in whole
+        whole = torch.nn.functional.pad(actions, (0, 0, 0, self.config.horizon - known))
+        return self.normalizer.normalize(ACTION, whole)[:, :known]
+
+    def from_network(self, x: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of ``to_network``, for whole chunks (B, H, D)."""
+        actions = self.normalizer.denormalize(ACTION, x)
+        return actions if self.config.relative_to is None else actions + reference(observation, self.config.relative_to)
 
     def times(self, nfe: int | None) -> Tensor:
         """The time grid for so many evaluations. Raises ConfigurationError where this policy does not admit them."""

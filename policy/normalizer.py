@@ -131,6 +131,10 @@ class Normalizer(nn.Module):
         slack = tolerance * (high - low) + 1e-6
         return float(((values < low - slack) | (values > high + slack)).float().mean())
 
+    def with_scaling(self, key: str, scaling: Scaling) -> Normalizer:
+        """The same normaliser with another scaling for ``key``."""
+        return Normalizer({**self.scalings, key: scaling})
+
     def to_json(self) -> dict[str, Any]:
         """A value that ``json.dumps`` accepts and ``from_json`` reads."""
         return {key: scaling.to_json() for key, scaling in self.scalings.items()}

@@ -1,0 +1,58 @@
+"""Actions relative to what the robot saw last: a chunk's precision is then that of the motion, not of the workspace.
+
+Every action of a chunk is taken relative to the *same* observation, the one at the chunk's start (Chi et al., UMI,
+2402.10329), so errors do not add up along the chunk as they do with step-to-step deltas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.specs import ObservationSpec
+from flowchunk.datasets.windows import Windows
+
+RelativeTo = Sequence[str | None]
+
+
+def check_relative_to(relative_to: RelativeTo, observation_spec: ObservationSpec, action_size: int) -> None:
+    """Raise ConfigurationError unless ``relative_to`` names one observed value, as KEY.INDEX, or None for each action."""
+    if len(relative_to) != action_size:
+        raise ConfigurationError(
+            f"policy.relative_to has {len(relative_to)} entries for {action_size} action dimensions"
+        )
+    for entry in relative_to:
+        key, _, index = (entry or "").rpartition(".")
+        field = observation_spec.fields.get(key)
+        if entry is not None and (field is None or not index.isdigit() or int(index) >= field.size):
+            raise ConfigurationError(
+                f"policy.relative_to: expected KEY.INDEX of an observed value or null, got {entry!r}; the keys are "
+                f"{ {key: field.size for key, field in observation_spec.fields.items()} }"
+            )
+
+
+def reference(observation: Mapping[str, Tensor], relative_to: RelativeTo) -> Tensor:
+    """(B, 1, D): for each action dimension the observed value at the chunk's start, 0 where there is none.
+
+    observation: raw values {key: (B, To, …)}. relative_to: per action dimension ``"KEY.INDEX"`` (index flattened) or None.
+    """
+    columns = []
+    for entry in relative_to:
+        if entry is None:
+            columns.append(torch.zeros_like(next(iter(observation.values())).flatten(1)[:, 0]))
+        else:
+            key, _, index = entry.rpartition(".")
+            columns.append(observation[key][:, -1].flatten(1)[:, int(index)])
+    return torch.stack(columns, dim=-1)[:, None]
+
+
+def relative_chunks(windows: Windows, relative_to: RelativeTo, *, block: int = 8192) -> Iterator[np.ndarray]:
+    """All chunks of the windows, relative, in blocks (N, H, D): what their normaliser is fitted to."""
+    for start in range(0, len(windows), block):
+        batch = windows.batch(torch.arange(start, min(start + block, len(windows)), device=windows.frames.device))
+        observation = {key: batch[f"observation.{key}"] for key in windows.observations}
+        yield (batch["action"] - reference(observation, relative_to)).cpu().numpy()

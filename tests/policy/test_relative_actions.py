@@ -1,0 +1,104 @@
+"""Actions predicted relative to the observation: an inner matter of the policy, absolute on both sides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
+from flowchunk.datasets.windows import Windows
+from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.policy.relative_actions import reference, relative_chunks
+
+OBSERVATION = ObservationSpec({"state": ObservationField((3,)), "hand": ObservationField((2, 2))})
+ACTION = ActionSpec(tuple(ActionDimension(name, "m", "world") for name in "xyg"), 10.0)
+RELATIVE_TO = ["state.1", "hand.2", None]
+STEPS, HORIZON = 2, 4
+
+
+def make_windows(frames: int = 40) -> Windows:
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.arange(frames)
+    return Windows(
+        {"state": torch.randn(frames, 3, generator=generator), "hand": torch.randn(frames, 2, 2, generator=generator)},
+        torch.randn(frames, 3, generator=generator),
+        numbers,
+        numbers * 0,
+        numbers * 0 + frames - 1,
+        STEPS,
+        HORIZON,
+    )
+
+
+def make_policy(windows: Windows, *, prefix_max: int = 2) -> ChunkPolicy:
+    scalings = {key: Scaling.fit("min_max", [values.numpy()]) for key, values in windows.observations.items()}
+    scalings["action"] = Scaling.fit("gaussian", relative_chunks(windows, RELATIVE_TO))
+    options = {"width": 16, "blocks": 1}
+    config = PolicyConfig(
+        network_options=options, horizon=HORIZON, n_action_steps=2, prefix_max=prefix_max, relative_to=RELATIVE_TO
+    )
+    policy = ChunkPolicy(config, OBSERVATION, ACTION, Normalizer(scalings))
+    torch.manual_seed(1)
+    for parameter in policy.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return policy.eval()
+
+
+def test_the_reference_is_the_last_frame_observed() -> None:
+    observation = {"state": torch.arange(12.0).view(2, 2, 3), "hand": torch.arange(16.0).view(2, 2, 2, 2)}
+    expected = [[[4.0, 6.0, 0.0]], [[10.0, 14.0, 0.0]]]
+    np.testing.assert_array_equal(reference(observation, RELATIVE_TO), expected)
+
+
+def test_relative_chunks_have_the_normalisers_mean_and_deviation_at_every_place() -> None:
+    windows = make_windows()
+    policy = make_policy(windows)
+    batch = windows.batch(torch.arange(len(windows)))
+    observation = {key: batch[f"observation.{key}"] for key in OBSERVATION.fields}
+    inner = policy.to_network(batch["action"], observation)
+    assert inner.shape == (len(windows), HORIZON, 3)
+    np.testing.assert_allclose(inner.mean(0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(inner.std(0, correction=0), 1.0, atol=1e-5)
+    torch.testing.assert_close(policy.from_network(inner, observation), batch["action"])
+
+
+def test_the_chunk_moves_with_what_it_is_relative_to() -> None:
+    windows = make_windows()
+    policy = make_policy(windows)
+    batch = windows.batch(torch.tensor([7]))
+    observation = {key: batch[f"observation.{key}"].numpy() for key in OBSERVATION.fields}
+    policy.encode = lambda observation: torch.zeros(1, 14)  # type: ignore[method-assign]  # blind: only the reference is left
+    chunk = policy.predict_chunk(observation, seed=0)
+    moved = {**observation, "state": observation["state"] + np.float32(5.0)}
+    expected = chunk + np.array([5.0, 0.0, 0.0])
+    np.testing.assert_allclose(policy.predict_chunk(moved, seed=0), expected, atol=1e-4)
+
+
+def test_a_prefix_comes_back_and_a_checkpoint_acts_alike(tmp_path: Path) -> None:
+    windows = make_windows()
+    policy = make_policy(windows)
+    batch = windows.batch(torch.tensor([3, 9]))
+    observation = {key: batch[f"observation.{key}"].numpy() for key in OBSERVATION.fields}
+    prefix = batch["action"][:, :2].numpy()
+    chunk = policy.predict_chunk(observation, seed=3, prefix=prefix)
+    np.testing.assert_array_equal(chunk[:, :2], prefix)
+    policy.save(tmp_path / "checkpoint")
+    again = ChunkPolicy.load(tmp_path / "checkpoint").predict_chunk(observation, seed=3, prefix=prefix)
+    np.testing.assert_array_equal(again, chunk)
+
+
+@pytest.mark.parametrize(
+    "relative_to",
+    [["state.0"], ["state.3", None, None], ["arm.0", None, None], ["state", None, None], ["state.x", None, None]],
+)
+def test_a_reference_that_is_not_there(relative_to: list[str | None]) -> None:
+    config = PolicyConfig(relative_to=relative_to)
+    scalings = {key: Scaling.fit("min_max", [np.zeros((2, *field.shape))]) for key, field in OBSERVATION.fields.items()}
+    scalings["action"] = Scaling.fit("min_max", [np.zeros((2, 3))])
+    with pytest.raises(ConfigurationError, match=r"policy\.relative_to"):
+        ChunkPolicy(config, OBSERVATION, ACTION, Normalizer(scalings))
