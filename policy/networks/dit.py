@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F  # noqa: N812 -- the name that every torch user reads at a glance
 from torch import Tensor, nn
 
-from flowchunk.policy.networks.conditioning import AdaptiveLayerNorm, TimeAndCondition, per_token, zero_initialised
+from flowchunk.policy.networks.conditioning import AdaptiveLayerNorm
+from flowchunk.policy.networks.token_network import TokenNetwork
 
 
-class DiT(nn.Module):
+class DiT(TokenNetwork):
     """Velocity of a chunk by a transformer; every token's adaptive norms see that token's own time."""
 
     def __init__(
@@ -23,20 +23,13 @@ class DiT(nn.Module):
         heads: int = 4,
         expansion: int = 4,
     ) -> None:
-        super().__init__()
-        self.embedding = TimeAndCondition(condition_size, width)
-        self.input = nn.Linear(action_size, width)
-        self.position = nn.Parameter(0.02 * torch.randn(horizon, width))
-        self.blocks = nn.ModuleList(TransformerBlock(width, heads, expansion) for _ in range(blocks))
-        self.norm = AdaptiveLayerNorm(width, gates=0)
-        self.output = zero_initialised(nn.Linear(width, action_size))
-
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor, *, t_end: Tensor | None = None) -> Tensor:
-        c = per_token(self.embedding(t, condition, t_end))  # (B, H, width), or (B, 1, width) for one time a sample
-        h = self.input(x) + self.position
-        for block in self.blocks:
-            h = block(h, c)
-        return self.output(self.norm(h, c)[0])
+        super().__init__(
+            (TransformerBlock(width, heads, expansion) for _ in range(blocks)),
+            action_size=action_size,
+            horizon=horizon,
+            condition_size=condition_size,
+            width=width,
+        )
 
 
 class TransformerBlock(nn.Module):

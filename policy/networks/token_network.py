@@ -1,0 +1,35 @@
+"""The frame that networks over action tokens share: only the block in the middle differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from flowchunk.policy.networks.conditioning import AdaptiveLayerNorm, TimeAndCondition, per_token, zero_initialised
+
+
+class TokenNetwork(nn.Module):
+    """Velocity of a chunk, an action a token: embed, pass the blocks, project; every token sees its own time.
+
+    blocks: modules ``block(h (B, H, width), c (B, H or 1, width)) -> like h``.
+    """
+
+    def __init__(
+        self, blocks: Iterable[nn.Module], *, action_size: int, horizon: int, condition_size: int, width: int
+    ) -> None:
+        super().__init__()
+        self.embedding = TimeAndCondition(condition_size, width)
+        self.input = nn.Linear(action_size, width)
+        self.position = nn.Parameter(0.02 * torch.randn(horizon, width))
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = AdaptiveLayerNorm(width, gates=0)
+        self.output = zero_initialised(nn.Linear(width, action_size))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor, *, t_end: Tensor | None = None) -> Tensor:
+        c = per_token(self.embedding(t, condition, t_end))  # (B, H, width), or (B, 1, width) for one time a sample
+        h = self.input(x) + self.position
+        for block in self.blocks:
+            h = block(h, c)
+        return self.output(self.norm(h, c)[0])
