@@ -1,6 +1,8 @@
 """PickPlace from scripted demonstrations, state observations: collect, train, evaluate, and count the bins.
 
-usage: python benchmarks/pickplace_state.py OUTPUT_DIR [--demonstrations 200] [--steps 10000] [--episodes 200]
+usage: python benchmarks/pickplace_state.py OUTPUT_DIR [--demonstrations 200] [--steps 3000] [--episodes 200]
+
+OUTPUT_DIR may be that of `flowchunk demo`, whose demonstrations and policy are then used.
 
 Targets: success >= 0.95 after at most 10 minutes of training, each bin chosen in at least 25 % of the successes.
 """
@@ -24,23 +26,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--demonstrations", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=3_000)
     parser.add_argument("--episodes", type=int, default=200)
     options = parser.parse_args()
-    store, run = options.output_dir / "demonstrations.zarr", options.output_dir / "run"
+    store, run = options.output_dir / "demonstrations.zarr", options.output_dir / "train"
     task = "task=pickplace_state"
     if not store.exists() and flowchunk(["collect", task, f"output_dir={store}", f"episodes={options.demonstrations}"]):
         raise SystemExit(1)
     started = time.perf_counter()
-    if flowchunk(["train", task, f"dataset.path={store}", f"training.steps={options.steps}", f"output_dir={run}"]):
-        raise SystemExit(1)
-    minutes = (time.perf_counter() - started) / 60
+    if not run.exists():
+        arguments = [task, f"dataset.path={store}", f"training.steps={options.steps}", f"output_dir={run}"]
+        if flowchunk(["train", *arguments]):
+            raise SystemExit(1)
+        print(f"training {(time.perf_counter() - started) / 60:.1f} minutes, evaluations included")
     policy = ChunkPolicy.load(run)
     make_env = environment_maker("flowchunk/PickPlace-v1", {})
     result = rollout(policy, make_env, execution_of(policy.config), episodes=options.episodes, nfe=4)
     bins = Counter(int(info["bin"]) for info in result.infos if info["is_success"])
     low, high = wilson_interval(result.successes, options.episodes)
-    print(f"training {minutes:.1f} minutes (evaluations included)")
     print(f"success {result.success_rate:.3f} [{low:.3f}, {high:.3f}], score {result.score_mean:.3f}")
     print(
         f"bins chosen in the successes: {', '.join(f'{b}: {n / result.successes:.0%}' for b, n in sorted(bins.items()))}"
