@@ -175,12 +175,21 @@ class Trainer:
         accelerator.backward(
             loss * accelerator.num_processes
         )  # DDP averages gradients; the global mean needs their sum
-        norm = accelerator.clip_grad_norm_(self.parallel.parameters(), config.gradient_clip)
+        norm = self.clip_gradients()
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
         self.ema.update_parameters(self.module)
         self.loss_sum += loss.detach()
         self.step += 1
+        return norm
+
+    def clip_gradients(self) -> float:
+        """Shorten the gradient to the configured norm, and return the norm it had; one that is short is not touched."""
+        parameters = list(self.parallel.parameters())
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not norm <= self.config.gradient_clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
         return float(norm)
 
     def share_of_batch(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -225,6 +225,7 @@ def test_the_simulation_is_asked_how_good_a_policy_is(pusht_store: Path, tmp_pat
     assert measured["step"] == 6
     assert 0 <= measured["score"] <= 1
     assert measured["success_rate"] in (0, 0.5, 1)
+    assert measured["score"] == pytest.approx((measured["score_mean"] + measured["success_rate"]) / 2)
     remembered = description(run / "checkpoints" / "best")["training"]["metrics"]
     assert remembered == {key: value for key, value in measured.items() if key != "step"}
 
