@@ -49,7 +49,7 @@ def test_the_report_says_what_was_measured(report: dict[str, Any], trained_run: 
     assert report["task"] == "pusht_state"
     assert report["env_id"] == "flowchunk/PushT-v1"
     assert report["checkpoint"] == str(trained_run / "checkpoints" / "best")
-    assert (report["seed"], report["nfe"], report["n_action_steps"], report["num_envs"]) == (100_000, 4, 8, 50)
+    assert (report["seed"], report["nfe"], report["n_action_steps"], report["num_envs"]) == (100_000, 4, 4, 50)
     assert {"flowchunk", "torch", "mujoco", "gymnasium", "numpy"} <= report["versions"].keys()
 
 

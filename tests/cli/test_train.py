@@ -156,7 +156,7 @@ def test_a_resumed_run_ends_as_if_it_had_not_been_interrupted(
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("training.learning_rate=0.001", "training.learning_rate: 0.0005 then, 0.001 now"),
+        ("training.learning_rate=0.002", "training.learning_rate: 0.001 then, 0.002 now"),
         ("seed=1", "seed: 0 then, 1 now"),
         ("env.physics_step=0.005", "env.physics_step: None then, 0.005 now"),
         ("network.width=16", "network.width: 32 then, 16 now"),
@@ -242,7 +242,7 @@ def test_the_best_score_in_simulation_chooses_the_best_checkpoint(
     monkeypatch.setattr("flowchunk.cli.train.rollout", rollout)
     assert main(pusht(pusht_store, tmp_path / "run", *tiny, "evaluation.episodes=7", "evaluation.nfe=2")) == 0
     best = description(tmp_path / "run" / "checkpoints" / "best")["training"]
-    assert (best["step"], best["metrics"]["score"]) == (4, 0.9)
+    assert (best["step"], best["metrics"]["score_mean"]) == (4, 0.9)
     assert asked == [{"episodes": 7, "seed": 300_000, "nfe": 2}] * 3
     assert description(tmp_path / "run" / "checkpoints" / "last")["training"]["step"] == 6
 
