@@ -5,6 +5,7 @@ usage: flowchunk eval CHECKPOINT [KEY=VALUE ...]
   CHECKPOINT                       a run directory (its best, else last) or a checkpoint directory
   episodes=100  seed=100000        episode i is reset with seed + i
   nfe=4                            network evaluations a chunk
+  solver=NAME                      another way through the same field than the checkpoint's
   n_action_steps=N                 actions executed before looking again (default: the policy's own)
   env.KEY=VALUE  env_id=ID         another environment than in training
   video=1                          episodes to film, with the predicted chunks drawn in
@@ -17,24 +18,25 @@ writes DIR/eval.json and DIR/videos/*.mp4, and prints a table.
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from flowchunk.cli.latency import latency_ms
 from flowchunk.cli.options import read_options
 from flowchunk.cli.simulation import MakeEnv, environment_maker, execution_of
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
 from flowchunk.datasets.specs import require_observations, require_same_actions
 from flowchunk.envs.rollout import ChunkExecution, Rollout, record_episode, rollout
 from flowchunk.envs.video import write_video
-from flowchunk.policy.checkpoint import find_checkpoint, read_json
+from flowchunk.policy.checkpoint import find_checkpoint, read_json, run_of
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.evaluation.intervals import wilson_interval
 
@@ -52,39 +54,21 @@ def evaluate(checkpoint: str | Path, options: dict[str, Any]) -> Path:
     """Evaluate with the options of ``configs/eval.yaml``; returns the path of ``eval.json``."""
     console = Console()
     directory = find_checkpoint(checkpoint)
-    policy = ChunkPolicy.load(directory)
+    setting = set_up(directory, options)
+    policy, make_env, execution = setting.policy, setting.make_env, setting.execution
     policy.times(options["nfe"])  # refuse what the policy does not admit before anything is run
-    training = read_json(directory / "checkpoint.json")["training"]
-    env_id = options["env_id"] or training.get("env_id")
-    if env_id is None:
-        raise ConfigurationError(f"{directory} does not say which environment it is for; give env_id=…")
-    for name in ("episodes", "num_envs"):
-        if options[name] < 1:
-            raise ConfigurationError(f"{name}={options[name]} must be at least 1")
-    inherited = training["env"] if env_id == training.get("env_id") else {}
-    make_env = environment_maker(env_id, {**inherited, **options["env"]})
-    _check_env(policy, make_env, env_id)
-    execution = execution_of(policy.config, n_action_steps=options["n_action_steps"])
-    output_dir = Path(options["output_dir"] or _run_of(directory) / "eval").expanduser()
+    output_dir = Path(options["output_dir"] or run_of(directory) / "eval").expanduser()
     output_dir.mkdir(parents=True, exist_ok=True)
 
-    latency = _latency_ms(policy, make_env, execution, nfe=options["nfe"])
+    latency = setting.latency_ms(options["nfe"])
     with Progress(console=console) as progress:
         task = progress.add_task(f"evaluating {options['episodes']} episodes", total=options["episodes"])
-        result = rollout(
-            policy,
-            make_env,
-            execution,
-            episodes=options["episodes"],
-            seed=options["seed"],
-            nfe=options["nfe"],
-            num_envs=options["num_envs"],
-            workers=options["workers"],
-            advance=lambda done: progress.update(task, completed=done),
+        result = setting.roll_out(
+            options, nfe=options["nfe"], advance=lambda done: progress.update(task, completed=done)
         )
     report = {
-        "task": training.get("task"),
-        "env_id": env_id,
+        "task": setting.task,
+        "env_id": setting.env_id,
         "checkpoint": str(directory),
         "seed": options["seed"],
         "nfe": _nfe(policy, options["nfe"]),
@@ -101,6 +85,59 @@ def evaluate(checkpoint: str | Path, options: dict[str, Any]) -> Path:
     _film(console, policy, make_env, execution, options, output_dir)
     console.print(f"written: {file}")
     return file
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A policy, and the environment that it is evaluated in."""
+
+    policy: ChunkPolicy
+    make_env: MakeEnv
+    execution: ChunkExecution
+    env_id: str
+    task: str | None
+
+    def roll_out(self, options: Mapping[str, Any], *, nfe: int | None, advance: Callable[[int], None]) -> Rollout:
+        """Episodes as the options say."""
+        return rollout(
+            self.policy,
+            self.make_env,
+            self.execution,
+            episodes=options["episodes"],
+            seed=options["seed"],
+            nfe=nfe,
+            num_envs=options["num_envs"],
+            workers=options["workers"],
+            advance=advance,
+        )
+
+    def latency_ms(self, nfe: int | None) -> dict[str, float]:
+        """Time of one chunk at batch 1."""
+        env = self.make_env()
+        observation, _ = env.reset(seed=0)
+        env.close()
+        steps = self.execution.observation_steps
+        batch = {key: np.stack([value] * steps)[None] for key, value in observation.items()}
+        return latency_ms(lambda number: self.policy.predict_chunk(batch, nfe=nfe, seed=number))
+
+
+def set_up(directory: Path, options: Mapping[str, Any]) -> Setting:
+    """The policy of a checkpoint in its environment, or in the one that the options name. Raises ConfigurationError."""
+    policy = ChunkPolicy.load(directory)
+    if options["solver"] is not None:
+        policy = policy.with_solver(options["solver"])
+    training = read_json(directory / "checkpoint.json")["training"]
+    env_id = options["env_id"] or training.get("env_id")
+    if env_id is None:
+        raise ConfigurationError(f"{directory} does not say which environment it is for; give env_id=…")
+    for name in ("episodes", "num_envs"):
+        if options[name] < 1:
+            raise ConfigurationError(f"{name}={options[name]} must be at least 1")
+    inherited = training["env"] if env_id == training.get("env_id") else {}
+    make_env = environment_maker(env_id, {**inherited, **options["env"]})
+    _check_env(policy, make_env, env_id)
+    execution = execution_of(policy.config, n_action_steps=options["n_action_steps"])
+    return Setting(policy, make_env, execution, env_id, training.get("task"))
 
 
 def _outcome(result: Rollout) -> dict[str, Any]:
@@ -128,25 +165,6 @@ def _check_env(policy: ChunkPolicy, make_env: MakeEnv, env_id: str) -> None:
         require_same_actions(policy.action_spec, theirs, expected_by="the policy", got_from=env_id)
     finally:
         env.close()
-
-
-def _latency_ms(
-    policy: ChunkPolicy, make_env: MakeEnv, execution: ChunkExecution, *, nfe: int | None, calls: int = 50
-) -> dict[str, float]:
-    """Time of one chunk at batch 1 on one thread, where a small network is fastest; the first calls are left out."""
-    env = make_env()
-    observation, _ = env.reset(seed=0)
-    env.close()
-    batch = {key: np.stack([value] * execution.observation_steps)[None] for key, value in observation.items()}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    times = []
-    for call in range(calls + 10):
-        started = time.perf_counter()
-        policy.predict_chunk(batch, nfe=nfe, seed=call)
-        times.append(1000 * (time.perf_counter() - started))
-    torch.set_num_threads(threads)
-    return {"p50": float(np.percentile(times[10:], 50)), "p95": float(np.percentile(times[10:], 95))}
 
 
 def _film(
@@ -186,7 +204,3 @@ def _print_table(console: Console, report: dict[str, Any]) -> None:
         f"{report['env_steps_per_second']:,.0f}",
     )
     console.print(table)
-
-
-def _run_of(checkpoint: Path) -> Path:
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint

@@ -12,6 +12,9 @@ COMMANDS = {
     "demo": "the whole job on the bundled arm: collect, train, evaluate, film",
     "train": "train a policy from demonstrations",
     "eval": "evaluate a checkpoint in simulation: score, success, latency, videos",
+    "sweep": "quality and latency of a checkpoint against its number of network calls",
+    "generate": "samples, pictures and measures of a model of toys or pictures",
+    "compare": "diffusion objectives side by side, measured on one page: flowchunk compare objectives",
     "collect": "record demonstrations by a task's scripted expert",
     "data": "look at a data set: flowchunk data inspect PATH",
 }

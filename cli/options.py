@@ -15,8 +15,27 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowchunk.datasets.errors import ConfigurationError
 
-OPEN_NODES = ("env.", "dataset.sources.", "dataset.normalizer.")
-WHOLE_OR_NULL = ("nfe", "n_action_steps", "training.warmup_steps", "training.evaluate_every")  # other nulls are text
+OPEN_NODES = (
+    "env.",
+    "dataset.sources.",
+    "dataset.normalizer.",
+    "policy.time_density_options.",
+    "model.time_density_options.",
+)
+WHOLE_OR_NULL = (  # other nulls are text
+    "nfe",
+    "n",
+    "label",
+    "n_action_steps",
+    "samples",
+    "size",
+    "half",
+    "processes",
+    "evaluation.nfe",
+    "training.warmup_steps",
+    "training.evaluate_every",
+)
+NUMBER_OR_NULL = ("policy.snr_cap", "model.snr_cap")
 SECTION_OR_NULL = ("dataset.symmetry",)
 LIST_OR_NULL = ("policy.relative_to",)
 KINDS: dict[type, tuple[tuple[type, ...], str]] = {
@@ -85,12 +104,17 @@ def _check_values(values: Mapping[str, Any], defaults: Mapping[Any, Any], prefix
                 raise ConfigurationError(f"{path}={value} is not a value but a section; give {path}.KEY=VALUE")
             _check_values(value, default, f"{path}.")
             continue
-        null_kind = int if path in WHOLE_OR_NULL else list if path in LIST_OR_NULL else str
+        null_kind = _kind_of_null(path)
         accepted, description = KINDS[null_kind if default is None else type(default)]
         if type(value) not in accepted and value != default and not (path in LIST_OR_NULL and value is None):
             raise ConfigurationError(f"{path}={value} must be {description}")
         if key == "seed" and value < 0:
             raise ConfigurationError(f"{path}={value} must be at least 0")
+
+
+def _kind_of_null(path: str) -> type:
+    kinds = ((int, WHOLE_OR_NULL), (list, LIST_OR_NULL), (float, NUMBER_OR_NULL))
+    return next((kind for kind, paths in kinds if path in paths), str)
 
 
 def _explain(config: str, overrides: Sequence[str], error: Exception) -> str:
@@ -103,7 +127,9 @@ def _explain(config: str, overrides: Sequence[str], error: Exception) -> str:
         return f"task=… must be given; there are {', '.join(choices('task'))}"
     with initialize_config_module("flowchunk.configs", version_base="1.3"):
         known = _keys(compose(config, overrides=[f"task={given['task']}"] if "task" in given else []))
-    for key in given:
+    for key, value in given.items():
+        if any(name.startswith(f"{key}.") for name in known) and key not in ("task", "network"):
+            return f"{key}={value} is not a value but a section; give {key}.KEY=VALUE"
         if key not in known and not key.startswith(OPEN_NODES) and key not in ("task", "network"):
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
             meant = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"

@@ -1,6 +1,7 @@
 """flowchunk train: learn a policy from demonstrations.
 
-usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]
+usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]        a robot's policy
+       flowchunk train task=DOMAIN [dataset=NAME] [KEY=VALUE ...]         see below
 
   task=pusht_state|pusht_keypoints|pickplace_state
   dataset.path=PATH                a zarr store: ours (flowchunk collect) or diffusion_policy's
@@ -9,10 +10,18 @@ usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]
   training.checkpoint_every=1000  training.log_every=100  training.evaluate_every=STEPS
   training.resume=true             go on from the last checkpoint in output_dir, bit for bit
   training.init_from=CHECKPOINT    fine-tune; network, specs and normaliser are the checkpoint's
+  objective=flow|ddpm|x|v|kl|regression|mip|flow_map  schedule=linear|linear_beta|cosine|sigmoid
+  policy.solver=…  policy.time_density=beta|uniform|logit_normal|mode
   policy.horizon=16  policy.n_action_steps=8  policy.observation_steps=2
   evaluation.episodes=50           in simulation; the mean of score and success rate chooses `best` (0: the validation loss)
   env.KEY=VALUE                    an argument of the environment; eval inherits it
   seed=0  device=auto|cpu  output_dir=DIR  logging.wandb=true
+
+The same loss, sampler and trainer for other data (then: flowchunk generate RUN):
+  task=toy2d                       dataset=8gaussians|two_moons|checkerboard|spiral
+  task=obstacle|torus              chunks round an obstacle; the inverse kinematics of an arm
+  task=images                      dataset=digits|FOLDER|ZIP [size=32] [invert=true] [half=0] [model.augment=true]
+  samples=N                        train on so many; model.coupling=ot  model.label_dropout=0.1  model.solver=…
 
 writes DIR/checkpoints/{last,best}, DIR/metrics.jsonl, DIR/config.yaml, DIR/loss.png, DIR/tensorboard.
 Two processes on a CPU: torchrun --nproc-per-node 2 --no-python flowchunk train ... output_dir=DIR device=cpu
@@ -20,21 +29,16 @@ Two processes on a CPU: torchrun --nproc-per-node 2 --no-python flowchunk train 
 
 from __future__ import annotations
 
-import copy
-import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from omegaconf import OmegaConf
-from rich.console import Console
 
-from flowchunk.cli.options import fill, read_options, to_yaml
-from flowchunk.cli.plots import plot_loss
+from flowchunk.cli.domains import DOMAINS
+from flowchunk.cli.options import fill, read_options
 from flowchunk.cli.simulation import MakeEnv, environment_maker, execution_of
+from flowchunk.cli.training_run import prepare, with_output_dir
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec, require_observations, require_same_actions
 from flowchunk.datasets.store import Store
@@ -44,60 +48,38 @@ from flowchunk.envs.rollout import rollout
 from flowchunk.policy.chunk_policy import ACTION, KIND, ChunkPolicy, PolicyConfig
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.relative_actions import check_relative_to, relative_chunks
-from flowchunk.policy.train import Trainer, TrainingConfig, seeded
 
 
 def run(arguments: list[str]) -> None:
     """Train as the arguments say."""
-    options = read_options("train", arguments)
-    options["output_dir"] = str(options["output_dir"] or _default_output_dir(options))
-    train(options)
+    task = next((argument.partition("=")[2] for argument in reversed(arguments) if argument.startswith("task=")), None)
+    if task in DOMAINS:
+        from flowchunk.cli.train_generative import train_generative
+
+        train_generative(with_output_dir(read_options("train_generative", arguments)))
+    else:
+        train(with_output_dir(read_options("train", arguments)))
 
 
 def train(options: dict[str, Any]) -> Path:
     """Train with the options of ``configs/train.yaml``; returns the run's directory."""
     _check_ranges(options)
-    accelerator = Accelerator(cpu=options["device"] == "cpu")
-    console = Console(quiet=not accelerator.is_main_process)
-    run_dir = Path(options["output_dir"]).expanduser()
-    resume = _check_run(run_dir, options)
-    _set_matmul_precision(options["training"]["matmul_precision"])
     make_env = environment_maker(options["task"]["env_id"], options["env"])
-    policy, windows, validation = _policy_and_data(options, make_env, accelerator.device)
+    run = prepare(options)
+    policy, windows, validation = _policy_and_data(options, make_env, run.accelerator.device)
     if options["evaluation"]["episodes"]:
         policy.times(options["evaluation"]["nfe"])  # refuse what the policy does not admit before it is trained
-    training = fill(TrainingConfig, {**options["training"], "seed": options["seed"]}, section="training")
-    trainer = Trainer(
+    run.train(
         policy,
         windows,
-        training,
-        output_dir=run_dir,
-        accelerator=accelerator,
-        evaluate=_evaluation(options, make_env) if options["evaluation"]["episodes"] else None,
+        kind=KIND,
+        described=f"{len(windows):,} windows to train on and {len(validation):,} to validate",
+        nbytes=windows.nbytes + validation.nbytes,
         validation=validation,
-        wandb=options["logging"]["wandb"],
-        remember={"task": options["task"]["name"], "env_id": options["task"]["env_id"], "env": options["env"]},
+        evaluate=_evaluation(options, make_env) if options["evaluation"]["episodes"] else None,
+        remember={"env_id": options["task"]["env_id"], "env": options["env"]},
     )
-    if resume:
-        trainer.resume(kind=KIND)
-        console.print(f"resuming from step {trainer.step}")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(to_yaml(options))
-    _print_plan(console, trainer, policy, windows, validation)
-    trainer.run()
-    if accelerator.is_main_process:
-        plot_loss(run_dir)
-    console.print(f"done: {run_dir}/checkpoints/best, {run_dir}/metrics.jsonl, {run_dir}/loss.png")
-    return run_dir
-
-
-def _set_matmul_precision(precision: str) -> None:
-    try:
-        torch.set_float32_matmul_precision(precision)
-    except RuntimeError as error:
-        raise ConfigurationError(f"training.matmul_precision={precision} must be highest, high or medium") from error
+    return run.directory
 
 
 def _policy_and_data(
@@ -117,7 +99,13 @@ def _policy_and_data(
         network = dict(options["network"])
         config = fill(
             PolicyConfig,
-            {**options["policy"], "network": network.pop("name"), "network_options": network},
+            {
+                **options["policy"],
+                "network": network.pop("name"),
+                "network_options": network,
+                "objective": options["objective"],
+                "schedule": options["schedule"],
+            },
             section="policy",
         )
     train_episodes, validation_episodes = split_episodes(
@@ -209,73 +197,7 @@ def _evaluation(options: Mapping[str, Any], make_env: MakeEnv) -> Callable[[Chun
 
 
 def _check_ranges(options: Mapping[str, Any]) -> None:
-    if options["device"] not in ("auto", "cpu"):
-        raise ConfigurationError(f"unknown device {options['device']!r}; there are auto, cpu")
     if not 0 <= (fraction := options["dataset"]["validation_fraction"]) < 1:
         raise ConfigurationError(f"dataset.validation_fraction={fraction} must be at least 0 and below 1")
     if (episodes := options["evaluation"]["episodes"]) < 0:
         raise ConfigurationError(f"evaluation.episodes={episodes} must be at least 0")
-
-
-def _check_run(run_dir: Path, options: Mapping[str, Any]) -> bool:
-    """Whether to resume. Raises ConfigurationError where a run is in the way, or is not the one to resume."""
-    saved = run_dir / "config.yaml"
-    if not saved.exists():
-        return False
-    if not options["training"]["resume"]:
-        raise ConfigurationError(
-            f"{run_dir} holds a training run; add training.resume=true to continue it, or choose another output_dir"
-        )
-    before, now = _comparable(OmegaConf.to_container(OmegaConf.load(saved))), _comparable(options)
-    if different := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
-        changes = ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in different)
-        raise ConfigurationError(f"{run_dir} was started with other options ({changes}); resume it with the same ones")
-    return (run_dir / "checkpoints" / "last").exists() or (run_dir / "checkpoints" / ".last.previous").exists()
-
-
-def _comparable(options: Any, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in options.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= _comparable(value, f"{path}.")
-        elif path not in ("output_dir", "training.resume", "logging.wandb"):
-            flat[path] = value
-    return flat
-
-
-def _print_plan(console: Console, trainer: Trainer, policy: ChunkPolicy, windows: Windows, validation: Windows) -> None:
-    steps = trainer.config.steps - trainer.step
-    seconds = _seconds_a_step(trainer) * steps
-    parameters = sum(parameter.numel() for parameter in policy.parameters())
-    held = (windows.nbytes + validation.nbytes + 5 * 4 * parameters) / 2**20
-    console.print(
-        f"{policy.config.network} with {parameters / 1e6:.2f} M parameters, {len(windows):,} windows to train on and "
-        f"{len(validation):,} to validate, {held:,.0f} MiB of data, weights and optimiser on {trainer.accelerator.device};\n"
-        f"{steps:,} steps of {trainer.config.batch_size}: about {seconds / 60:.1f} minutes without evaluations"
-    )
-
-
-def _seconds_a_step(trainer: Trainer, *, steps: int = 3) -> float:
-    """Time a few steps on a copy, which leaves the run as it was."""
-    model = copy.deepcopy(trainer.module)
-    size = trainer.config.batch_size // trainer.accelerator.num_processes
-    device = trainer.accelerator.device
-    batch = trainer.data.batch(torch.arange(size, device=device) % len(trainer.data))
-    draws = {name: values.to(device) for name, values in model.draw(size, seeded(0, 0)).items()}
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    started = time.perf_counter()
-    for step in range(steps + 1):
-        total, weight = model(batch, draws)
-        (total / weight).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        started = time.perf_counter() if step == 0 else started
-    return (time.perf_counter() - started) / steps
-
-
-def _default_output_dir(options: Mapping[str, Any]) -> Path:
-    if options["training"]["resume"]:
-        raise ConfigurationError("training.resume=true needs output_dir=DIR, the run to continue")
-    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    return Path("outputs") / f"{options['task']['name']}-{options['network']['name']}-{now}"

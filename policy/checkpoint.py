@@ -78,6 +78,11 @@ def read_checkpoint(path: str | Path, *, kind: str) -> tuple[dict[str, Any], dic
     return description, load_tensors(directory, files)
 
 
+def run_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint belongs to; itself where it stands alone."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """Resolve a run directory (its ``best``, else ``last``) or a checkpoint directory. Raises CheckpointError."""
     path = Path(path).expanduser()

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,17 +18,12 @@ from flowchunk.datasets.errors import CheckpointError, ConfigurationError, SpecM
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.policy.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
 from flowchunk.policy.encoders.state import StateEncoder
-from flowchunk.policy.flow import (
-    SOLVERS,
-    TIME_DENSITIES,
-    flow_matching_errors,
-    integrate,
-    prefix_mask,
-    uniform_times,
-)
+from flowchunk.policy.flow import prefix_mask
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.normalizer import Normalizer
+from flowchunk.policy.objectives import Objective, make_objective
 from flowchunk.policy.relative_actions import check_relative_to, reference
+from flowchunk.policy.solvers import Generators, draw_normal
 
 KIND = "chunk_policy"
 ACTION = "action"
@@ -41,7 +36,8 @@ class PolicyConfig:
     horizon: H actions predicted; n_action_steps: how many of them are executed before looking again. prefix_max: the
     longest prefix of already committed actions that training shows (0: none). mask_padding: leave the held actions
     behind an episode's end out of the loss. relative_to: for each action dimension the observed value, as KEY.INDEX,
-    that the network predicts it relative to, or None; policies take and give absolute actions all the same.
+    that the network predicts it relative to, or None; policies take and give absolute actions all the same. objective,
+    schedule, time_density, time_density_options, snr_cap, solver, eta: see ``make_objective``.
     """
 
     network: str = "mlp"
@@ -49,16 +45,20 @@ class PolicyConfig:
     observation_steps: int = 2
     horizon: int = 16
     n_action_steps: int = 8
+    objective: str = "flow"
+    schedule: str | None = None
     time_density: str = "beta"
-    solver: str = "euler"
+    time_density_options: Mapping[str, float] = field(default_factory=dict)
+    snr_cap: float | None = None
+    solver: str | None = None
+    eta: float = 1.0
     prefix_max: int = 0
     mask_padding: bool = False
     relative_to: Sequence[str | None] | None = None
 
     def __post_init__(self) -> None:
         _require_known("network", self.network, NETWORKS)
-        _require_known("time_density", self.time_density, TIME_DENSITIES)
-        _require_known("solver", self.solver, SOLVERS)
+        objective = self.make_objective()
         if self.observation_steps < 1 or not 1 <= self.n_action_steps <= self.horizon:
             raise ConfigurationError(
                 f"observation_steps={self.observation_steps}, horizon={self.horizon}, "
@@ -66,17 +66,36 @@ class PolicyConfig:
             )
         if not 0 <= self.prefix_max < self.horizon:
             raise ConfigurationError(f"prefix_max={self.prefix_max} must be from 0 to horizon - 1 = {self.horizon - 1}")
+        if self.prefix_max and objective.valid_nfe is not None:
+            raise ConfigurationError(f"prefix_max={self.prefix_max}: objective={self.objective} cannot take a prefix")
+
+    def make_objective(self, *, x_1_limit: float | None = None) -> Objective:
+        """The objective that this configuration names. Raises ConfigurationError."""
+        try:
+            return make_objective(
+                self.objective,
+                schedule=self.schedule,
+                density=self.time_density,
+                density_options=self.time_density_options,
+                solver=self.solver,
+                snr_cap=self.snr_cap,
+                eta=self.eta,
+                x_1_limit=x_1_limit,
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(str(error)) from error
 
 
 class ChunkPolicy(nn.Module):
-    """Observation histories in raw units to chunks of actions in physical units, by conditional flow matching."""
+    """Observation histories in raw units to chunks of actions in physical units, by conditional flow matching or a rival."""
 
     def __init__(
         self, config: PolicyConfig, observation_spec: ObservationSpec, action_spec: ActionSpec, normalizer: Normalizer
     ) -> None:
         super().__init__()
         self.config, self.observation_spec, self.action_spec = config, observation_spec, action_spec
-        self.valid_nfe: tuple[int, ...] | None = None  # None: any
+        self.objective = config.make_objective(x_1_limit=normalizer.reach(ACTION))
+        self.valid_nfe = self.objective.valid_nfe  # None: any
         self.normalizer = normalizer
         if config.relative_to is not None:
             check_relative_to(config.relative_to, observation_spec, action_spec.size)
@@ -94,12 +113,9 @@ class ChunkPolicy(nn.Module):
     # -- training -----------------------------------------------------------------------------------------------------
 
     def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Everything random in one training step, a row a sample: noise (B, H, D), time (B,), prefix length (B,)."""
+        """Everything random in one training step, a row a sample: noise (B, H, D), time (B,), prefix length (B,), …"""
         config = self.config
-        draws = {
-            "x_0": torch.randn(batch_size, config.horizon, self.action_spec.size, generator=generator),
-            "t": TIME_DENSITIES[config.time_density]((batch_size,), generator=generator),
-        }
+        draws = self.objective.draw((batch_size, config.horizon, self.action_spec.size), generator)
         if config.prefix_max:  # P(0) = 1/2, the rest uniform
             length = torch.randint(1, config.prefix_max + 1, (batch_size,), generator=generator)
             draws["prefix_length"] = length * (torch.rand(batch_size, generator=generator) < 0.5)
@@ -112,12 +128,11 @@ class ChunkPolicy(nn.Module):
         """
         observation = {key: batch[f"observation.{key}"] for key in self.observation_spec.fields}
         prefix_length = draws.get("prefix_length")
-        errors = flow_matching_errors(
+        errors = self.objective.errors(
             self.network,
             self.to_network(batch[ACTION], observation),
+            draws=draws,
             condition=self.encode(observation),
-            x_0=draws["x_0"],
-            t=draws["t"],
             prefix_length=prefix_length,
         ).mean(-1)  # (B, H)
         weight = batch["mask"].to(errors.dtype) if self.config.mask_padding else torch.ones_like(errors)
@@ -154,15 +169,11 @@ class ChunkPolicy(nn.Module):
         tensors = self._observation_tensors(observation)
         batch = len(next(iter(tensors.values())))
         device = self.normalizer.get_buffer("action_offset").device
-        x_0 = _noise(batch, (self.config.horizon, self.action_spec.size), seed).to(device)
-        known = None if prefix is None else self._prefix_tensor(prefix, batch)
-        x_1 = integrate(
-            self.network,
-            x_0,
-            times.to(device),
-            condition=self.encode(tensors),
-            method=self.config.solver,
-            prefix=None if known is None else self.to_network(known, tensors),
+        generators = seeded_rows(batch, seed)
+        x_0 = draw_normal((batch, self.config.horizon, self.action_spec.size), generators).to(device)
+        known = {} if prefix is None else {"prefix": self.to_network(self._prefix_tensor(prefix, batch), tensors)}
+        x_1 = self.objective.generate(
+            self.network, x_0, times.to(device), condition=self.encode(tensors), generator=generators, **known
         )
         chunk = self.from_network(x_1, tensors).cpu().numpy()
         if prefix is not None:
@@ -188,9 +199,15 @@ class ChunkPolicy(nn.Module):
         if self.valid_nfe is not None and nfe not in self.valid_nfe:
             raise ConfigurationError(f"nfe={nfe}: this policy was trained for {list(self.valid_nfe)} evaluations alone")
         try:
-            return uniform_times(nfe, method=self.config.solver)
+            return self.objective.times(nfe)
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
+
+    def with_solver(self, solver: str) -> Self:
+        """This policy, acting with another solver. Raises ConfigurationError where it does not fit the objective."""
+        self.config = replace(self.config, solver=solver)
+        self.objective = self.config.make_objective(x_1_limit=self.normalizer.reach(ACTION))
+        return self
 
     def out_of_range(self, observation: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Per key, the fraction of observed values outside the range of the training data."""
@@ -272,14 +289,15 @@ class ChunkPolicy(nn.Module):
         return policy.eval().to(device)
 
 
-def _noise(batch: int, shape: tuple[int, ...], seed: int | Sequence[int]) -> Tensor:
+def seeded_rows(batch: int, seed: int | Sequence[int]) -> Generators:
+    """One generator for the batch, or one a row. Raises ConfigurationError where the seeds are not as many as the rows."""
     if isinstance(seed, int | np.integer):
-        return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(int(seed)))
+        return torch.Generator().manual_seed(int(seed))
     if len(seed) != batch:
         raise ConfigurationError(
             f"{len(seed)} seeds were given for a batch of {batch}; give one a row, or a single one"
         )
-    return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(int(s))) for s in seed])
+    return [torch.Generator().manual_seed(int(s)) for s in seed]
 
 
 def _require_known(label: str, name: str, known: Mapping[str, Any]) -> None:

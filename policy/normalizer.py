@@ -131,6 +131,11 @@ class Normalizer(nn.Module):
         slack = tolerance * (high - low) + 1e-6
         return float(((values < low - slack) | (values > high + slack)).float().mean())
 
+    def reach(self, key: str) -> float:
+        """The largest normalised value that training saw, either sign."""
+        ends = [self.normalize(key, self._tensor(key, name)).abs().max() for name in ("low", "high")]
+        return float(max(ends))
+
     def with_scaling(self, key: str, scaling: Scaling) -> Normalizer:
         """The same normaliser with another scaling for ``key``."""
         return Normalizer({**self.scalings, key: scaling})

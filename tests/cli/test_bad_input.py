@@ -102,7 +102,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     "no data set": (lambda at: ["train", "task=pusht_state"], ["dataset.path=", "must be given"]),
     "unknown network": (
         lambda at: at.train("network=resnet"),
-        ["'resnet'", "dit, gru, mixer, mlp, unet1d"],
+        ["'resnet'", "dit, gru", "mixer, mlp"],
     ),
     "option of another network": (lambda at: at.train("network=mlp", "network.heads=2"), ["'network.heads'"]),
     "unknown device": (lambda at: at.train("device=abacus"), ["'abacus'", "auto, cpu"]),

@@ -1,0 +1,1 @@
+"""What ``flowchunk compare`` is made of: its cells, and the page that shows them."""

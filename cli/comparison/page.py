@@ -1,0 +1,151 @@
+"""The comparison as one HTML page: tables and plots of the cells, with nothing to load from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flowchunk.cli.comparison.cells import DIGIT_NFE, PUSHT_NFE, TIMES, TOY_NFE, TOYS, Cell
+from flowchunk.cli.domains.domain import figure
+
+Found = dict[str, Any]
+SCHEDULE_STYLE = {"linear": "-", "linear_beta": ":", "cosine": "--", "sigmoid": "-.", "": "-"}
+COLORS = {
+    "flow": "C0",
+    "ddpm": "C1",
+    "x": "C2",
+    "v": "C3",
+    "kl": "C4",
+    "flow_map": "C5",
+    "regression": "C7",
+    "mip": "C8",
+}
+
+
+def write_page(folder: Path, cells: Sequence[Cell]) -> Path:
+    """Write ``index.html`` into the folder that holds the finished cells; returns its path."""
+    found = [json.loads((folder / "cells" / cell.name / "cell.json").read_text()) for cell in cells]
+    toys, digits, pusht = ([one for one in found if one["section"] == name] for name in ("toys", "digits", "pusht"))
+    environment = Environment(
+        loader=PackageLoader("flowchunk.cli.comparison", "."), autoescape=select_autoescape(), trim_blocks=True
+    )
+    page = environment.get_template("page.html").render(
+        versions={name: version(name) for name in ("flowchunk", "torch", "diffusers", "mujoco")},
+        toys=[
+            _toy_section(name, chosen) for name in TOYS if (chosen := [one for one in toys if one["key"][0] == name])
+        ],
+        digits=_digit_section(digits, folder, {cell.key: cell.name for cell in cells}) if digits else None,
+        pusht=_pusht_section(pusht) if pusht else None,
+        nfe={"toys": TOY_NFE, "digits": DIGIT_NFE, "pusht": PUSHT_NFE},
+        commands={cell.section: f"flowchunk train {' '.join(_shown(cell))}" for cell in cells},
+    )
+    file = folder / "index.html"
+    file.write_text(page)
+    return file
+
+
+def _toy_section(name: str, found: list[Found]) -> Found:
+    """Distances in units of the floor, how bent the ways are, and two plots."""
+    drawn, axes = figure(1, 2, size=4.5)
+    for one in found:
+        _, objective, schedule = one["key"]
+        look = {"color": COLORS[objective], "ls": SCHEDULE_STYLE[schedule], "label": f"{objective} {schedule}"}
+        ratios = _ratios(one, "sliced_wasserstein")
+        points = [(nfe, ratio) for nfe, ratio in zip(TOY_NFE, ratios, strict=True) if ratio is not None]
+        axes[0, 0].plot(*zip(*points, strict=True), marker="." if len(points) > 1 else "o", **look)
+        if "loss_std" in one:
+            relative = [std / mean for mean, std in zip(one["loss_mean"], one["loss_std"], strict=True)]
+            axes[0, 1].plot(TIMES, relative, **look)
+    axes[0, 0].set(xscale="log", yscale="log", xlabel="network calls", title="sliced Wasserstein / floor")
+    axes[0, 0].set(xticks=TOY_NFE, xticklabels=TOY_NFE)
+    axes[0, 0].axhline(1, color="0.6", lw=0.8)
+    axes[0, 1].set(xlabel="t (0 noise, 1 data)", title="deviation of the loss / its mean", yscale="log")
+    axes[0, 1].legend(fontsize=5, ncols=2)
+    rows = [
+        {"names": one["key"][1:], "cells": _ratios(one, "sliced_wasserstein"), "straightness": one.get("straightness")}
+        for one in found
+    ]
+    return {"name": name, "floor": found[0]["floor"]["sliced_wasserstein"], "rows": rows, "plot": _embedded(drawn)}
+
+
+def _digit_section(found: list[Found], folder: Path, names: dict[tuple[str, ...], str]) -> Found:
+    drawn, axes = figure(1, 2, size=4.5)
+    rows = []
+    for one in found:
+        name, objective, schedule = one["key"]
+        distances = [_value(row, "kernel_distance") for row in one["rows"]]
+        axes[0, 0].plot(DIGIT_NFE, distances, marker=".", label=name)
+        axes[0, 1].plot(TIMES, one["loss_mean"], label=name)
+        picture = folder / "cells" / names[tuple(one["key"])] / "samples.png"
+        accuracy = [_value(row, "class_accuracy") for row in one["rows"]]
+        rows.append(
+            {
+                "names": (name, objective, schedule),
+                "cells": distances,
+                "accuracy": accuracy[DIGIT_NFE.index(16)],
+                "picture": _data_url(picture.read_bytes()),
+            }
+        )
+    axes[0, 0].set(xscale="log", yscale="symlog", xlabel="network calls", title="kernel distance of features")
+    axes[0, 0].set(xticks=DIGIT_NFE, xticklabels=DIGIT_NFE)
+    axes[0, 0].set_yscale("symlog", linthresh=0.01)
+    axes[0, 1].set(xlabel="t (0 noise, 1 data)", title="mean loss, each in its own terms", yscale="log")
+    axes[0, 0].legend(fontsize=6)
+    return {"floor": found[0]["floor"], "rows": rows, "plot": _embedded(drawn)}
+
+
+def _pusht_section(found: list[Found]) -> Found:
+    drawn, axes = figure(1, 2, size=4)
+    rows = []
+    for one in found:
+        objective, cells = one["key"][0], [row if "refused" not in row else None for row in one["rows"]]
+        for ax, name in zip(axes[0], ("score", "success"), strict=True):
+            _plot_with_interval(ax, cells, name, label=objective, color=COLORS[objective])
+        rows.append({"names": (objective,), "cells": cells})
+    for ax, name in zip(axes[0], ("score", "success rate"), strict=True):
+        ax.set(xscale="log", xlabel="network calls", title=name, xticks=PUSHT_NFE, xticklabels=PUSHT_NFE)
+        ax.minorticks_off()
+    axes[0, 0].legend(fontsize=7)
+    return {"rows": rows, "plot": _embedded(drawn)}
+
+
+def _plot_with_interval(axes: Axes, cells: list[Found | None], name: str, *, label: str, color: str) -> None:
+    shown = [(nfe, cell[name], cell[f"{name}_ci95"]) for nfe, cell in zip(PUSHT_NFE, cells, strict=True) if cell]
+    calls, values, intervals = zip(*shown, strict=True)
+    low = [value - interval[0] for value, interval in zip(values, intervals, strict=True)]
+    high = [interval[1] - value for value, interval in zip(values, intervals, strict=True)]
+    axes.errorbar(calls, values, yerr=(low, high), marker="o", capsize=2, label=label, color=color, lw=1)
+
+
+def _ratios(one: Found, name: str) -> list[float | None]:
+    values = [_value(row, name) for row in one["rows"]]
+    return [None if value is None else value / one["floor"][name] for value in values]
+
+
+def _value(row: Found, name: str) -> float | None:
+    value: float | None = row.get(name)
+    return value
+
+
+def _shown(cell: Cell) -> list[str]:
+    """A cell's arguments without paths of this machine."""
+    return ["dataset.path=PATH" if part.startswith("dataset.path=") else part for part in cell.training]
+
+
+def _embedded(drawn: Figure) -> str:
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, dpi=110)
+    return _data_url(buffer.getvalue())
+
+
+def _data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

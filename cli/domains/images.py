@@ -1,0 +1,110 @@
+"""Pictures: bundled digits, Omniglot, or any folder; by class where the folders name classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flowchunk.cli.domains.domain import Samples
+from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.generated.pictures import Pictures, disjoint_halves, load_pictures, subset
+from flowchunk.policy.evaluation.generative import copied_share, kernel_distance, nearest_neighbour_ratio
+from flowchunk.policy.evaluation.picture_classifier import PictureClassifier, train_classifier
+from flowchunk.policy.generative_model import GenerativeModel
+
+COLUMNS = 10  # of the grid
+HALVES_SEED = 0
+
+
+class Images:
+    """``dataset=digits|FOLDER|ZIP``: pictures (N, C, size, size) in [-1, 1].
+
+    half=0|1: train on one of two disjoint halves; the other then shows what has been learnt by heart. samples=N: on so many.
+    """
+
+    is_wrapped, n = False, 1000
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.seed, half, samples = options["seed"], options["half"], options["samples"]
+        if half not in (None, 0, 1):
+            raise ConfigurationError(f"half={half} must be 0, 1 or null for all pictures")
+        self.all = load_pictures(options["dataset"], size=options["size"], invert=options["invert"])
+        self.label_names = self.all.label_names if self.all.labels is not None else ()
+        mine, other = self.all, None
+        if half is not None:
+            halves = disjoint_halves(self.all, np.random.default_rng(HALVES_SEED))
+            mine, other = halves[half], halves[1 - half]
+        if samples is not None:
+            if not 2 <= samples <= len(mine.images):
+                raise ConfigurationError(f"samples={samples}: there are {len(mine.images)} pictures to choose from")
+            mine = subset(mine, samples, np.random.default_rng(HALVES_SEED))
+        self.mine, self.other = mine, other
+
+    def training(self) -> Samples:
+        return _samples(self.mine)
+
+    def fresh(self, n: int, seed: int) -> Samples:
+        random = np.random.default_rng(seed)
+        drawn = _samples(self.all)
+        return Samples(**drawn.batch(torch.from_numpy(random.permutation(len(drawn))[: min(n, len(drawn) // 2)])))
+
+    @cached_property
+    def classifier(self) -> PictureClassifier:
+        """Its features are what the kernel distance compares; trained on all pictures, in seconds."""
+        data = _samples(self.all)
+        return train_classifier(data.x, data.label, seed=0)
+
+    def measure(self, generated: Samples, data: Samples) -> dict[str, float]:
+        features = [self.classifier.features(samples.x) for samples in (generated, data)]
+        measured = {"kernel_distance": float(kernel_distance(*features))}
+        if generated.label is not None:
+            with torch.no_grad():
+                named = self.classifier(generated.x).argmax(1)
+            measured["class_accuracy"] = float((named == generated.label).float().mean())
+        if self.other is not None:
+            count = min(len(self.mine.images), len(self.other.images))
+            train, held_out = (_samples(pictures).x[:count].flatten(1) for pictures in (self.mine, self.other))
+            flat = generated.x.flatten(1)
+            measured["nearer_to_training_share"] = nearest_neighbour_ratio(flat, train, held_out)
+            measured["copied_share"] = copied_share(flat, train)
+        return measured
+
+    def draw(self, model: GenerativeModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
+        flat = generated.x.flatten(1)
+        order = torch.arange(len(flat)) if generated.label is None else generated.label.argsort(stable=True)
+        shown = order[torch.linspace(0, len(order) - 1, min(COLUMNS**2, len(order))).long()]
+        train = _samples(self.mine).x
+        nearest = torch.cdist(flat[shown[:: max(1, len(shown) // 20)]], train.flatten(1)).argmin(1)
+        pairs = torch.stack([generated.x[shown[:: max(1, len(shown) // 20)]], train[nearest]], dim=1).flatten(0, 1)
+        return [
+            write_grid(generated.x[shown], folder / "samples.png"),
+            write_grid(pairs, folder / "nearest_training_pictures.png"),
+        ]
+
+
+def _samples(pictures: Pictures) -> Samples:
+    x = torch.from_numpy(pictures.images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return Samples(x, label=None if pictures.labels is None else torch.from_numpy(pictures.labels))
+
+
+def write_grid(x: Tensor, file: Path, *, columns: int = COLUMNS, pixels: int = 64) -> Path:
+    """Pictures (N, C, H, W) in [-1, 1], side by side, each about so many pixels wide."""
+    count, channels, height, width = x.shape
+    rows, enlarged = -(-count // columns), max(1, pixels // width)
+    framed = torch.nn.functional.pad(x.clamp(-1, 1), (1, 0, 1, 0), value=0.0)
+    tiles = torch.zeros(rows * columns, channels, height + 1, width + 1)
+    tiles[:count] = framed
+    sheet = (
+        tiles.view(rows, columns, channels, height + 1, width + 1).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    )
+    levels = ((sheet + 1) * 127.5).round().to(torch.uint8).numpy()
+    image = Image.fromarray(levels[..., 0] if channels == 1 else levels)
+    image.resize((image.width * enlarged, image.height * enlarged), Image.Resampling.NEAREST).save(file)
+    return file

@@ -1,0 +1,109 @@
+"""Points in the plane: the smallest data on which one sees what a generative model does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.animation import FuncAnimation, PillowWriter
+from torch import Tensor
+
+from flowchunk.cli.domains.domain import Samples, bare, figure, save
+from flowchunk.datasets.generated.toys import draw_toy
+from flowchunk.policy.evaluation.generative import energy_distance, sliced_wasserstein
+from flowchunk.policy.generative_model import GenerativeModel
+
+TRAINING_POINTS = 50_000
+REACH = 3.0
+ENERGY_POINTS = 2000  # its cost grows with the square
+
+
+class Toy2D:
+    """``dataset=8gaussians|two_moons|checkerboard|spiral``; a point is a chunk of one action: (N, 1, 2)."""
+
+    is_wrapped, label_names, n = False, (), 10_000
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.name, self.points, self.seed = options["dataset"], options["samples"] or TRAINING_POINTS, options["seed"]
+        self.fresh(1, 0)  # an unknown name is said at once
+
+    def training(self) -> Samples:
+        return self._draw(self.points, [self.seed, 0])
+
+    def fresh(self, n: int, seed: int) -> Samples:
+        return self._draw(n, [seed, 1])
+
+    def _draw(self, n: int, seeds: list[int]) -> Samples:
+        return Samples(torch.from_numpy(draw_toy(self.name, n, np.random.default_rng(seeds)))[:, None])
+
+    def measure(self, generated: Samples, data: Samples) -> dict[str, float]:
+        a, b = generated.joint(), data.joint()
+        return {
+            "sliced_wasserstein": float(sliced_wasserstein(a, b)),
+            "energy_distance": float(energy_distance(a[:ENERGY_POINTS], b[:ENERGY_POINTS])),
+        }
+
+    def draw(self, model: GenerativeModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
+        way = trajectories(model, 2000, nfe=nfe)  # (instants, points, 2)
+        return [
+            save(self._picture(model, generated, way), folder / "samples.png"),
+            animate(trajectories(model, 1500, nfe=finest(model)), folder / "animation.gif"),
+        ]
+
+    def _picture(self, model: GenerativeModel, generated: Samples, way: np.ndarray) -> Any:
+        drawn, axes = figure(1, 4)
+        data = self.fresh(len(generated), 1).x[:, 0]
+        for place, title, points in ((0, "data", data), (1, "samples", generated.x[:, 0])):
+            bare(axes[0, place], title, reach=REACH).scatter(points[:4000, 0], points[:4000, 1], s=1, alpha=0.4)
+        bare(axes[0, 2], "from noise to data", reach=REACH).plot(*way[:, :150].transpose(2, 0, 1), lw=0.5, color="0.4")
+        axes[0, 2].scatter(way[-1, :150, 0], way[-1, :150, 1], s=4)
+        if model.objective.valid_nfe is not None:
+            bare(axes[0, 3], "no velocity: it was trained for\na fixed number of calls", reach=REACH)
+            return drawn
+        grid = torch.cartesian_prod(*2 * [torch.linspace(-REACH, REACH, 17)])
+        arrows = velocity_at(model, grid, 0.5)
+        bare(axes[0, 3], "velocity at t = 0.5", reach=REACH).quiver(
+            *grid.T, *arrows.T, np.hypot(*arrows.T), angles="xy"
+        )
+        return drawn
+
+
+def finest(model: GenerativeModel) -> int | None:
+    """Network calls for a smooth film; None where the model admits one number alone."""
+    return 32 if model.objective.valid_nfe is None else None
+
+
+def trajectories(model: GenerativeModel, n: int, *, nfe: int | None, seed: int = 1) -> np.ndarray:
+    """(instants, n, 2) where points are on their way from noise to data."""
+    way: list[Tensor] = []
+    last = model.generate(n, nfe=nfe, seed=seed, callback=lambda t, x: way.append(x[:, 0]))
+    if not way:  # regression and its like have no way
+        way = [torch.zeros(n, 2), last[:, 0]]
+    return torch.stack(way).numpy()
+
+
+@torch.inference_mode()
+def velocity_at(model: GenerativeModel, points: Tensor, t: float) -> np.ndarray:
+    """(n, 2) velocity of the flow at points (n, 2), in the data's units per unit of time."""
+    x, times = model.normalizer.normalize("x", points[:, None]), torch.full((len(points),), t)
+    output = model.network(x, times, model.encode(len(x)))
+    velocity = model.objective.path.velocity(output, x, times)
+    return (model.normalizer.denormalize("x", x + velocity) - points[:, None])[:, 0].numpy()
+
+
+def animate(way: np.ndarray, file: Path, *, frames_a_second: int = 12) -> Path:
+    """A film of points (instants, n, 2) from noise to data, with a rest at the end."""
+    drawn, axes = figure(1, 1, size=4)
+    dots = bare(axes[0, 0], reach=REACH).scatter(way[0, :, 0], way[0, :, 1], s=2)
+    order = [*range(len(way)), *[len(way) - 1] * frames_a_second]
+
+    def show(number: int) -> list[Any]:
+        dots.set_offsets(way[number])
+        axes[0, 0].set_title(f"t = {number / (len(way) - 1):.2f}")
+        return [dots]
+
+    FuncAnimation(drawn, show, frames=order, blit=False).save(file, writer=PillowWriter(fps=frames_a_second), dpi=80)
+    return file

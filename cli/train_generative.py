@@ -1,0 +1,108 @@
+"""Train a model of toys, pictures or the other domains: see ``flowchunk train --help``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowchunk.cli.domains.domain import Domain, Samples, make_domain
+from flowchunk.cli.options import fill
+from flowchunk.cli.training_run import prepare
+from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.policy.evaluation.generative import energy_distance
+from flowchunk.policy.generative_model import CONDITION, KIND, GenerativeConfig, GenerativeModel, X
+from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.policy.train import Evaluate
+
+DOMAIN_OPTIONS = ("dataset", "samples", "size", "invert", "half", "seed")
+
+
+def train_generative(options: dict[str, Any]) -> Path:
+    """Train with the options of ``configs/train_generative.yaml``; returns the run's directory."""
+    task, of_domain = options["task"]["name"], {name: options[name] for name in DOMAIN_OPTIONS}
+    if (samples := options["samples"]) is not None and samples < 2:
+        raise ConfigurationError(f"samples={samples} must be at least 2")
+    run = prepare(options)
+    domain = make_domain(task, of_domain)
+    data = domain.training()
+    network = dict(options["network"])
+    config = fill(
+        GenerativeConfig,
+        {
+            **options["model"],
+            "network": network.pop("name"),
+            "network_options": network,
+            "objective": options["objective"],
+            "schedule": options["schedule"],
+            "shape": tuple(data.x.shape[1:]),
+            "condition_size": 0 if data.condition is None else data.condition.shape[1],
+            "classes": len(domain.label_names),
+            "is_wrapped": domain.is_wrapped,
+        },
+        section="model",
+    )
+    torch.manual_seed(options["seed"])
+    model = GenerativeModel(config, fit_normalizer(domain, data))
+    evaluation = options["evaluation"]
+    if evaluation["samples"]:
+        model.times(evaluation["nfe"])  # refuse what the model does not admit before it is trained
+    run.train(
+        model,
+        data.to(run.accelerator.device),
+        kind=KIND,
+        described=f"{len(data):,} data of shape {tuple(config.shape)}",
+        nbytes=sum(values.nbytes for values in data.batch(torch.arange(len(data))).values()),
+        evaluate=evaluation_of(domain, evaluation) if evaluation["samples"] else None,
+        remember={"options": of_domain},
+    )
+    return run.directory
+
+
+def fit_normalizer(domain: Domain, data: Samples) -> Normalizer:
+    """Vectors to mean 0 and deviation 1, one for all their tokens; pictures, in [-1, 1], and angles stay as they are."""
+    as_is = domain.is_wrapped or data.x.ndim == 4
+    scalings = {X: _scaling(data.x, "identity" if as_is else "gaussian")}
+    if data.condition is not None:
+        scalings[CONDITION] = _scaling(data.condition, "gaussian")
+    return Normalizer(scalings)
+
+
+def _scaling(values: Tensor, mode: Any) -> Scaling:
+    if values.ndim == 4:  # one range for all pixels
+        return Scaling(mode, *(np.asarray(number) for number in (0.0, 1.0, -1.0, 1.0)))
+    return Scaling.fit(mode, [values.flatten(0, -2).numpy()])
+
+
+def evaluation_of(domain: Domain, settings: Mapping[str, Any]) -> Evaluate:
+    """Measures a model by the energy distance to fresh data, jointly with their conditions."""
+
+    def evaluate(model: GenerativeModel) -> dict[str, float]:
+        data = domain.fresh(settings["samples"], settings["seed"])
+        made = generate_like(model, data, nfe=settings["nfe"], seed=settings["seed"])
+        distance = float(energy_distance(*(joint(samples, domain) for samples in (made, data))))
+        return {"score": -distance, "energy_distance": distance}
+
+    return evaluate
+
+
+def joint(samples: Samples, domain: Domain) -> Tensor:
+    """(N, d) samples with their conditions as vectors; angles as points on circles."""
+    if domain.is_wrapped:
+        samples = replace(samples, x=torch.cat([samples.x.cos(), samples.x.sin()], dim=-1))
+    return samples.joint()
+
+
+def generate_like(
+    model: GenerativeModel, data: Samples, *, nfe: int | None, seed: int, guidance: float = 1.0
+) -> Samples:
+    """As many samples as data, for the same conditions and labels."""
+    device = model.normalizer.get_buffer("x_offset").device
+    known = data.to(device)
+    x = model.generate(len(data), condition=known.condition, label=known.label, nfe=nfe, seed=seed, guidance=guidance)
+    return replace(data, x=x.cpu())

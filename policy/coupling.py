@@ -1,0 +1,20 @@
+"""Which noise goes with which datum."""
+
+from __future__ import annotations
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+
+def optimal_coupling(x_0: Tensor, x_1: Tensor) -> Tensor:
+    """x_0 (B, …) in the order that makes the squared distances to x_1 (B, …) smallest: minibatch optimal transport.
+
+    Tong et al. 2302.00482, Pooladian et al. 2304.14772. For unconditional data alone: with a condition the noise that a
+    datum gets would come to depend on the condition, and at inference it does not.
+    """
+    cost = torch.cdist(x_0.flatten(1), x_1.flatten(1)).square()
+    rows, columns = linear_sum_assignment(cost.cpu().numpy())
+    order = torch.empty(len(x_1), dtype=torch.long)
+    order[torch.as_tensor(columns)] = torch.as_tensor(rows)
+    return x_0[order.to(x_0.device)]

@@ -1,0 +1,165 @@
+"""How near generated samples are to data, and whether they are copies of it.
+
+A distance is never zero between two finite draws, not even of one distribution: ``metric_floor`` measures what data
+against data gives, and every distance is to be shown beside it. All take samples (n, d) and compute in double precision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK = 2048  # rows of a table of pairs that are in memory at a time
+MIN_FLOOR_PAIRS = 8
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 256, seed: int = 0) -> Tensor:
+    """Root mean, over random directions, of the squared Wasserstein-2 distance along each (Rabin et al. 2011).
+
+    a: (n, d), b: (m, d). Returns a scalar in their unit. The directions are fixed by the seed; n may differ from m, then
+    quantiles are matched. Raises ValueError where the shapes do not fit.
+    """
+    _check(a, b)
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn((a.shape[1], projections), generator=generator, dtype=torch.float64).to(a.device)
+    directions = directions / directions.norm(dim=0)
+    along_a, along_b = (torch.sort(x.double() @ directions, dim=0).values for x in (a, b))  # (n, P), (m, P)
+    n, m = len(a), len(b)
+    # Both quantile functions are steps, at every n-th and m-th part of the mass: in units of 1/(n·m), whole numbers.
+    ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).sort().values.to(a.device)
+    mass = torch.diff(ends, prepend=ends.new_zeros(1)).double() / (n * m)
+    apart = along_a[(ends - 1) // m] - along_b[(ends - 1) // n]
+    return (mass @ apart**2).mean().sqrt()
+
+
+def energy_distance(a: Tensor, b: Tensor) -> Tensor:
+    """2·E|X - Y| - E|X - X'| - E|Y - Y'| with Euclidean distances (Székely and Rizzo 2013), in the unit of a and b.
+
+    a: (n, d), b: (m, d). This is the V statistic, which pairs each sample with itself too: never negative, zero only for
+    equal samples, and by E|X - X'|/n + E|Y - Y'|/m too large for draws of one distribution. Raises ValueError where the
+    shapes do not fit.
+    """
+    return _energy(a, b, torch.cdist).clamp(min=0)  # rounding may leave -1e-15
+
+
+def angular_energy_distance(a: Tensor, b: Tensor, *, geodesic: bool = False) -> Tensor:
+    """Energy distance of angles a (n, d) and b (m, d) in radians; whole turns make no difference.
+
+    The distance of two angles is the chord between them on the unit circle: as an energy distance in the plane of cos and
+    sin, this is zero for equal samples alone. ``geodesic`` takes arcs instead, √Σ arc² over the d angles. It is there
+    for comparison, not for judging: arcs are not of strictly negative type, so two opposite directions are at distance
+    zero from all directions alike, and for d > 1 the result can be negative. Raises ValueError where the shapes do not fit.
+    """
+    _check(a, b)
+    if geodesic:
+        return _energy(a, b, _arc)
+    return energy_distance(*(torch.cat([x.double().cos(), x.double().sin()], dim=1) for x in (a, b)))
+
+
+def kernel_distance(features_a: Tensor, features_b: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy under the kernel (x·y/d + 1)³ of KID (Bińkowski et al. 1801.01401).
+
+    features_a: (n, d), features_b: (m, d). Unbiased (U statistic): about zero, thus also negative, for draws of one
+    distribution. Raises ValueError where the shapes do not fit or there are fewer than two samples on a side.
+    """
+    _check(features_a, features_b)
+    a, b = features_a.double(), features_b.double()
+    n, m = len(a), len(b)
+    if min(n, m) < 2:
+        raise ValueError(f"an unbiased kernel distance needs 2 samples on each side at least, got {n} and {m}")
+    with_itself_a, with_itself_b = (((x.square().mean(dim=1) + 1) ** 3).sum() for x in (a, b))
+    within_a = (_sum_over_pairs(a, a, _kid_kernel) - with_itself_a) / (n * (n - 1))
+    within_b = (_sum_over_pairs(b, b, _kid_kernel) - with_itself_b) / (m * (m - 1))
+    return within_a + within_b - 2 * _sum_over_pairs(a, b, _kid_kernel) / (n * m)
+
+
+def metric_floor(metric: Callable[[Tensor, Tensor], Tensor], pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """What a metric gives for data against data: its mean over pairs of independent draws of one distribution.
+
+    Take draws as large as those compared: the floor falls with their size. Raises ValueError for fewer than 8 pairs.
+    """
+    values = [float(metric(a, b)) for a, b in pairs]
+    if len(values) < MIN_FLOOR_PAIRS:
+        raise ValueError(f"a floor is the mean over at least {MIN_FLOOR_PAIRS} pairs, got {len(values)}")
+    return math.fsum(values) / len(values)
+
+
+def nearest_neighbour_ratio(samples: Tensor, train: Tensor, held_out: Tensor) -> float:
+    """Share of samples that lie nearer to a training point than to any held-out point; ties count one half.
+
+    samples: (n, d), train and held_out: (m, d), two equal draws of the data. About 0.5 where the samples know nothing of
+    the training points but their distribution, 1 where all are copies (Platzer and Reutterer 2104.00635, there the share
+    by "distance to closest record"). Raises ValueError where the shapes do not fit or the sets are not of one size.
+    """
+    if len(train) != len(held_out):
+        raise ValueError(
+            f"train and held_out must be of one size to be as near by chance: {len(train)}, {len(held_out)}"
+        )
+    to_train, to_held_out = (_nearest(samples, points, 1)[:, 0] for points in (train, held_out))
+    nearer = (to_train < to_held_out).double() + 0.5 * (to_train == to_held_out).double()
+    return float(nearer.mean())
+
+
+def copied_share(samples: Tensor, train: Tensor, *, ratio: float = 1 / 3) -> float:
+    """Share of samples far nearer to one training point than to the next: nearest < ratio · second nearest.
+
+    samples: (n, d), train: (m, d) with m >= 2 (Yoon et al. 2023, "Diffusion probabilistic models generalize when they
+    fail to memorize"). Independent samples seldom qualify in high dimensions, but do by chance in low ones, with
+    probability ratio^d: show held-out data's share beside it. A training point that occurs twice hides its copies. Raises
+    ValueError where the shapes do not fit or train has fewer than 2 points.
+    """
+    if len(train) < 2:
+        raise ValueError(f"a second nearest training point needs at least 2 of them, got {len(train)}")
+    nearest, second = _nearest(samples, train, 2).unbind(dim=1)
+    return float((nearest < ratio * second).double().mean())
+
+
+PairValues = Callable[[Tensor, Tensor], Tensor]
+"""A value for each pair of rows of (n, d) and (m, d): (n, m)."""
+
+
+def _energy(a: Tensor, b: Tensor, distance: PairValues) -> Tensor:
+    _check(a, b)
+    a, b = a.double(), b.double()
+    across, within_a, within_b = (
+        _sum_over_pairs(x, y, distance) / (len(x) * len(y)) for x, y in ((a, b), (a, a), (b, b))
+    )
+    return 2 * across - within_a - within_b
+
+
+def _arc(x: Tensor, y: Tensor) -> Tensor:
+    """Geodesic distances on the torus, of angles (n, d) and (m, d): (n, m)."""
+    arcs = (torch.remainder(p[:, None] - q + math.pi, 2 * math.pi) - math.pi for p, q in zip(x.T, y.T, strict=True))
+    return sum((arc.square() for arc in arcs), start=x.new_zeros(())).sqrt()
+
+
+def _kid_kernel(x: Tensor, y: Tensor) -> Tensor:
+    base = x @ y.T / x.shape[1] + 1
+    return base * base * base  # several times faster than a power
+
+
+def _sum_over_pairs(x: Tensor, y: Tensor, value: PairValues) -> Tensor:
+    """The sum of a value over all pairs of rows, block by block."""
+    blocks = [value(rows, columns).sum() for rows in _blocks(x) for columns in _blocks(y)]
+    return torch.stack(blocks).sum()
+
+
+def _nearest(samples: Tensor, points: Tensor, k: int) -> Tensor:
+    """Distances of samples (n, d) to the k nearest of points (m, d), the nearest first: (n, k)."""
+    _check(samples, points)
+    points = points.double()
+    return torch.cat([torch.cdist(r, points).topk(k, largest=False).values for r in _blocks(samples.double())])
+
+
+def _blocks(x: Tensor) -> Iterator[Tensor]:
+    return (x[start : start + BLOCK] for start in range(0, len(x), BLOCK))
+
+
+def _check(a: Tensor, b: Tensor) -> None:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not len(a) or not len(b):
+        raise ValueError(
+            f"expected samples (n, d) and (m, d), neither empty, got {tuple(a.shape)} and {tuple(b.shape)}"
+        )

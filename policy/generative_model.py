@@ -1,0 +1,270 @@
+"""A model of any data, toys or pictures: the chunk policy's loss, sampler and checkpoints, without a robot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from flowchunk.datasets.errors import CheckpointError, ConfigurationError
+from flowchunk.policy.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
+from flowchunk.policy.coupling import optimal_coupling
+from flowchunk.policy.flow import guided
+from flowchunk.policy.networks import NETWORKS
+from flowchunk.policy.networks.angles import AngleNetwork
+from flowchunk.policy.networks.pictures import PICTURE_NETWORKS
+from flowchunk.policy.normalizer import Normalizer
+from flowchunk.policy.objectives import Objective, make_objective
+from flowchunk.policy.picture_augmentation import augment, draw_augmentation
+
+KIND = "generative_model"
+X, CONDITION = "x", "condition"
+COUPLINGS = ("independent", "ot")
+DEFAULT_NFE = 16
+
+
+@dataclass(frozen=True)
+class GenerativeConfig:
+    """What a generative model is made of; saved with it.
+
+    shape: of one datum, (H, D) tokens or (C, height, width) pictures. condition_size: of a known vector, 0 for none.
+    classes: of labels, 0 for none; label_dropout: how often training hides the label, which guidance needs. is_wrapped: the
+    data are angles in radians. coupling: independent, or ot for unconditional data. augment: small random shifts,
+    turns and scalings of pictures. For the others see ``make_objective``.
+    """
+
+    shape: Sequence[int]
+    condition_size: int = 0
+    classes: int = 0
+    is_wrapped: bool = False
+    network: str = "mlp"
+    network_options: Mapping[str, Any] = field(default_factory=dict)
+    objective: str = "flow"
+    schedule: str | None = None
+    time_density: str = "uniform"
+    time_density_options: Mapping[str, float] = field(default_factory=dict)
+    snr_cap: float | None = None
+    solver: str | None = None
+    eta: float = 1.0
+    coupling: str = "independent"
+    label_dropout: float = 0.1
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        if self.coupling not in COUPLINGS:
+            raise ConfigurationError(f"unknown coupling {self.coupling!r}; there are {', '.join(COUPLINGS)}")
+        if self.coupling == "ot" and (self.condition_size or self.classes):
+            raise ConfigurationError(
+                "coupling=ot is for unconditional data: paired within a batch, the noise would come to depend on the "
+                "condition, which it does not at inference (the samples would be skewed); use coupling=independent"
+            )
+        if self.coupling == "ot" and self.is_wrapped:
+            raise ConfigurationError("coupling=ot measures straight distances; angles need coupling=independent")
+        if not 0 <= self.label_dropout < 1:
+            raise ConfigurationError(f"label_dropout={self.label_dropout} must be at least 0 and below 1")
+        if self.augment and len(self.shape) != 3:
+            raise ConfigurationError("augment=true is for pictures alone")
+        self.make_objective()
+
+    def make_objective(self, *, x_1_limit: float | None = None) -> Objective:
+        """The objective that this configuration names. Raises ConfigurationError."""
+        try:
+            return make_objective(
+                self.objective,
+                schedule=self.schedule,
+                density=self.time_density,
+                density_options=self.time_density_options,
+                solver=self.solver,
+                snr_cap=self.snr_cap,
+                eta=self.eta,
+                x_1_limit=x_1_limit,
+                wrapped=self.is_wrapped,
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(str(error)) from error
+
+    def make_network(self) -> nn.Module:
+        """The network that this configuration names. Raises ConfigurationError."""
+        size = self.condition_size + self.classes + 1  # the last says that the class is hidden, or that there is none
+        networks = {**NETWORKS, **(PICTURE_NETWORKS if len(self.shape) == 3 else {})}
+        if self.network not in networks:
+            raise ConfigurationError(f"network {self.network!r} cannot make data of shape {tuple(self.shape)}; there are "
+                                     f"{', '.join(networks)}")  # fmt: skip
+        make, options = networks[self.network], dict(self.network_options)
+        try:
+            if self.network in PICTURE_NETWORKS:
+                channels, height, _ = self.shape
+                return make(channels=channels, size=height, condition_size=size, **options)
+            horizon, width = self.token_shape
+            if self.is_wrapped:
+                return AngleNetwork(
+                    lambda inputs: make(action_size=inputs, horizon=horizon, condition_size=size, **options),
+                    angles=width,
+                )
+            return make(action_size=width, horizon=horizon, condition_size=size, **options)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"cannot make network {self.network!r}: {error}") from error
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(H, D) as the networks of action chunks see it: a picture's rows are its tokens."""
+        if len(self.shape) == 2:
+            return self.shape[0], self.shape[1]
+        channels, height, width = self.shape
+        return height, channels * width
+
+
+class GenerativeModel(nn.Module):
+    """Noise to data, for a class, a known vector, or nothing at all."""
+
+    def __init__(self, config: GenerativeConfig, normalizer: Normalizer) -> None:
+        super().__init__()
+        self.config, self.normalizer = config, normalizer
+        self.objective = config.make_objective(x_1_limit=normalizer.reach(X))
+        self.network = config.make_network()
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Everything random in one training step, a row a sample."""
+        config = self.config
+        draws = self.objective.draw((batch_size, *self._network_shape), generator)
+        if config.classes:
+            draws["is_hidden"] = torch.rand(batch_size, generator=generator) < config.label_dropout
+        if config.augment:
+            draws["augmentation"] = draw_augmentation(batch_size, generator)
+        return draws
+
+    def forward(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The sum of the samples' losses, and their number. batch: ``x``, ``condition`` or ``label``."""
+        losses = self.losses(batch, draws)
+        return losses.sum(), torch.as_tensor(float(len(losses)), device=losses.device)
+
+    def losses(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> Tensor:
+        """(B,) mean squared error of each sample."""
+        x_1 = self.normalizer.normalize(X, batch[X])
+        if self.config.augment:
+            x_1 = augment(x_1, draws["augmentation"])
+        x_1 = x_1.reshape(len(x_1), *self._network_shape)
+        if self.config.coupling == "ot":
+            draws = {**draws, "x_0": optimal_coupling(draws["x_0"], x_1)}
+        label = batch.get("label")
+        if label is not None:
+            label = torch.where(draws["is_hidden"], self.config.classes, label)
+        condition = self.encode(len(x_1), batch.get(CONDITION), label)
+        return self.objective.errors(self.network, x_1, draws=draws, condition=condition).flatten(1).mean(1)
+
+    def encode(self, batch_size: int, condition: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        """What the network knows: (B, condition_size + classes + 1); the label ``classes`` stands for none."""
+        device = self.normalizer.get_buffer("x_offset").device
+        label = torch.full((batch_size,), self.config.classes, device=device) if label is None else label
+        known = nn.functional.one_hot(label, self.config.classes + 1).float()
+        return known if condition is None else torch.cat([self.normalizer.normalize(CONDITION, condition), known], -1)
+
+    # -- generating ---------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        n: int,
+        *,
+        condition: Tensor | None = None,
+        label: int | Tensor | None = None,
+        guidance: float = 1.0,
+        nfe: int | None = None,
+        seed: int = 0,
+        callback: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
+        """n data (n, *shape) in their own units.
+
+        condition: (n, condition_size), for models that need one. label: a class for all or (n,) one for each; None: the
+        class is left open. guidance: beyond 1, more typical of the class, at two network calls a step. nfe: network
+        calls, 16 by default. callback: called with (t, x in its own units) at every instant. Raises ConfigurationError.
+        """
+        self._check_conditions(n, condition, guidance, label)
+        times = self.times(nfe, guidance=guidance)
+        generator = torch.Generator().manual_seed(seed)
+        device = self.normalizer.get_buffer("x_offset").device
+        x_0 = self.objective.path.noise((n, *self._network_shape), generator=generator).to(device)
+        labels = torch.full((n,), label, device=device) if isinstance(label, int) else label
+        network: Any = self.network
+        if guidance != 1.0:
+            network = guided(network, guidance=guidance, without=self.encode(n))
+        told = {} if callback is None else {"callback": lambda t, x: callback(t, self._own_units(x))}
+        known = self.encode(n, condition, labels)
+        x_1 = self.objective.generate(network, x_0, times.to(device), condition=known, generator=generator, **told)
+        return self._own_units(x_1)
+
+    def times(self, nfe: int | None, *, guidance: float = 1.0) -> Tensor:
+        """The time grid for so many network calls. Raises ConfigurationError where this model does not admit them."""
+        passes = 1 if guidance == 1.0 else 2
+        if nfe is None:
+            nfe = passes * (self.objective.valid_nfe or (DEFAULT_NFE // passes,))[0]
+        if nfe % passes:
+            raise ConfigurationError(f"nfe={nfe}: with guidance each step costs two network calls; give an even number")
+        try:
+            return self.objective.times(nfe // passes)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+
+    def with_solver(self, solver: str) -> Self:
+        """This model, generating with another solver. Raises ConfigurationError where it does not fit the objective."""
+        self.config = replace(self.config, solver=solver)
+        self.objective = self.config.make_objective(x_1_limit=self.normalizer.reach(X))
+        return self
+
+    def _check_conditions(self, n: int, condition: Tensor | None, guidance: float, label: int | Tensor | None) -> None:
+        classes, size = self.config.classes, self.config.condition_size
+        if guidance != 1.0 and not (classes and self.config.label_dropout):
+            why = "was trained with label_dropout=0" if classes else "knows no classes"
+            raise ConfigurationError(
+                f"guidance={guidance}: this model {why}, so there is nothing to guide it away from"
+            )
+        if label is not None and not classes:
+            raise ConfigurationError(f"label={label}: this model knows no classes")
+        if label is not None and not all(0 <= int(one) < classes for one in torch.as_tensor(label).reshape(-1)):
+            raise ConfigurationError(f"label={label} must be from 0 to {classes - 1}")
+        given = (0,) if condition is None else tuple(condition.shape)
+        if given != ((n, size) if size else (0,)):
+            raise ConfigurationError(f"this model needs a condition of shape {(n, size)}, but got {given}")
+
+    def _own_units(self, x: Tensor) -> Tensor:
+        return self.normalizer.denormalize(X, x.reshape(len(x), *self.config.shape))
+
+    @property
+    def _network_shape(self) -> tuple[int, ...]:
+        return tuple(self.config.shape) if self.config.network in PICTURE_NETWORKS else self.config.token_shape
+
+    # -- keeping ------------------------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        training: Mapping[str, Any] | None = None,
+        write_more: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Write a checkpoint directory. Raises CheckpointError where it cannot be written."""
+        valid = self.objective.valid_nfe
+        description = {
+            "config": asdict(self.config),
+            "normalizer": self.normalizer.to_json(),
+            "valid_nfe": "any" if valid is None else list(valid),
+            "training": dict(training or {}),
+        }
+        write_checkpoint(path, kind=KIND, description=description, weights=self.state_dict(), write_more=write_more)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:
+        """Read a checkpoint or the best one of a run, ready to generate. Raises CheckpointError."""
+        description, weights = read_checkpoint(path, kind=KIND)
+        try:
+            model = cls(GenerativeConfig(**description["config"]), Normalizer.from_json(description["normalizer"]))
+            model.load_state_dict(weights)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{find_checkpoint(path)} does not describe a generative model: {error}") from error
+        return model.eval().to(device)

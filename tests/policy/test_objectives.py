@@ -1,0 +1,377 @@
+"""Objectives: each of them learns, draws from the generator alone, and refuses what cannot go together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import permutations
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from flowchunk.policy.coupling import optimal_coupling
+from flowchunk.policy.flow import flow_matching_errors
+from flowchunk.policy.networks import NETWORKS
+from flowchunk.policy.objectives import (
+    MIP_TIME,
+    OBJECTIVES,
+    flow_map_errors,
+    make_objective,
+    minimal_iterative_act,
+    minimal_iterative_errors,
+    regression_errors,
+)
+from flowchunk.policy.paths import FLOW, GaussianPath, broadcast_time
+
+MEAN, DEVIATION = 0.7, 0.4
+
+Network = Callable[..., Tensor]
+
+each_objective = pytest.mark.parametrize("name", OBJECTIVES)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# Every objective learns.
+
+CENTER, SPREAD = torch.tensor([[1.0, -0.5], [0.3, 0.8]]), 0.2
+
+
+@each_objective
+def test_every_objective_learns_where_the_data_are(name: str) -> None:
+    objective = make_objective(name, x_1_limit=2.0)
+    torch.manual_seed(0)
+    network = NETWORKS["mlp"](action_size=2, horizon=2, condition_size=1, width=32, blocks=1)
+    optimiser, generator = torch.optim.Adam(network.parameters(), lr=1e-2), seeded(0)
+    nothing = torch.zeros(128, 1)
+    for _ in range(200):
+        x_1 = CENTER + SPREAD * torch.randn(128, 2, 2, generator=generator)
+        draws = objective.draw((128, 2, 2), generator)
+        loss = objective.errors(network, x_1, draws=draws, condition=nothing).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    x_0 = objective.path.noise((128, 2, 2), generator=seeded(1))
+    times = objective.times(None if objective.valid_nfe else 16)
+    with torch.no_grad():
+        x_1 = objective.generate(network, x_0, times, condition=nothing, generator=seeded(2))
+    assert x_1.shape == x_0.shape
+    torch.testing.assert_close(x_1.mean(0), CENTER, rtol=0, atol=0.2)
+    assert float((x_1 - x_1.mean(0)).std()) < 0.5  # the noise had 1
+
+
+# Data N(0.7, 0.4²), for which the best networks are known.
+
+
+def expected_ends(path: GaussianPath, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """E[x_0 | x_t] and E[x_1 | x_t]."""
+    time = broadcast_time(t, x_t)
+    alpha, sigma = path.schedule.alpha(time), path.schedule.sigma(time)
+    share = (x_t - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2)
+    return sigma * share, MEAN + alpha * DEVIATION**2 * share
+
+
+def exact(path: GaussianPath) -> Network:
+    return lambda x_t, t, condition: path.sample(*expected_ends(path, x_t, t), t)[1]
+
+
+def exact_map(x: Tensor, t: Tensor, condition: Any, *, t_end: Tensor) -> Tensor:
+    """Mean velocity from t to t_end on the straight path, also where both are equal."""
+    t, e = broadcast_time(t, x), broadcast_time(t_end, x)
+    spread, spread_end = ((time**2 * DEVIATION**2 + (1 - time) ** 2).sqrt() for time in (t, e))
+    slope = ((e + t) * DEVIATION**2 + e + t - 2) / (spread + spread_end)
+    return MEAN + slope / spread * (x - t * MEAN)
+
+
+@pytest.mark.parametrize("name", ["flow", "ddpm", "x", "v", "kl"])
+def test_the_exact_network_has_the_least_error(name: str) -> None:
+    objective = make_objective(name)
+    assert isinstance(objective.path, GaussianPath)
+    best, x_1 = exact(objective.path), MEAN + DEVIATION * torch.randn(20_000, 1, generator=seeded(0))
+    draws = objective.draw((20_000, 1), seeded(1))
+
+    def error(factor: float) -> float:
+        return float(objective.errors(lambda x, t, c: factor * best(x, t, c), x_1, draws=draws).mean())
+
+    assert error(1.0) < min(error(0.95), error(1.05))
+
+
+@pytest.mark.parametrize(("name", "schedule"), [("ddpm", "cosine"), ("v", "linear_beta"), ("x", "sigmoid")])
+@pytest.mark.parametrize(("solver", "nfe"), [("diffusers_ddpm", 100), ("diffusers_ddim", 16)])
+def test_samplers_of_diffusers_carry_noise_to_the_data(name: str, schedule: str, solver: str, nfe: int) -> None:
+    objective = make_objective(name, schedule=schedule, solver=solver, x_1_limit=3.0)
+    assert isinstance(objective.path, GaussianPath)
+    calls = []
+
+    def network(x: Tensor, t: Tensor, condition: Any) -> Tensor:
+        calls.append(float(t[0]))
+        return exact(objective.path)(x, t, condition)  # type: ignore[arg-type]
+
+    x_1 = objective.generate(
+        network, torch.randn(4000, 1, generator=seeded(0)), objective.times(nfe), generator=seeded(1)
+    )
+    assert len(calls) == nfe
+    assert calls == sorted(calls)
+    assert 0 <= calls[0] < calls[-1] == pytest.approx(0.99)
+    assert [float(x_1.mean()), float(x_1.std())] == pytest.approx([MEAN, DEVIATION], abs=0.1)
+
+
+def test_rows_of_diffusers_may_have_generators_of_their_own() -> None:
+    objective = make_objective("x", solver="diffusers_ddpm")
+    x_0, times = torch.randn(3, 2, generator=seeded(0)), objective.times(5)
+    seen: list[float] = []
+
+    def sample(rows: list[int]) -> Tensor:
+        return objective.generate(
+            lambda x, t, c: x.tanh(), x_0[rows], times, generator=[seeded(row) for row in rows],
+            callback=lambda t, x: seen.append(float(t)),
+        )  # fmt: skip
+
+    torch.testing.assert_close(sample([0, 1, 2])[1:], sample([1, 2]))
+    assert len(seen) == 12
+    assert seen[5] == 1
+
+
+# What is drawn.
+
+
+@each_objective
+def test_draws_are_a_function_of_the_generator_alone(name: str) -> None:
+    objective, before = make_objective(name, density="logit_normal"), torch.get_rng_state()
+    one, same, other = (objective.draw((6, 4, 2), seeded(seed)) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert one.keys() == same.keys() == {"x_0", "t"} | ({"t_end", "share"} if name == "flow_map" else set())
+    assert one["x_0"].shape == (6, 4, 2)
+    for key, value in one.items():
+        assert len(value) == 6
+        assert torch.equal(value, same[key])
+        assert not torch.equal(value, other[key])
+
+
+@each_objective
+def test_errors_and_samples_draw_nothing(name: str) -> None:
+    objective, before = make_objective(name), torch.get_rng_state()
+    x_1 = torch.randn(6, 4, 2, generator=seeded(0))
+    draws = objective.draw((6, 4, 2), seeded(1))
+
+    def network(x: Tensor, t: Tensor, condition: Any, *, t_end: Tensor | None = None) -> Tensor:
+        assert condition == "seen"
+        return x.sin()
+
+    errors = [objective.errors(network, x_1, draws=draws, condition="seen") for _ in range(2)]
+    assert torch.equal(*errors)
+    assert errors[0].shape == x_1.shape
+    assert float(errors[0].min()) >= 0
+    objective.generate(network, draws["x_0"], objective.times(None), condition="seen", generator=seeded(2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_divergence_is_trained_on_its_grid_without_the_last_interval() -> None:
+    steps = make_objective("kl").draw((20_000,), seeded(0))["t"] * 100
+    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-4)
+    assert set(steps.round().int().tolist()) == set(range(99))  # 0/100 … 98/100; from 99/100 on there is no end
+    assert steps.mean() == pytest.approx(49, abs=1)
+
+
+def test_flow_maps_are_trained_forward() -> None:
+    draws = make_objective("flow_map").draw((1000,), seeded(0))
+    assert (draws["t"] <= draws["t_end"]).all()
+    for times in draws["t_end"], draws["share"]:
+        assert 0 <= float(times.min()) <= float(times.max()) <= 1
+
+
+# Flow maps.
+
+
+def map_draws(batch: int = 200) -> dict[str, Tensor]:
+    t, length, share = torch.rand(3, batch, generator=seeded(0), dtype=torch.float64)
+    x_0 = torch.randn(batch, 3, 2, generator=seeded(1), dtype=torch.float64)
+    return {"x_0": x_0, "t": t, "t_end": t + (1 - t) * length, "share": share}
+
+
+@pytest.mark.parametrize("with_prefix", [False, True])
+def test_the_exact_flow_map_is_consistent(with_prefix: bool) -> None:
+    x_1 = torch.randn(200, 3, 2, generator=seeded(2), dtype=torch.float64)
+    prefix_length = torch.randint(3, (200,), generator=seeded(3)) if with_prefix else None
+    errors = flow_map_errors(exact_map, x_1, path=FLOW, prefix_length=prefix_length, draws=map_draws())
+    assert float(errors.max()) < 1e-24
+    wrong = flow_map_errors(
+        lambda x, t, c, *, t_end: exact_map(x, t, c, t_end=t_end) + broadcast_time(t_end - t, x),
+        x_1, path=FLOW, draws=map_draws(),
+    )  # fmt: skip
+    assert float(wrong.mean()) > 1e-3
+
+
+def test_two_steps_teach_one_and_are_not_taught() -> None:
+    weight, taught = torch.tensor(0.5, dtype=torch.float64, requires_grad=True), []
+
+    def network(x: Tensor, t: Tensor, condition: Any, *, t_end: Tensor) -> Tensor:
+        taught.append(torch.is_grad_enabled())
+        return weight * x
+
+    draws, x_1 = map_draws(), torch.ones(200, 3, 2, dtype=torch.float64)
+    errors = flow_map_errors(network, x_1, path=FLOW, draws=draws)
+    assert taught == [False, False, True]
+    x_t, _ = FLOW.sample(draws["x_0"], x_1, draws["t"])
+    share, length = (column[:, None, None] for column in (draws["share"], draws["t_end"] - draws["t"]))
+    first = 0.5 * x_t
+    target = share * first + (1 - share) * 0.5 * (x_t + share * length * first)
+    torch.testing.assert_close(errors, (0.5 * x_t - target) ** 2)
+    (gradient,) = torch.autograd.grad(errors.sum(), weight)
+    torch.testing.assert_close(gradient, (2 * (0.5 * x_t - target) * x_t).sum())
+
+
+def test_flow_maps_learn_the_velocity_too() -> None:
+    objective, x_1 = make_objective("flow_map"), torch.randn(6, 4, 2, generator=seeded(0))
+    draws = objective.draw((6, 4, 2), seeded(1))
+
+    def network(x: Tensor, t: Tensor, condition: Any, *, t_end: Tensor | None = None) -> Tensor:
+        return x.sin() * (1 if t_end is None else 1 + broadcast_time(t_end, x))
+
+    known = {"x_0": draws["x_0"], "t": draws["t"]}
+    velocity = flow_matching_errors(network, x_1, **known)
+    consistency = flow_map_errors(network, x_1, path=FLOW, draws=draws)
+    torch.testing.assert_close(objective.errors(network, x_1, draws=draws), velocity + consistency)
+
+
+# The rivals that are no reading of a path.
+
+
+def echo(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    return 2 * x + t[:, None, None] + condition
+
+
+def test_regression_sees_nothing_but_the_condition() -> None:
+    x_1, condition = torch.randn(2, 5, 3, 2, generator=seeded(0))
+    torch.testing.assert_close(regression_errors(echo, x_1, condition=condition), (condition - x_1) ** 2)
+    objective, noise = make_objective("regression"), torch.randn(5, 3, 2, generator=seeded(1))
+    generated = objective.generate(echo, noise, objective.times(None), condition=condition)
+    torch.testing.assert_close(generated, condition)
+    errors = objective.errors(echo, x_1, draws={"x_0": noise}, condition=condition)
+    torch.testing.assert_close(errors, (condition - x_1) ** 2)
+
+
+def test_the_minimal_iterative_policy_looks_twice() -> None:
+    x_1, condition, noise = torch.randn(3, 5, 3, 2, generator=seeded(0))
+    errors = minimal_iterative_errors(echo, x_1, x_0=noise, condition=condition)
+    second = 2 * (0.9 * x_1 + 0.1 * noise) + 0.9 + condition
+    torch.testing.assert_close(errors, (condition - x_1) ** 2 + (second - x_1) ** 2)
+    assert MIP_TIME == 0.9
+    expected = 2 * 0.9 * condition + 0.9 + condition
+    torch.testing.assert_close(minimal_iterative_act(echo, noise, condition=condition), expected)
+    objective = make_objective("mip")
+    torch.testing.assert_close(objective.generate(echo, noise, objective.times(2), condition=condition), expected)
+
+
+@pytest.mark.parametrize(("name", "valid"), [("regression", 1), ("mip", 2)])
+def test_rivals_admit_one_number_of_evaluations(name: str, valid: int) -> None:
+    objective, calls = make_objective(name), []
+
+    def network(x: Tensor, t: Tensor, condition: Any) -> Tensor:
+        calls.append(t)
+        return x
+
+    assert objective.valid_nfe == (valid,)
+    objective.generate(network, torch.ones(2, 3), objective.times(None))
+    assert len(calls) == valid
+    for nfe in (3, 3 - valid, 0):
+        with pytest.raises(
+            ValueError, match=f"nfe={nfe}: a model trained with objective={name} admits {valid} alone"
+        ):
+            objective.times(nfe)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("regression", "mip")])
+def test_others_admit_any(name: str) -> None:
+    objective = make_objective(name)
+    assert objective.valid_nfe is None
+    assert [len(objective.times(nfe)) for nfe in (None, 1, 7)] == [5, 2, 8]
+    with pytest.raises(ValueError, match="nfe=0"):
+        objective.times(0)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "gan"}, "unknown objective 'gan'; there are flow, ddpm, x, v, kl, regression, mip, flow_map"),
+        ({"name": "v", "schedule": "quadratic"}, "unknown schedule 'quadratic'; there are linear, linear_beta"),
+        ({"name": "flow", "schedule": "cosine"}, "objective=flow with schedule=cosine: its velocity is infinite"),
+        ({"name": "flow_map", "schedule": "sigmoid"}, "objective=flow_map with schedule=sigmoid: .*; use .*linear"),
+        ({"name": "regression", "schedule": "linear"}, "objective=regression has no schedule, but schedule=linear"),
+        ({"name": "mip", "schedule": "cosine"}, "objective=mip has no schedule"),
+        ({"name": "flow", "snr_cap": 5.0}, "snr_cap=5.0 is for objective=x, not flow"),
+        ({"name": "flow", "solver": "leapfrog"}, "unknown solver 'leapfrog'; there are euler, .*diffusers_ddim"),
+        ({"name": "v", "solver": "flow_map"}, "solver=flow_map needs objective=flow_map, not v"),
+        ({"name": "flow", "solver": "diffusers_ddim"}, "solver=diffusers_ddim knows objective=ddpm, x and v with a"),
+        ({"name": "ddpm", "schedule": "linear", "solver": "diffusers_ddpm"}, "with a curved schedule, not this ddpm"),
+        ({"name": "kl", "solver": "diffusers_ddpm"}, "not this kl"),
+        ({"name": "ddpm", "wrapped": True}, "objective=ddpm needs a Gaussian path; on angles there are flow, flow_map"),
+        ({"name": "flow", "wrapped": True, "schedule": "linear"}, "the path between angles has none; leave it out"),
+        ({"name": "flow", "wrapped": True, "solver": "ddim"}, "solver=ddim needs a Gaussian path; on angles there are"),
+        ({"name": "flow", "wrapped": True, "solver": "diffusers_ddim"}, "solver=diffusers_ddim knows objective=ddpm"),
+        ({"name": "v", "eta": 1.5}, "eta=1.5 must be from 0 to 1"),
+        ({"name": "v", "eta": math.nan}, "eta=nan must be from 0 to 1"),
+        ({"name": "v", "density": "late"}, "unknown time_density 'late'"),
+        ({"name": "v", "density": "mode", "density_options": {"scale": 9.0}}, "scale=9.0 must be from -1"),
+        ({"name": "v", "density_options": {"std": 1.0}}, "time_density uniform does not know std"),
+    ],
+)
+def test_what_is_unknown_or_cannot_go_together_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_objective(**options)
+
+
+@pytest.mark.parametrize("nfe", [0, 101])
+def test_samplers_of_diffusers_have_a_hundred_steps(nfe: int) -> None:
+    with pytest.raises(ValueError, match=f"nfe={nfe}: diffusers_ddim takes from 1 to 100 steps"):
+        make_objective("v", solver="diffusers_ddim").times(nfe)
+
+
+def test_samplers_of_diffusers_cannot_keep_a_prefix() -> None:
+    objective = make_objective("v", solver="diffusers_ddim")
+    with pytest.raises(ValueError, match="solver=diffusers_ddim cannot keep a prefix; use ddim or ancestral"):
+        objective.generate(echo, torch.ones(2, 3, 1), objective.times(2), prefix=torch.ones(2, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "solver"),
+    [
+        ({"name": "flow"}, "euler"),
+        ({"name": "flow", "wrapped": True}, "euler"),
+        ({"name": "v"}, "ddim"),
+        ({"name": "ddpm", "schedule": "linear"}, "ddim"),
+        ({"name": "flow_map"}, "flow_map"),
+        ({"name": "flow_map", "wrapped": True}, "flow_map"),
+        ({"name": "flow_map", "solver": "euler"}, "euler"),
+    ],
+)
+def test_solvers_fit_their_objective(options: dict[str, Any], solver: str) -> None:
+    assert make_objective(**options).solver == solver
+
+
+# Coupling.
+
+
+@given(st.integers(1, 6), st.integers(0, 2**31))
+@settings(max_examples=25, deadline=None)
+def test_optimal_coupling_costs_least(n: int, seed: int) -> None:
+    x_0, x_1 = torch.randn(2, n, 2, 2, generator=seeded(seed), dtype=torch.float64)
+    coupled = optimal_coupling(x_0, x_1)
+    costs = [float((x_0[list(order)] - x_1).square().sum()) for order in permutations(range(n))]
+    assert float((coupled - x_1).square().sum()) == pytest.approx(min(costs))
+    assert sorted(map(tuple, coupled.flatten(1).tolist())) == sorted(map(tuple, x_0.flatten(1).tolist()))
+
+
+def test_coupled_noise_leaves_data_where_they_are() -> None:
+    x_1 = torch.tensor([[0.0], [1.0], [2.0]])
+    coupled = optimal_coupling(torch.tensor([[2.1], [0.1], [1.1]]), x_1)
+    assert coupled.flatten().tolist() == pytest.approx([0.1, 1.1, 2.1])
