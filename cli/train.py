@@ -111,7 +111,7 @@ def _policy_and_data(
     train_episodes, validation_episodes = split_episodes(
         len(store.episode_ends), validation_fraction=dataset["validation_fraction"], seed=options["seed"]
     )
-    symmetry = _symmetry(dataset["symmetry"], observation_spec, action_spec)
+    symmetry = _symmetry(dataset["symmetry"], observation_spec, action_spec, make_env)
     windows, validation = (
         load_windows(
             store,
@@ -155,12 +155,23 @@ def fit_normalizer(
 
 
 def _symmetry(
-    options: Mapping[str, Any], observation_spec: ObservationSpec, action_spec: ActionSpec
+    options: Mapping[str, Any], observation_spec: ObservationSpec, action_spec: ActionSpec, make_env: MakeEnv
 ) -> Symmetry | None:
     if not options:
         return None
     sizes = {key: field.size for key, field in observation_spec.fields.items()} | {ACTION: action_spec.size}
-    return Symmetry.from_options(options, sizes)
+    symmetry = Symmetry.from_options(options, sizes)
+    env = make_env()
+    try:
+        if env.has_wrapper_attr("keeps_goal") and not env.get_wrapper_attr("keeps_goal")(symmetry.mirrors["state"]):
+            goal = [float(value) for value in env.get_wrapper_attr("goal_pose")]
+            raise ConfigurationError(
+                f"dataset.symmetry moves the goal, env.goal_pose={goal}, so mirrored demonstrations would lead elsewhere; "
+                "add dataset.symmetry=null"
+            )
+    finally:
+        env.close()
+    return symmetry
 
 
 def _specs(store: Store, make_env: MakeEnv) -> tuple[ObservationSpec, ActionSpec]:

@@ -193,7 +193,7 @@ class GenerativeModel(nn.Module):
         labels = torch.full((n,), label, device=device) if isinstance(label, int) else label
         network: Any = self.network
         if guidance != 1.0:
-            network = guided(network, guidance=guidance, without=self.encode(n))
+            network = guided(network, guidance=guidance, without=self.encode(n, condition))
         told = {} if callback is None else {"callback": lambda t, x: callback(t, self._own_units(x))}
         known = self.encode(n, condition, labels)
         x_1 = self.objective.generate(network, x_0, times.to(device), condition=known, generator=generator, **told)
@@ -228,6 +228,8 @@ class GenerativeModel(nn.Module):
             raise ConfigurationError(f"label={label}: this model knows no classes")
         if label is not None and not all(0 <= int(one) < classes for one in torch.as_tensor(label).reshape(-1)):
             raise ConfigurationError(f"label={label} must be from 0 to {classes - 1}")
+        if isinstance(label, Tensor) and label.shape != (n,):
+            raise ConfigurationError(f"labels of shape {tuple(label.shape)} for {n} data: give {n}, or one for all")
         given = (0,) if condition is None else tuple(condition.shape)
         if given != ((n, size) if size else (0,)):
             raise ConfigurationError(f"this model needs a condition of shape {(n, size)}, but got {given}")

@@ -82,7 +82,7 @@ def all_cells(options: Mapping[str, Any]) -> list[Cell]:
         cells.append(_cell("digits", (name, objective, schedule), arguments, DIGIT_NFE, "n=800"))
     path = options["dataset"]["path"]
     for objective in PUSHT_OBJECTIVES if path is not None else ():
-        size = ("network.width=192", "network.blocks=4", f"training.steps={4000 * longer}", "evaluation.episodes=0")
+        size = ("network.width=200", "network.blocks=4", f"training.steps={4000 * longer}", "evaluation.episodes=0")
         arguments = (*common, "task=pusht_state", f"dataset.path={path}", *size)
         episodes = f"episodes={500 if options['full'] else 200}"
         cells.append(_cell("pusht", (objective, "", ""), arguments, PUSHT_NFE, episodes))

@@ -6,7 +6,7 @@ Everything outside this file is in px of a 512 x 512 plane, x to the right and y
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,12 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
             return 0.0
         block_polygon = shapely.polygons(_placed(OUTLINE, *self.block_pose()))
         return float(shapely.area(shapely.intersection(block_polygon, self._goal_polygon))) / AREA
+
+    def keeps_goal(self, mirror: Callable[[np.ndarray], np.ndarray]) -> bool:
+        """Whether a mirror of states (N, 5) leaves the goal where it is: only then demonstrations stay demonstrations."""
+        x, y, angle = mirror(np.array([[0.0, 0.0, *self.goal_pose]]))[0, 2:].tolist()
+        turned = math.remainder(angle - self.goal_pose[2], math.tau)
+        return math.dist((x, y), self.goal_pose[:2]) < 1e-3 and abs(turned) < 1e-5
 
     # Start of an episode.
 

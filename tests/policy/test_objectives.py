@@ -55,7 +55,7 @@ def test_every_objective_learns_where_the_data_are(name: str) -> None:
         draws = objective.draw((128, 2, 2), generator)
         loss = objective.errors(network, x_1, draws=draws, condition=nothing).mean()
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     x_0 = objective.path.noise((128, 2, 2), generator=seeded(1))
     times = objective.times(None if objective.valid_nfe else 16)
@@ -234,8 +234,7 @@ def test_flow_maps_learn_the_velocity_too() -> None:
     def network(x: Tensor, t: Tensor, condition: Any, *, t_end: Tensor | None = None) -> Tensor:
         return x.sin() * (1 if t_end is None else 1 + broadcast_time(t_end, x))
 
-    known = {"x_0": draws["x_0"], "t": draws["t"]}
-    velocity = flow_matching_errors(network, x_1, **known)
+    velocity = flow_matching_errors(network, x_1, x_0=draws["x_0"], t=draws["t"])
     consistency = flow_map_errors(network, x_1, path=FLOW, draws=draws)
     torch.testing.assert_close(objective.errors(network, x_1, draws=draws), velocity + consistency)
 
@@ -281,9 +280,7 @@ def test_rivals_admit_one_number_of_evaluations(name: str, valid: int) -> None:
     objective.generate(network, torch.ones(2, 3), objective.times(None))
     assert len(calls) == valid
     for nfe in (3, 3 - valid, 0):
-        with pytest.raises(
-            ValueError, match=f"nfe={nfe}: a model trained with objective={name} admits {valid} alone"
-        ):
+        with pytest.raises(ValueError, match=f"nfe={nfe}: a model trained with objective={name} admits {valid} alone"):
             objective.times(nfe)
 
 

@@ -81,8 +81,7 @@ def test_beta_quantiles() -> None:
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-1.0, 0.5), (0.7, 1.5)])
 def test_logit_normal_quantiles(mean: float, std: float) -> None:
-    normal = torch.distributions.Normal(mean, std)
-    expected = torch.sigmoid(normal.icdf(QUANTILES))
+    expected = torch.sigmoid(mean + std * torch.special.ndtri(QUANTILES))
     assert quantiles(draw("logit_normal", {"mean": mean, "std": std})) == pytest.approx(expected.tolist(), abs=0.012)
 
 
