@@ -33,8 +33,9 @@ def diffusers_generate(
 ) -> Tensor:
     """Data like x_0 by ``steps`` steps of a scheduler of `diffusers` over a grid of 100.
 
-    Their step k stands at noise level (k + 1)/100, our t = 1 - (k + 1)/100. generator: of the noise that DDPM adds.
-    Raises ValueError for a prefix, which their schedulers know nothing of.
+    Their step k stands at noise level (k + 1)/100, our t = 1 - (k + 1)/100. With fewer than 100 steps their default
+    spacing ("leading") begins a little way into the grid, and takes the noise for what it finds there. generator: of the
+    noise that DDPM adds. Raises ValueError for a prefix, which their schedulers know nothing of.
     """
     import diffusers  # slow to load
 

@@ -9,11 +9,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 
-def averaged(model: nn.Module, *, max_decay: float = 0.9999) -> AveragedModel:
-    """An EMA copy of ``model`` whose decay warms up as ``1 - (1 + k)^-0.75``, capped; call ``update_parameters(model)``."""
+def averaged(model: nn.Module, *, max_decay: float = 0.9999, every: int = 1) -> AveragedModel:
+    """An EMA copy of ``model`` whose decay warms up as ``1 - (1 + k)^-0.75``, capped, for k steps.
+
+    Call ``update_parameters(model)`` every so many steps: averaging costs a pass over all weights, and with the decay of
+    so many steps at once the average is the same but for the weights in between.
+    """
 
     def blend(averages: Sequence[Tensor], live: Sequence[Tensor], count: Tensor | int) -> None:
-        decay = min(1.0 - (1.0 + int(count)) ** -0.75, max_decay)
+        decay = min(1.0 - (1.0 + int(count) * every) ** -0.75, max_decay) ** every
         torch._foreach_lerp_(list(averages), list(live), 1.0 - decay)
 
     return AveragedModel(model, multi_avg_fn=blend)

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from flowchunk.datasets.errors import CheckpointError, ConfigurationError
+from flowchunk.datasets.errors import CheckpointError, ConfigurationError, SpecMismatchError
 from flowchunk.policy.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
 from flowchunk.policy.coupling import optimal_coupling
 from flowchunk.policy.flow import guided
@@ -66,6 +66,8 @@ class GenerativeConfig:
             raise ConfigurationError("coupling=ot measures straight distances; angles need coupling=independent")
         if not 0 <= self.label_dropout < 1:
             raise ConfigurationError(f"label_dropout={self.label_dropout} must be at least 0 and below 1")
+        if self.is_wrapped and len(self.shape) != 2:
+            raise ConfigurationError(f"angles come as tokens (H, D), not in the shape {tuple(self.shape)}")
         if self.augment and len(self.shape) != 3:
             raise ConfigurationError("augment=true is for pictures alone")
         self.make_objective()
@@ -149,7 +151,7 @@ class GenerativeModel(nn.Module):
         x_1 = self.normalizer.normalize(X, batch[X])
         if self.config.augment:
             x_1 = augment(x_1, draws["augmentation"])
-        x_1 = x_1.reshape(len(x_1), *self._network_shape)
+        x_1 = self._as_network_sees(x_1)
         if self.config.coupling == "ot":
             draws = {**draws, "x_0": optimal_coupling(draws["x_0"], x_1)}
         label = batch.get("label")
@@ -230,12 +232,21 @@ class GenerativeModel(nn.Module):
             raise ConfigurationError(f"label={label} must be from 0 to {classes - 1}")
         if isinstance(label, Tensor) and label.shape != (n,):
             raise ConfigurationError(f"labels of shape {tuple(label.shape)} for {n} data: give {n}, or one for all")
-        given = (0,) if condition is None else tuple(condition.shape)
-        if given != ((n, size) if size else (0,)):
-            raise ConfigurationError(f"this model needs a condition of shape {(n, size)}, but got {given}")
+        given = None if condition is None else tuple(condition.shape)
+        if given != (expected := (n, size) if size else None):
+            raise ConfigurationError(f"this model needs a condition of shape {expected}, but got {given}")
+
+    def _as_network_sees(self, x: Tensor) -> Tensor:
+        """Pictures (B, C, height, width) as rows (B, height, C·width) for the networks of action chunks."""
+        is_of_rows = len(self.config.shape) == 3 and self.config.network not in PICTURE_NETWORKS
+        return x.movedim(1, 2).flatten(2) if is_of_rows else x
 
     def _own_units(self, x: Tensor) -> Tensor:
-        return self.normalizer.denormalize(X, x.reshape(len(x), *self.config.shape))
+        """The inverse of what the network sees, in the data's units."""
+        if x.ndim == len(self.config.shape):  # rows
+            channels, height, width = self.config.shape
+            x = x.view(len(x), height, channels, width).movedim(2, 1)
+        return self.normalizer.denormalize(X, x)
 
     @property
     def _network_shape(self) -> tuple[int, ...]:
@@ -267,6 +278,6 @@ class GenerativeModel(nn.Module):
         try:
             model = cls(GenerativeConfig(**description["config"]), Normalizer.from_json(description["normalizer"]))
             model.load_state_dict(weights)
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SpecMismatchError) as error:
             raise CheckpointError(f"{find_checkpoint(path)} does not describe a generative model: {error}") from error
         return model.eval().to(device)

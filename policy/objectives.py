@@ -42,8 +42,8 @@ Draws = Mapping[str, Tensor]
 class Objective:
     """One way to train and to generate; make it with ``make_objective``.
 
-    x_1_limit: keeps estimated data within the range of real data, where the reading needs that. eta: of the ancestral
-    sampler. valid_nfe: numbers of network evaluations that it admits, None for any.
+    density: of the times that training looks at. eta: of the ancestral sampler. valid_nfe: numbers of network evaluations
+    that it admits, None for any.
     """
 
     name: str
@@ -135,7 +135,8 @@ def make_objective(
 ) -> Objective:
     """The objective of that name; what is None takes the objective's own default.
 
-    wrapped: the data are angles (radians). Raises ValueError for what is unknown, or what cannot go together.
+    x_1_limit: the range of real data, normalised, for the readings that need it (see ``GaussianPath``). wrapped: the data
+    are angles (radians). Raises ValueError for what is unknown, or what cannot go together.
     """
     _require(name in OBJECTIVES, f"unknown objective {name!r}; there are {', '.join(OBJECTIVES)}")
     if wrapped:
@@ -145,6 +146,11 @@ def make_objective(
     path = WrappedPath() if wrapped else _gaussian_path(name, schedule, snr_cap, x_1_limit)
     _require(not (wrapped and schedule), f"schedule={schedule}: the path between angles has none; leave it out")
     _require(snr_cap is None or name == "x", f"snr_cap={snr_cap} is for objective=x, not {name}")
+    _require(snr_cap is None or snr_cap > 0, f"snr_cap={snr_cap} must be above 0")
+    _require(
+        solver is None or name not in VALID_NFE,
+        f"objective={name} has no solver, but solver={solver} was given; leave it out",
+    )
     _require(0 <= eta <= 1, f"eta={eta} must be from 0 to 1")
     method = solver or _default_solver(name, path)
     _check_solver(method, name, path)

@@ -76,16 +76,19 @@ def _cosine(offset: float = 0.008) -> Schedule:
 
 
 def _sigmoid(reach: float = 3.0) -> Schedule:
-    """Jabri et al. 2212.11972, start -3, end 3, temperature 1: alpha² falls with the sigmoid of the noise level."""
-    low, high = (1 / (1 + math.exp(sign * reach)) for sign in (1, -1))
+    """Jabri et al. 2212.11972, start -3, end 3, temperature 1: alpha² falls with the sigmoid of the noise level.
 
-    def sigmoid(t: Tensor) -> Tensor:
-        return torch.sigmoid(2 * reach * (1 - t) - reach)
+    sigma² = (sg(6u - 3) - sg(-3))/(sg(3) - sg(-3)), written without differences so that small values stay exact.
+    """
+    scale = 2 * math.sinh(reach / 2)
+
+    def share(u: Tensor) -> Tensor:
+        return (reach * u).sinh() / (scale * (reach * (u - 0.5)).cosh())
 
     return variance_preserving(
-        lambda t: ((high - sigmoid(t)) / (high - low)).clamp(min=0),  # rounding may fall below zero at t = 0
-        lambda t: ((sigmoid(t) - low) / (high - low)).clamp(min=0),
-        lambda t: 2 * reach * sigmoid(t) * (1 - sigmoid(t)) / (high - low),
+        lambda t: share(t),
+        lambda t: share(1 - t),
+        lambda t: reach * math.cosh(reach / 2) / (scale * (reach * (t - 0.5)).cosh() ** 2),
     )
 
 

@@ -29,6 +29,7 @@ from flowchunk.policy.run_log import RunLog
 from flowchunk.policy.training_state import optimizer_tensors, restore_optimizer
 
 STATE = "training_state"
+AVERAGE_EVERY = 4  # steps; a pass over all weights, so each step would be felt
 
 
 class Trainable(Protocol):
@@ -126,7 +127,7 @@ class Trainer:
         self.evaluate, self.wandb, self.remember = evaluate, wandb, dict(remember or {})
         self.output_dir, self.accelerator = output_dir, accelerator
         self.module: Any = model.to(accelerator.device)
-        self.ema = averaged(self.module, max_decay=config.ema_max_decay)
+        self.ema = averaged(self.module, max_decay=config.ema_max_decay, every=AVERAGE_EVERY)
         self.optimizer = torch.optim.AdamW(
             self.module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
@@ -164,7 +165,7 @@ class Trainer:
                 self.pause(log)
 
     def train_step(self) -> float:
-        """One step of the optimiser and of the average; returns the gradient's norm before clipping."""
+        """One step of the optimiser, now and then of the average; returns the gradient's norm before clipping."""
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.step)
@@ -178,7 +179,8 @@ class Trainer:
         norm = self.clip_gradients()
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
-        self.ema.update_parameters(self.module)
+        if self.step % AVERAGE_EVERY == 0:
+            self.ema.update_parameters(self.module)
         self.loss_sum += loss.detach()
         self.step += 1
         return norm
@@ -283,7 +285,7 @@ class Trainer:
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{directory} does not fit this training run: {error}") from error
         self.step, self.best_score = state["step"], state["best_score"]
-        self.ema.n_averaged.fill_(self.step)
+        self.ema.n_averaged.fill_(math.ceil(self.step / AVERAGE_EVERY))
         self.loss_sum = tensors["loss_sum"].to(self.accelerator.device)
 
 

@@ -69,6 +69,9 @@ class Domain(Protocol):
     def measure(self, generated: Samples, data: Samples) -> dict[str, float]:
         """How far the generated are from data with the same conditions; the same of data and data is the floor."""
 
+    def memorised(self, generated: Samples) -> dict[str, tuple[float, float]]:
+        """Measures of learning by heart, each with its floor; none where data are drawn without end."""
+
     def draw(self, model: GenerativeModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
         """Pictures of what was generated, written into the folder."""
 

@@ -52,7 +52,7 @@ class Images:
 
     def fresh(self, n: int, seed: int) -> Samples:
         random = np.random.default_rng(seed)
-        drawn = _samples(self.all)
+        drawn = _samples(self.all)  # a finite data set: no more than a half at once, so that two draws differ
         return Samples(**drawn.batch(torch.from_numpy(random.permutation(len(drawn))[: min(n, len(drawn) // 2)])))
 
     @cached_property
@@ -68,13 +68,19 @@ class Images:
             with torch.no_grad():
                 named = self.classifier(generated.x).argmax(1)
             measured["class_accuracy"] = float((named == generated.label).float().mean())
-        if self.other is not None:
-            count = min(len(self.mine.images), len(self.other.images))
-            train, held_out = (_samples(pictures).x[:count].flatten(1) for pictures in (self.mine, self.other))
-            flat = generated.x.flatten(1)
-            measured["nearer_to_training_share"] = nearest_neighbour_ratio(flat, train, held_out)
-            measured["copied_share"] = copied_share(flat, train)
         return measured
+
+    def memorised(self, generated: Samples) -> dict[str, tuple[float, float]]:
+        """How far samples are copies, each share beside that of pictures which the model never saw."""
+        if self.other is None:
+            return {}
+        count = min(len(self.mine.images), len(self.other.images))
+        train, held_out = (_samples(pictures).x[:count].flatten(1) for pictures in (self.mine, self.other))
+        flat = generated.x.flatten(1)
+        return {
+            "nearer_to_training_share": (nearest_neighbour_ratio(flat, train, held_out), 0.5),
+            "copied_share": (copied_share(flat, train), copied_share(held_out, train)),
+        }
 
     def draw(self, model: GenerativeModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
         flat = generated.x.flatten(1)

@@ -49,6 +49,9 @@ class Obstacle:
             "collision_share": float(collides(scenes, chunks).mean()),
         }
 
+    def memorised(self, generated: Samples) -> dict[str, tuple[float, float]]:
+        return {}
+
     def draw(self, model: GenerativeModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
         drawn, axes = figure(2, SCENES)
         scenes = self.fresh(SCENES, 1)

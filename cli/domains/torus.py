@@ -49,6 +49,9 @@ class Torus:
             "heading_error_rad": float(np.median(heading_error(angles, poses))),
         }
 
+    def memorised(self, generated: Samples) -> dict[str, tuple[float, float]]:
+        return {}
+
     def draw(self, model: GenerativeModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
         drawn, axes = figure(1, POSES)
         poses = self.fresh(POSES, 1).condition

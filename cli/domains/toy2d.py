@@ -46,6 +46,9 @@ class Toy2D:
             "energy_distance": float(energy_distance(a[:ENERGY_POINTS], b[:ENERGY_POINTS])),
         }
 
+    def memorised(self, generated: Samples) -> dict[str, tuple[float, float]]:
+        return {}
+
     def draw(self, model: GenerativeModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
         way = trajectories(model, 2000, nfe=nfe)  # (instants, points, 2)
         return [

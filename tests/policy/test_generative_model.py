@@ -203,7 +203,7 @@ def test_guided_data_may_have_a_condition_besides() -> None:
         ({"classes": 3}, {"label": -1}, "label=-1 must be from 0 to 2"),
         ({"classes": 3}, {"label": torch.tensor([0, 1, 3])}, "must be from 0 to 2"),
         ({"classes": 3}, {"label": torch.tensor([0, 1])}, r"labels of shape \(2,\) for 3 data"),
-        ({"condition_size": 2}, {}, r"needs a condition of shape \(3, 2\), but got \(0,\)"),
+        ({"condition_size": 2}, {}, r"needs a condition of shape \(3, 2\), but got None"),
         ({"condition_size": 2}, {"condition": torch.zeros(3, 3)}, r"of shape \(3, 2\), but got \(3, 3\)"),
         ({"condition_size": 2}, {"condition": torch.zeros(2, 2)}, r"of shape \(3, 2\), but got \(2, 2\)"),
         ({}, {"condition": torch.zeros(3, 2)}, r"but got \(3, 2\)"),

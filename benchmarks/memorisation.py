@@ -1,0 +1,92 @@
+"""What happens at 30 pictures: do models of digits learn them by heart, and what helps?
+
+usage: python benchmarks/memorisation.py OUTPUT_DIR [--steps 1000]
+
+Each model is trained on N pictures of one half of the digits (N = 30, 300, all of the half), once as it comes, once with
+augmentation, once with a network that sees 5 x 5 pixels alone. Copied: share of samples much nearer to one training picture
+than to the next (beside it: held-out pictures). Nearer: share of samples nearer to a training picture than to a held-out
+one (0.5: knows nothing of them). Agreement of disjoint halves (Kadkhodaie et al. 2310.02557): two models that never saw
+the same picture start from the same noise; 1 - (distance of their samples / distance of unrelated samples). Resumable.
+Writes OUTPUT_DIR/results.md, and OUTPUT_DIR/NAME/generated/nearest_training_pictures.png for each model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from flowchunk.cli.generate import domain_of, samples_like_data
+from flowchunk.cli.main import main as flowchunk
+from flowchunk.policy.checkpoint import find_checkpoint
+from flowchunk.policy.generative_model import GenerativeModel
+
+VARIANTS = {
+    "as it comes": [],
+    "augmentation": ["model.augment=true"],
+    "sees 5 x 5 pixels": ["network=local_conv", "network.receptive_field=5"],
+}
+SIZES = (30, 300, 898)
+SAMPLES = 500
+
+
+def trained(folder: Path, variant: str, size: int, half: int, steps: int) -> Path:
+    """The run of one model, trained and measured unless that was done."""
+    run = folder / f"{variant.replace(' ', '-')}-{size}-{half}"
+    if not (run / "generated" / "metrics.json").exists():
+        resume = f"training.resume={'true' if (run / 'config.yaml').exists() else 'false'}"
+        arguments = [
+            "task=images",
+            f"samples={size}",
+            f"half={half}",
+            f"training.steps={steps}",
+            "evaluation.samples=0",
+        ]
+        for command in (
+            ["train", *arguments, *VARIANTS[variant], resume, f"output_dir={run}"],
+            ["generate", str(run), f"n={SAMPLES}"],
+        ):
+            if flowchunk(command):
+                raise SystemExit(1)
+    return run
+
+
+def agreement(runs: list[Path]) -> float:
+    """How alike two models make pictures from the same noise and labels."""
+    made = []
+    for run in runs:
+        directory = find_checkpoint(run)
+        model, domain = GenerativeModel.load(directory), domain_of(directory)
+        made.append(samples_like_data(model, domain, SAMPLES, nfe=16, seed=0).x.flatten(1))
+    apart = (made[0] - made[1]).norm(dim=1).mean()
+    unrelated = (made[0] - made[1][torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0))]).norm(dim=1)
+    return float(1 - apart / unrelated.mean())
+
+
+def main() -> None:
+    """Fill the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    options = parser.parse_args()
+    lines = ["| network | pictures | copied (held-out) | nearer | kernel distance (floor) | agreement of halves |"]
+    lines.append("|---|---|---|---|---|---|")
+    for variant in options.variants:
+        for size in options.sizes:
+            runs = [trained(options.output_dir, variant, size, half, options.steps) for half in (0, 1)]
+            found = json.loads((runs[0] / "generated" / "metrics.json").read_text())
+            lines.append(
+                f"| {variant} | {size} | {found['copied_share']:.2f} ({found['copied_share_floor']:.2f}) | "
+                f"{found['nearer_to_training_share']:.2f} | "
+                f"{found['kernel_distance']:.3f} ({found['kernel_distance_floor']:.3f}) | {agreement(runs):.2f} |"
+            )
+            (options.output_dir / "results.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
