@@ -73,12 +73,12 @@ def all_cells(options: Mapping[str, Any]) -> list[Cell]:
                 *common,
                 "task=toy2d",
                 f"dataset={toy}",
-                f"training.steps={3000 * longer}",
+                f"training.steps={2000 * longer}",
                 "evaluation.samples=0",
             )
             cells.append(_cell("toys", (toy, objective, schedule or ""), arguments, TOY_NFE, "n=5000"))
     for name, (objective, schedule, more) in DIGIT_PAIRS.items():
-        arguments = (*common, "task=images", f"training.steps={1200 * longer}", "evaluation.samples=0", *more)
+        arguments = (*common, "task=images", f"training.steps={800 * longer}", "evaluation.samples=0", *more)
         cells.append(_cell("digits", (name, objective, schedule), arguments, DIGIT_NFE, "n=800"))
     path = options["dataset"]["path"]
     for objective in PUSHT_OBJECTIVES if path is not None else ():

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowchunk.policy import flow
+from flowchunk.policy.evaluation import generative
+from flowchunk.policy.evaluation.gaussian_mixture import draw_mixture, mixture_velocity
 from flowchunk.policy.flow import (
     Velocity,
     flow_matching_errors,
@@ -35,7 +37,7 @@ from flowchunk.policy.time_densities import TIME_DENSITIES, beta_time, uniform_t
 
 SOLVERS = {name: solver for name, solver in ALL_SOLVERS.items() if name not in OPEN_ENDED}  # the others: test_solvers
 
-POINTS, PROJECTIONS = 10_000, 256
+POINTS = 10_000
 RADIUS, DEVIATION = 2.0, 0.15
 ANGLES = torch.arange(8) * (math.tau / 8)
 CENTERS = RADIUS * torch.stack([ANGLES.cos(), ANGLES.sin()], dim=-1)  # (8, 2)
@@ -49,27 +51,14 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def ring(seed: int) -> Tensor:
-    generator = seeded(seed)
-    component = torch.randint(8, (POINTS,), generator=generator)
-    return CENTERS[component] + DEVIATION * torch.randn(POINTS, 2, generator=generator)
+    return draw_mixture(POINTS, CENTERS, DEVIATION, seeded(seed))
 
 
-def ring_velocity(x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
-    """E[x_1 - x_0 | x_t]: the mean over components, each a Gaussian pair, by how likely they are to have made x_t."""
-    t = t[:, None]
-    variance = (t * DEVIATION) ** 2 + (1 - t) ** 2  # (B, 1)
-    offset = x_t[:, None] - t[..., None] * CENTERS  # (B, 8, 2)
-    weight = (-(offset**2).sum(-1) / (2 * variance)).softmax(-1)[..., None]
-    slope = ((t * DEVIATION**2 - (1 - t)) / variance)[..., None]
-    return (weight * (CENTERS + slope * offset)).sum(1)
+ring_velocity = mixture_velocity(CENTERS, DEVIATION)
 
 
 def sliced_wasserstein(one: Tensor, other: Tensor) -> float:
-    """Root mean squared distance of the sorted projections on fixed directions."""
-    directions = torch.randn(2, PROJECTIONS, generator=seeded(99))
-    directions /= directions.norm(dim=0)
-    distance = (one @ directions).sort(dim=0).values - (other @ directions).sort(dim=0).values
-    return float((distance**2).mean().sqrt())
+    return float(generative.sliced_wasserstein(one, other, seed=99))
 
 
 @cache
