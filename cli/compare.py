@@ -40,7 +40,8 @@ def run(arguments: list[str]) -> None:
 def compare(options: dict[str, Any]) -> Path:
     """Compare with the options of ``configs/compare.yaml``; returns the path of the page."""
     console, folder = Console(), Path(options["output_dir"]).expanduser()
-    path, processes = options["dataset"]["path"], options["processes"] or os.cpu_count() or 1
+    path, processes = options["dataset"]["path"], options["processes"]
+    processes = (os.cpu_count() or 1) if processes is None else processes
     if path is not None and not Path(path).exists():
         raise DatasetError(f"dataset.path={path}: there is nothing; give Push-T's demonstrations or leave it out")
     if processes < 1:

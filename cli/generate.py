@@ -53,27 +53,28 @@ def generate(checkpoint: str | Path, options: Mapping[str, Any]) -> dict[str, fl
     model.times(options["nfe"], guidance=options["guidance"])  # refuse what the model does not admit before all else
     domain = domain_of(directory)
     label = _label(options["label"], domain)
-    n = options["n"] or domain.n
-    if n < 2 or options["floor_pairs"] < 1:
-        raise ConfigurationError(f"n={n} must be at least 2, and floor_pairs={options['floor_pairs']} at least 1")
+    n = how_many(options["n"], domain)
+    if (pairs := options["floor_pairs"]) < 1:
+        raise ConfigurationError(f"floor_pairs={pairs} must be at least 1")
     output_dir = Path(options["output_dir"] or run_of(directory) / "generated").expanduser()
     output_dir.mkdir(parents=True, exist_ok=True)
 
     generated = samples_like_data(
         model, domain, n, nfe=options["nfe"], seed=options["seed"], guidance=options["guidance"], label=label
     )
-    np.save(output_dir / "samples.npy", generated.x.numpy())
     measured = domain.measure(generated, _of_class(domain.fresh(n, DATA_SEED), label))
-    floor = floors(domain, n, label=label, pairs=options["floor_pairs"], console=console)
+    floor = floors(domain, n, label=label, pairs=pairs, console=console)
+    both = {name: (measured[name], floor[name]) for name in measured} | domain.memorised(generated)
     metrics = {
-        key: value for name in measured for key, value in ((name, measured[name]), (f"{name}_floor", floor[name]))
+        key: value for name, pair in both.items() for key, value in zip((name, f"{name}_floor"), pair, strict=True)
     }
+    np.save(output_dir / "samples.npy", generated.x.numpy())
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=1))
     table = Table(
         "measure", "generated", "floor (data against data)", title=f"{len(generated):,} samples of {directory}"
     )
-    for name in measured:
-        table.add_row(name, f"{measured[name]:.4f}", f"{floor[name]:.4f}")
+    for name, (value, least) in both.items():
+        table.add_row(name, f"{value:.4f}", f"{least:.4f}")
     console.print(table)
     for file in domain.draw(model, generated, output_dir, nfe=options["nfe"]):
         console.print(f"written: {file}")
@@ -93,6 +94,14 @@ def domain_of(directory: Path) -> Domain:
     if "task" not in training or "options" not in training:
         raise CheckpointError(f"{directory} does not say what it was trained on; train it with flowchunk train task=…")
     return make_domain(training["task"], training["options"])
+
+
+def how_many(n: int | None, domain: Domain) -> int:
+    """The number of samples asked for, or the domain's own. Raises ConfigurationError where it is too few to measure."""
+    n = domain.n if n is None else n
+    if n < 2:
+        raise ConfigurationError(f"n={n} must be at least 2")
+    return n
 
 
 def floors(
@@ -127,7 +136,13 @@ def samples_like_data(
 def _of_class(data: Samples, label: int | None) -> Samples:
     if label is None or data.label is None:
         return data
-    return Samples(**data.batch((data.label == label).nonzero()[:, 0]))
+    chosen = (data.label == label).nonzero()[:, 0]
+    if len(chosen) < 2:
+        raise ConfigurationError(
+            f"label={label}: of {len(data)} data to compare with {len(chosen)} are of this class, which is too few; "
+            "give a larger n"
+        )
+    return Samples(**data.batch(chosen))
 
 
 def _label(label: Any, domain: Domain) -> int | None:

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flowchunk.cli.domains import DOMAINS
 from flowchunk.datasets.errors import ConfigurationError
 
 OPEN_NODES = (
@@ -25,7 +26,6 @@ OPEN_NODES = (
 WHOLE_OR_NULL = (  # other nulls are text
     "nfe",
     "n",
-    "label",
     "n_action_steps",
     "samples",
     "size",
@@ -37,13 +37,15 @@ WHOLE_OR_NULL = (  # other nulls are text
 )
 NUMBER_OR_NULL = ("policy.snr_cap", "model.snr_cap")
 SECTION_OR_NULL = ("dataset.symmetry",)
-LIST_OR_NULL = ("policy.relative_to",)
+LIST_OR_NULL = ("policy.relative_to", "network.widths")
+WHOLE_OR_NAME_OR_NULL = ("label",)
 KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
     int: ((int,), "a whole number"),
     float: ((float, int), "a number"),
     str: ((str,), "text"),
     list: ((list,), "a list"),
+    object: ((int, str), "a whole number or a name"),
 }
 T = TypeVar("T")
 
@@ -113,24 +115,27 @@ def _check_values(values: Mapping[str, Any], defaults: Mapping[Any, Any], prefix
 
 
 def _kind_of_null(path: str) -> type:
-    kinds = ((int, WHOLE_OR_NULL), (list, LIST_OR_NULL), (float, NUMBER_OR_NULL))
+    kinds = ((int, WHOLE_OR_NULL), (list, LIST_OR_NULL), (float, NUMBER_OR_NULL), (object, WHOLE_OR_NAME_OR_NULL))
     return next((kind for kind, paths in kinds if path in paths), str)
 
 
 def _explain(config: str, overrides: Sequence[str], error: Exception) -> str:
     given = {pair[0]: pair[1] for pair in (override.lstrip("+").split("=", 1) for override in overrides)}
-    groups = [group for group in ("task", "network") if files("flowchunk.configs").joinpath(f"{config}.yaml").is_file()]
+    text = files("flowchunk.configs").joinpath(f"{config}.yaml").read_text()
+    groups = [group for group in ("task", "network") if f"\n  - {group}: " in text]
     for group in groups:
         if group in given and given[group] not in choices(group):
             return f"unknown {group} {given[group]!r}; there are {', '.join(choices(group))}"
-    if "task" not in given and "task" in str(error):
+    if given.get("task") in DOMAINS and config != "train_generative":
+        return f"task={given['task']} is no robot's: its data are made when it is trained, by flowchunk train"
+    if "task" in groups and "task" not in given:
         return f"task=… must be given; there are {', '.join(choices('task'))}"
     with initialize_config_module("flowchunk.configs", version_base="1.3"):
-        known = _keys(compose(config, overrides=[f"task={given['task']}"] if "task" in given else []))
+        known = _keys(compose(config, overrides=[f"{group}={given[group]}" for group in groups if group in given]))
     for key, value in given.items():
-        if any(name.startswith(f"{key}.") for name in known) and key not in ("task", "network"):
+        if any(name.startswith(f"{key}.") for name in known) and key not in groups:
             return f"{key}={value} is not a value but a section; give {key}.KEY=VALUE"
-        if key not in known and not key.startswith(OPEN_NODES) and key not in ("task", "network"):
+        if key not in known and not key.startswith(OPEN_NODES) and key not in groups:
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
             meant = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
             return f"unknown option {key!r}; {meant}"

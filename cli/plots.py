@@ -15,7 +15,7 @@ def plot_loss(run: Path) -> Path:
     entries = read_metrics(run)
     figure = Figure(figsize=(8, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step", ylabel="flow-matching loss", yscale="log")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
     for name, style in (("loss", {"lw": 1}), ("validation_loss", {"marker": "o"})):
         points = [(entry["step"], entry[name]) for entry in entries if name in entry]
         if points:
@@ -26,7 +26,8 @@ def plot_loss(run: Path) -> Path:
         right.set(ylabel="success rate (selection seeds)", ylim=(0, 1.02))
         right.plot(*zip(*rates, strict=True), color="tab:green", marker="s", label="success rate")
         right.legend(loc="center right")
-    axes.legend(loc="upper right")
+    if axes.lines:  # none where a run is shorter than the first log
+        axes.legend(loc="upper right")
     file = run / "loss.png"
     figure.savefig(file, dpi=120)
     return file

@@ -30,7 +30,7 @@ from scipy.stats import bootstrap
 
 from flowchunk.cli.domains.domain import Samples, figure, save
 from flowchunk.cli.eval import set_up
-from flowchunk.cli.generate import DATA_SEED, domain_of, floors, load, samples_like_data
+from flowchunk.cli.generate import DATA_SEED, domain_of, floors, how_many, load, samples_like_data
 from flowchunk.cli.latency import latency_ms
 from flowchunk.cli.options import read_options
 from flowchunk.cli.train_generative import generate_like
@@ -88,12 +88,9 @@ def _of_policy(directory: Path, options: Mapping[str, Any], console: Console) ->
     def measure(nfe: int) -> Row:
         setting.policy.times(nfe)
         result = setting.roll_out(options, nfe=nfe, advance=lambda done: None)
-        scores = np.array([episode.score for episode in result.episodes])
-        drawn = bootstrap((scores,), np.mean, n_resamples=RESAMPLINGS, method="percentile", rng=0)
-        interval = drawn.confidence_interval if len(scores) > 1 else (scores[0], scores[0])
         return {
             "score": result.score_mean,
-            "score_ci95": [float(end) for end in interval],
+            "score_ci95": _interval_of_mean(np.array([episode.score for episode in result.episodes])),
             "success": result.success_rate,
             "success_ci95": list(wilson_interval(result.successes, len(result.episodes))),
             "latency_ms": setting.latency_ms(nfe),
@@ -102,10 +99,18 @@ def _of_policy(directory: Path, options: Mapping[str, Any], console: Console) ->
     return measure, {}
 
 
+def _interval_of_mean(scores: np.ndarray) -> list[float]:
+    """The middle 95 % of bootstrapped means; a single score says nothing of how far it is off."""
+    if len(scores) == 1:
+        return [float(scores[0])] * 2
+    drawn = bootstrap((scores,), np.mean, n_resamples=RESAMPLINGS, method="percentile", rng=0)
+    return [float(end) for end in drawn.confidence_interval]
+
+
 def _of_generative_model(directory: Path, options: Mapping[str, Any], console: Console) -> tuple[Measure, Row]:
     """The domain's measures, against the same data for each number of calls."""
     model, domain = load(directory, solver=options["solver"]), domain_of(directory)
-    n, guidance = options["n"] or domain.n, options["guidance"]
+    n, guidance = how_many(options["n"], domain), options["guidance"]
     data, first = domain.fresh(n, DATA_SEED), domain.fresh(2, DATA_SEED)
     alone = Samples(**first.batch(torch.arange(1)))
     floor = floors(domain, n, console=console)

@@ -28,6 +28,10 @@ def train_generative(options: dict[str, Any]) -> Path:
     task, of_domain = options["task"]["name"], {name: options[name] for name in DOMAIN_OPTIONS}
     if (samples := options["samples"]) is not None and samples < 2:
         raise ConfigurationError(f"samples={samples} must be at least 2")
+    if (measured := options["evaluation"]["samples"]) < 0:
+        raise ConfigurationError(f"evaluation.samples={measured} must be at least 0")
+    if options["training"]["init_from"] is not None:
+        raise ConfigurationError("training.init_from is for robots' policies; models of other data begin anew")
     run = prepare(options)
     domain = make_domain(task, of_domain)
     data = domain.training()

@@ -187,7 +187,7 @@ class GenerativeModel(nn.Module):
         class is left open. guidance: beyond 1, more typical of the class, at two network calls a step. nfe: network
         calls, 16 by default. callback: called with (t, x in its own units) at every instant. Raises ConfigurationError.
         """
-        self._check_conditions(n, condition, guidance, label)
+        self._check_conditions(n, condition, label)
         times = self.times(nfe, guidance=guidance)
         generator = torch.Generator().manual_seed(seed)
         device = self.normalizer.get_buffer("x_offset").device
@@ -204,6 +204,11 @@ class GenerativeModel(nn.Module):
     def times(self, nfe: int | None, *, guidance: float = 1.0) -> Tensor:
         """The time grid for so many network calls. Raises ConfigurationError where this model does not admit them."""
         passes = 1 if guidance == 1.0 else 2
+        if passes == 2 and not (self.config.classes and self.config.label_dropout):
+            why = "was trained with label_dropout=0" if self.config.classes else "knows no classes"
+            raise ConfigurationError(
+                f"guidance={guidance}: this model {why}, so there is nothing to guide it away from"
+            )
         if nfe is None:
             nfe = passes * (self.objective.valid_nfe or (DEFAULT_NFE // passes,))[0]
         if nfe % passes:
@@ -219,13 +224,8 @@ class GenerativeModel(nn.Module):
         self.objective = self.config.make_objective(x_1_limit=self.normalizer.reach(X))
         return self
 
-    def _check_conditions(self, n: int, condition: Tensor | None, guidance: float, label: int | Tensor | None) -> None:
+    def _check_conditions(self, n: int, condition: Tensor | None, label: int | Tensor | None) -> None:
         classes, size = self.config.classes, self.config.condition_size
-        if guidance != 1.0 and not (classes and self.config.label_dropout):
-            why = "was trained with label_dropout=0" if classes else "knows no classes"
-            raise ConfigurationError(
-                f"guidance={guidance}: this model {why}, so there is nothing to guide it away from"
-            )
         if label is not None and not classes:
             raise ConfigurationError(f"label={label}: this model knows no classes")
         if label is not None and not all(0 <= int(one) < classes for one in torch.as_tensor(label).reshape(-1)):

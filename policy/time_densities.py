@@ -60,6 +60,8 @@ def time_density(name: str, options: Mapping[str, float] | None = None) -> TimeD
     if unknown := sorted(options.keys() - set(known)):
         takes = f"takes {', '.join(known)}" if known else "takes no parameters"
         raise ValueError(f"time_density {name} does not know {', '.join(unknown)}; it {takes}")
+    if texts := {key: value for key, value in options.items() if not isinstance(value, int | float)}:
+        raise ValueError(f"time_density {name}: {', '.join(f'{key}={texts[key]}' for key in texts)} must be a number")
     chosen = partial(density, **options)
     chosen((1,), generator=torch.Generator())  # a parameter out of range is said now, not in the first step
     return chosen

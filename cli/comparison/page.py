@@ -69,7 +69,7 @@ def _toy_section(name: str, found: list[Found]) -> Found:
     axes[0, 0].set(xticks=TOY_NFE, xticklabels=TOY_NFE)
     axes[0, 0].axhline(1, color="0.6", lw=0.8)
     axes[0, 1].set(xlabel="t (0 noise, 1 data)", title="deviation of the loss / its mean", yscale="log")
-    axes[0, 1].legend(fontsize=5, ncols=2)
+    axes[0, 1].legend(*axes[0, 0].get_legend_handles_labels(), fontsize=5, ncols=2)  # some have no loss over time
     rows = [
         {"names": one["key"][1:], "cells": _ratios(one, "sliced_wasserstein"), "straightness": one.get("straightness")}
         for one in found

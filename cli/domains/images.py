@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowchunk.cli.domains.domain import Samples
-from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.errors import ConfigurationError, DatasetError
 from flowchunk.datasets.generated.pictures import Pictures, disjoint_halves, load_pictures, subset
 from flowchunk.policy.evaluation.generative import copied_share, kernel_distance, nearest_neighbour_ratio
 from flowchunk.policy.evaluation.picture_classifier import PictureClassifier, train_classifier
@@ -21,6 +21,7 @@ from flowchunk.policy.generative_model import GenerativeModel
 
 COLUMNS = 10  # of the grid
 HALVES_SEED = 0
+FEWEST = 4
 
 
 class Images:
@@ -36,16 +37,17 @@ class Images:
         if half not in (None, 0, 1):
             raise ConfigurationError(f"half={half} must be 0, 1 or null for all pictures")
         self.all = load_pictures(options["dataset"], size=options["size"], invert=options["invert"])
+        _require_square_and_several(self.all, options["dataset"])
         self.label_names = self.all.label_names if self.all.labels is not None else ()
-        mine, other = self.all, None
+        parts = [self.all]
         if half is not None:
             halves = disjoint_halves(self.all, np.random.default_rng(HALVES_SEED))
-            mine, other = halves[half], halves[1 - half]
+            parts = [halves[half], halves[1 - half]]
         if samples is not None:
-            if not 2 <= samples <= len(mine.images):
-                raise ConfigurationError(f"samples={samples}: there are {len(mine.images)} pictures to choose from")
-            mine = subset(mine, samples, np.random.default_rng(HALVES_SEED))
-        self.mine, self.other = mine, other
+            if not 2 <= samples <= (count := len(parts[0].images)):
+                raise ConfigurationError(f"samples={samples}: there are {count} pictures to choose from")
+            parts = [subset(part, samples, np.random.default_rng(HALVES_SEED)) for part in parts]
+        self.mine, self.other = parts[0], None if half is None else parts[1]
 
     def training(self) -> Samples:
         return _samples(self.mine)
@@ -74,8 +76,7 @@ class Images:
         """How far samples are copies, each share beside that of pictures which the model never saw."""
         if self.other is None:
             return {}
-        count = min(len(self.mine.images), len(self.other.images))
-        train, held_out = (_samples(pictures).x[:count].flatten(1) for pictures in (self.mine, self.other))
+        train, held_out = (_samples(pictures).x.flatten(1) for pictures in (self.mine, self.other))  # equally many
         flat = generated.x.flatten(1)
         return {
             "nearer_to_training_share": (nearest_neighbour_ratio(flat, train, held_out), 0.5),
@@ -93,6 +94,18 @@ class Images:
             write_grid(generated.x[shown], folder / "samples.png"),
             write_grid(pairs, folder / "nearest_training_pictures.png"),
         ]
+
+
+def _require_square_and_several(pictures: Pictures, source: str) -> None:
+    count, height, width, _ = pictures.images.shape
+    if height != width:
+        raise DatasetError(
+            f"{source}: pictures of {width}x{height} are not square; give size={min(width, height)}, say"
+        )
+    if count < FEWEST:
+        raise DatasetError(
+            f"{source}: {count} pictures are too few; at least {FEWEST} are needed, to compare two draws"
+        )
 
 
 def _samples(pictures: Pictures) -> Samples:

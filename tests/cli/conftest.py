@@ -1,4 +1,4 @@
-"""Small things that the commands' tests share: two stores, a trained run and an interrupted one. Do not write into them."""
+"""Small things that the commands' tests share: stores, pictures, trained runs, an interrupted one. Do not write into them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import zarr
+from PIL import Image
 
 import flowchunk.envs  # noqa: F401 -- registers the ids
 from flowchunk.cli.main import main
@@ -25,11 +26,28 @@ TINY = (
     "device=cpu",
 )
 
+TINY_GENERATIVE = (
+    "network=mlp",
+    "network.width=16",
+    "network.blocks=1",
+    "training.steps=20",
+    "training.batch_size=16",
+    "training.log_every=10",
+    "evaluation.samples=0",
+    "device=cpu",
+)
+
 
 @pytest.fixture(scope="session")
 def tiny() -> tuple[str, ...]:
     """Overrides that make training take a second."""
     return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_generative() -> tuple[str, ...]:
+    """Overrides that make training a model of toys or pictures take a second."""
+    return TINY_GENERATIVE
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +103,34 @@ def interrupted_run(pusht_store: Path, tmp_path_factory: pytest.TempPathFactory)
         patch.setattr(Trainer, "train_step", interrupted)
         command = ["train", "task=pusht_state", f"dataset.path={pusht_store}", f"output_dir={run}", *TINY]
         assert main(command) == 130
+    return run
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of eight Gaussians after 20 steps."""
+    run = tmp_path_factory.mktemp("runs") / "toy"
+    assert main(["train", "task=toy2d", f"output_dir={run}", *TINY_GENERATIVE]) == 0
+    return run
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 pictures of 8 x 8 pixels: dark ones in the folder ``cats``, light ones in ``dogs``."""
+    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for name, darkest in (("cats", 0), ("dogs", 150)):
+        (folder / name).mkdir()
+        for number in range(32):
+            pixels = darkest + random.integers(0, 100, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture_run(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of those pictures after 20 steps."""
+    run = tmp_path_factory.mktemp("runs") / "pictures"
+    assert main(["train", "task=images", f"dataset={picture_folder}", f"output_dir={run}", *TINY_GENERATIVE]) == 0
     return run
 
 
