@@ -109,7 +109,7 @@ def floors(
 ) -> dict[str, float]:
     """Every measure of data against data: the mean over so many pairs of independent draws as large as the samples."""
     numbers = track(range(pairs), "data against data", console=console or Console(), transient=True)
-    draws = ([_of_class(domain.fresh(n, DATA_SEED + 2 * k + side), label) for side in (1, 2)] for k in numbers)
+    draws = ([_of_class(domain.fresh(n, DATA_SEED + 2 * k + side), label) for side in (2, 3)] for k in numbers)
     measured = [domain.measure(one, other) for one, other in draws]
     return {name: float(np.mean([values[name] for values in measured])) for name in measured[0]}
 

@@ -64,7 +64,7 @@ class Domain(Protocol):
         """What to train on."""
 
     def fresh(self, n: int, seed: int) -> Samples:
-        """Up to n data, a different draw for each seed."""
+        """Up to n data, a different draw for each seed; an even seed and the odd one after it share no datum."""
 
     def measure(self, generated: Samples, data: Samples) -> dict[str, float]:
         """How far the generated are from data with the same conditions; the same of data and data is the floor."""

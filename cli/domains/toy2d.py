@@ -17,7 +17,7 @@ from flowchunk.policy.evaluation.generative import energy_distance, sliced_wasse
 from flowchunk.policy.generative_model import GenerativeModel
 
 TRAINING_POINTS = 50_000
-REACH = 3.0
+MARGIN = 1.25  # of the pictures, round the data
 ENERGY_POINTS = 2000  # its cost grows with the square
 
 
@@ -50,25 +50,25 @@ class Toy2D:
         return {}
 
     def draw(self, model: GenerativeModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
-        way = trajectories(model, 2000, nfe=nfe)  # (instants, points, 2)
+        way, reach = trajectories(model, 2000, nfe=nfe), MARGIN * float(self.fresh(1000, 0).x.abs().max())
         return [
-            save(self._picture(model, generated, way), folder / "samples.png"),
-            animate(trajectories(model, 1500, nfe=finest(model)), folder / "animation.gif"),
+            save(self._picture(model, generated, way, reach), folder / "samples.png"),
+            animate(trajectories(model, 1500, nfe=finest(model)), folder / "animation.gif", reach=reach),
         ]
 
-    def _picture(self, model: GenerativeModel, generated: Samples, way: np.ndarray) -> Any:
+    def _picture(self, model: GenerativeModel, generated: Samples, way: np.ndarray, reach: float) -> Any:
         drawn, axes = figure(1, 4)
         data = self.fresh(len(generated), 1).x[:, 0]
         for place, title, points in ((0, "data", data), (1, "samples", generated.x[:, 0])):
-            bare(axes[0, place], title, reach=REACH).scatter(points[:4000, 0], points[:4000, 1], s=1, alpha=0.4)
-        bare(axes[0, 2], "from noise to data", reach=REACH).plot(*way[:, :150].transpose(2, 0, 1), lw=0.5, color="0.4")
+            bare(axes[0, place], title, reach=reach).scatter(points[:4000, 0], points[:4000, 1], s=1, alpha=0.4)
+        bare(axes[0, 2], "from noise to data", reach=reach).plot(*way[:, :150].transpose(2, 0, 1), lw=0.5, color="0.4")
         axes[0, 2].scatter(way[-1, :150, 0], way[-1, :150, 1], s=4)
         if model.objective.valid_nfe is not None:
-            bare(axes[0, 3], "no velocity: it was trained for\na fixed number of calls", reach=REACH)
+            bare(axes[0, 3], "no velocity: it was trained for\na fixed number of calls", reach=reach)
             return drawn
-        grid = torch.cartesian_prod(*2 * [torch.linspace(-REACH, REACH, 17)])
+        grid = torch.cartesian_prod(*2 * [torch.linspace(-reach, reach, 17)])
         arrows = velocity_at(model, grid, 0.5)
-        bare(axes[0, 3], "velocity at t = 0.5", reach=REACH).quiver(
+        bare(axes[0, 3], "velocity at t = 0.5", reach=reach).quiver(
             *grid.T, *arrows.T, np.hypot(*arrows.T), angles="xy"
         )
         return drawn
@@ -97,10 +97,10 @@ def velocity_at(model: GenerativeModel, points: Tensor, t: float) -> np.ndarray:
     return (model.normalizer.denormalize("x", x + velocity) - points[:, None])[:, 0].numpy()
 
 
-def animate(way: np.ndarray, file: Path, *, frames_a_second: int = 12) -> Path:
+def animate(way: np.ndarray, file: Path, *, reach: float, frames_a_second: int = 12) -> Path:
     """A film of points (instants, n, 2) from noise to data, with a rest at the end."""
     drawn, axes = figure(1, 1, size=4)
-    dots = bare(axes[0, 0], reach=REACH).scatter(way[0, :, 0], way[0, :, 1], s=2)
+    dots = bare(axes[0, 0], reach=reach).scatter(way[0, :, 0], way[0, :, 1], s=2)
     order = [*range(len(way)), *[len(way) - 1] * frames_a_second]
 
     def show(number: int) -> list[Any]:
