@@ -212,7 +212,8 @@ class ChunkPolicy(nn.Module):
     def out_of_range(self, observation: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Per key, the fraction of observed values outside the range of the training data."""
         tensors = self._observation_tensors(observation)
-        return {key: self.normalizer.out_of_range(key, value) for key, value in tensors.items()}
+        fields = self.observation_spec.fields
+        return {k: self.normalizer.out_of_range(k, value, wraps=fields[k].wraps) for k, value in tensors.items()}
 
     def _observation_tensors(self, observation: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         fields = self.observation_spec.fields

@@ -125,11 +125,17 @@ class Normalizer(nn.Module):
         """The inverse of ``normalize``."""
         return values / self._tensor(key, "scale") + self._tensor(key, "offset")
 
-    def out_of_range(self, key: str, values: Tensor, *, tolerance: float = 1e-3) -> float:
-        """Fraction of physical values (…, *frame) outside the range seen in training, give or take tolerance of its width."""
+    def out_of_range(self, key: str, values: Tensor, *, tolerance: float = 1e-3, wraps: tuple[int, ...] = ()) -> float:
+        """Fraction of physical values (…, *frame) outside the range seen in training, give or take tolerance of its width.
+
+        wraps: flattened dimensions that are angles: they are never outside.
+        """
         low, high = self._tensor(key, "low"), self._tensor(key, "high")
         slack = tolerance * (high - low) + 1e-6
-        return float(((values < low - slack) | (values > high + slack)).float().mean())
+        is_outside = (values < low - slack) | (values > high + slack)
+        if wraps:
+            is_outside.flatten(values.ndim - low.ndim)[..., list(wraps)] = False
+        return float(is_outside.float().mean())
 
     def reach(self, key: str) -> float:
         """The largest normalised value that training saw, either sign."""

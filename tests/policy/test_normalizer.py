@@ -139,6 +139,13 @@ def test_out_of_range_is_the_fraction_outside() -> None:
     assert fitted.out_of_range("key", values) == pytest.approx(4 / 30)
 
 
+def test_angles_that_wrap_are_never_out_of_range() -> None:
+    fitted = Normalizer({"key": Scaling.fit("min_max", [np.array([[0.0, 0.0], [1.0, 1.0]])])})
+    values = torch.tensor([[[9.0, 9.0]], [[0.5, 9.0]]])  # (B, To, 2)
+    assert fitted.out_of_range("key", values) == pytest.approx(3 / 4)
+    assert fitted.out_of_range("key", values, wraps=(1,)) == pytest.approx(1 / 4)
+
+
 def test_out_of_range_gives_a_little_slack() -> None:
     fitted = normalizer("min_max", np.array([[0.0], [100.0]]))
     assert fitted.out_of_range("key", torch.tensor([[-0.09], [100.09]])) == 0
