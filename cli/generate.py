@@ -35,7 +35,10 @@ from flowchunk.datasets.errors import CheckpointError, ConfigurationError
 from flowchunk.policy.checkpoint import find_checkpoint, read_json, run_of
 from flowchunk.policy.generative_model import GenerativeModel
 
-DATA_SEED = 100_000
+CONDITIONS_SEED, DATA_SEED = (
+    100_000,
+    100_001,
+)  # a pair: what is generated for and what it is compared with share nothing
 
 
 def run(arguments: list[str]) -> None:
@@ -109,7 +112,7 @@ def floors(
 ) -> dict[str, float]:
     """Every measure of data against data: the mean over so many pairs of independent draws as large as the samples."""
     numbers = track(range(pairs), "data against data", console=console or Console(), transient=True)
-    draws = ([_of_class(domain.fresh(n, DATA_SEED + 2 * k + side), label) for side in (2, 3)] for k in numbers)
+    draws = ([_of_class(domain.fresh(n, CONDITIONS_SEED + 2 * k + side), label) for side in (2, 3)] for k in numbers)
     measured = [domain.measure(one, other) for one, other in draws]
     return {name: float(np.mean([values[name] for values in measured])) for name in measured[0]}
 
@@ -125,7 +128,7 @@ def samples_like_data(
     label: int | None = None,
 ) -> Samples:
     """n samples for conditions and labels as new data have them, or for one label."""
-    data = domain.fresh(n, DATA_SEED)
+    data = domain.fresh(n, CONDITIONS_SEED)
     if len(data) < n:  # a small data set: its labels are used again
         data = Samples(**data.batch(torch.arange(n) % len(data)))
     if label is not None:
