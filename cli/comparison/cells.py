@@ -75,6 +75,7 @@ def all_cells(options: Mapping[str, Any]) -> list[Cell]:
                 f"dataset={toy}",
                 f"training.steps={2000 * longer}",
                 "evaluation.samples=0",
+                "model.coupling=independent",
             )
             cells.append(_cell("toys", (toy, objective, schedule or ""), arguments, TOY_NFE, "n=5000"))
     for name, (objective, schedule, more) in DIGIT_PAIRS.items():
