@@ -95,6 +95,12 @@ def _policy_and_data(
         )
         require_same_actions(policy.action_spec, action_spec, expected_by=str(init_from), got_from=str(store.path))
         config = policy.config
+        for name in ("objective", "schedule"):
+            if options[name] not in (asked := getattr(config, name), None):
+                raise ConfigurationError(
+                    f"{name}={options[name]}: {init_from} was trained with {name}={asked}, and fine-tuning keeps it; "
+                    f"give {name}={'null' if asked is None else asked}"
+                )
     else:
         network = dict(options["network"])
         config = fill(

@@ -21,7 +21,7 @@ from flowchunk.policy.encoders.state import StateEncoder
 from flowchunk.policy.flow import prefix_mask
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.normalizer import Normalizer
-from flowchunk.policy.objectives import Objective, make_objective
+from flowchunk.policy.objectives import objective_of
 from flowchunk.policy.relative_actions import check_relative_to, reference
 from flowchunk.policy.solvers import Generators, draw_normal
 
@@ -58,7 +58,7 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         _require_known("network", self.network, NETWORKS)
-        objective = self.make_objective()
+        objective = objective_of(self)
         if self.observation_steps < 1 or not 1 <= self.n_action_steps <= self.horizon:
             raise ConfigurationError(
                 f"observation_steps={self.observation_steps}, horizon={self.horizon}, "
@@ -69,22 +69,6 @@ class PolicyConfig:
         if self.prefix_max and objective.valid_nfe is not None:
             raise ConfigurationError(f"prefix_max={self.prefix_max}: objective={self.objective} cannot take a prefix")
 
-    def make_objective(self, *, x_1_limit: float | None = None) -> Objective:
-        """The objective that this configuration names. Raises ConfigurationError."""
-        try:
-            return make_objective(
-                self.objective,
-                schedule=self.schedule,
-                density=self.time_density,
-                density_options=self.time_density_options,
-                solver=self.solver,
-                snr_cap=self.snr_cap,
-                eta=self.eta,
-                x_1_limit=x_1_limit,
-            )
-        except (TypeError, ValueError) as error:
-            raise ConfigurationError(str(error)) from error
-
 
 class ChunkPolicy(nn.Module):
     """Observation histories in raw units to chunks of actions in physical units, by conditional flow matching or a rival."""
@@ -94,7 +78,7 @@ class ChunkPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.observation_spec, self.action_spec = config, observation_spec, action_spec
-        self.objective = config.make_objective(x_1_limit=normalizer.reach(ACTION))
+        self.objective = objective_of(config, x_1_limit=normalizer.reach(ACTION))
         self.valid_nfe = self.objective.valid_nfe  # None: any
         self.normalizer = normalizer
         if config.relative_to is not None:
@@ -206,7 +190,7 @@ class ChunkPolicy(nn.Module):
     def with_solver(self, solver: str) -> Self:
         """This policy, acting with another solver. Raises ConfigurationError where it does not fit the objective."""
         self.config = replace(self.config, solver=solver)
-        self.objective = self.config.make_objective(x_1_limit=self.normalizer.reach(ACTION))
+        self.objective = objective_of(self.config, x_1_limit=self.normalizer.reach(ACTION))
         return self
 
     def out_of_range(self, observation: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.networks.angles import AngleNetwork
 from flowchunk.policy.networks.pictures import PICTURE_NETWORKS
 from flowchunk.policy.normalizer import Normalizer
-from flowchunk.policy.objectives import Objective, make_objective
+from flowchunk.policy.objectives import Objective, objective_of
 from flowchunk.policy.picture_augmentation import augment, draw_augmentation
 
 KIND = "generative_model"
@@ -74,20 +74,7 @@ class GenerativeConfig:
 
     def make_objective(self, *, x_1_limit: float | None = None) -> Objective:
         """The objective that this configuration names. Raises ConfigurationError."""
-        try:
-            return make_objective(
-                self.objective,
-                schedule=self.schedule,
-                density=self.time_density,
-                density_options=self.time_density_options,
-                solver=self.solver,
-                snr_cap=self.snr_cap,
-                eta=self.eta,
-                x_1_limit=x_1_limit,
-                wrapped=self.is_wrapped,
-            )
-        except (TypeError, ValueError) as error:
-            raise ConfigurationError(str(error)) from error
+        return objective_of(self, x_1_limit=x_1_limit, wrapped=self.is_wrapped)
 
     def make_network(self) -> nn.Module:
         """The network that this configuration names. Raises ConfigurationError."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.diffusers_sampling import DIFFUSERS_SOLVERS, GRID_STEPS, diffusers_generate
 from flowchunk.policy.flow import flow_matching_errors, integrate, uniform_times, with_prefix_time
 from flowchunk.policy.paths import GaussianPath, Path, WrappedPath, broadcast_time
@@ -155,6 +156,43 @@ def make_objective(
     method = solver or _default_solver(name, path)
     _check_solver(method, name, path)
     return Objective(name, path, time_density(density, density_options), method, eta)
+
+
+class NamesObjective(Protocol):
+    """A configuration that says by name what ``make_objective`` takes."""
+
+    @property
+    def objective(self) -> str: ...
+    @property
+    def schedule(self) -> str | None: ...
+    @property
+    def time_density(self) -> str: ...
+    @property
+    def time_density_options(self) -> Mapping[str, float]: ...
+    @property
+    def solver(self) -> str | None: ...
+    @property
+    def snr_cap(self) -> float | None: ...
+    @property
+    def eta(self) -> float: ...
+
+
+def objective_of(config: NamesObjective, *, x_1_limit: float | None = None, wrapped: bool = False) -> Objective:
+    """The objective that a configuration names; see ``make_objective``. Raises ConfigurationError."""
+    try:
+        return make_objective(
+            config.objective,
+            schedule=config.schedule,
+            density=config.time_density,
+            density_options=config.time_density_options,
+            solver=config.solver,
+            snr_cap=config.snr_cap,
+            eta=config.eta,
+            x_1_limit=x_1_limit,
+            wrapped=wrapped,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def _gaussian_path(name: str, schedule: str | None, snr_cap: float | None, x_1_limit: float | None) -> GaussianPath:

@@ -18,6 +18,7 @@ from flowchunk.cli.options import read_options
 from flowchunk.cli.sweep import sweep
 from flowchunk.cli.train import train
 from flowchunk.cli.train_generative import DOMAIN_OPTIONS, generate_like, train_generative
+from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.checkpoint import find_checkpoint, read_json
 from flowchunk.policy.evaluation.field import loss_over_time, straightness
 from flowchunk.policy.generative_model import GenerativeModel
@@ -97,9 +98,18 @@ def _cell(section: str, key: tuple[str, str, str], arguments: tuple[str, ...], n
 
 
 def run_cell(cell: Cell, folder: Path) -> str:
-    """Train and measure, unless that was done; what it prints goes to ``log.txt``. Returns the cell's name."""
+    """Train and measure, unless that was done; what it prints goes to ``log.txt``. Returns the cell's name.
+
+    Raises ConfigurationError where the folder holds this cell with other options.
+    """
     run, result = folder / cell.name, folder / cell.name / "cell.json"
+    told = {"training": list(cell.training), "sweeping": list(cell.sweeping)}
     if result.exists():
+        done = json.loads(result.read_text())
+        if any(done[name] != arguments for name, arguments in told.items()):
+            raise ConfigurationError(
+                f"{run} was measured with other options ({' '.join(done['training'])}); choose another output_dir"
+            )
         return cell.name
     run.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -111,7 +121,7 @@ def run_cell(cell: Cell, folder: Path) -> str:
         else:
             train_generative(read_options("train_generative", arguments))
         swept = json.loads(sweep(run, read_options("sweep", list(cell.sweeping))).read_text())
-    found = {"section": cell.section, "key": list(cell.key), "floor": swept["floor"], "rows": swept["rows"]}
+    found = {**told, "section": cell.section, "key": list(cell.key), "floor": swept["floor"], "rows": swept["rows"]}
     if cell.section != "pusht":
         found |= _looked_into(cell, run)
     result.write_text(json.dumps(found, indent=1))

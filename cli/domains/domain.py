@@ -16,7 +16,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from flowchunk.cli.domains import DOMAINS
+from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.generative_model import CONDITION, GenerativeModel, X
+
+NOT_FOR_ALL = ("size", "invert", "half")
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,13 @@ class Domain(Protocol):
     """One family of data sets; made from the options of ``configs/train_generative.yaml``.
 
     is_wrapped: the data are angles. label_names: of the classes, if any. n: how many samples to generate by default.
+    own_options: those that not every domain takes.
     """
 
     is_wrapped: bool
     n: int
     label_names: Sequence[str]
+    own_options: Sequence[str]
 
     def __init__(self, options: Mapping[str, Any]) -> None: ...
 
@@ -78,8 +83,11 @@ class Domain(Protocol):
 
 def make_domain(task: str, options: Mapping[str, Any]) -> Domain:
     """The domain of a task in ``DOMAINS``. Raises ConfigurationError or DatasetError for options it cannot use."""
-    made: Domain = getattr(import_module(f"flowchunk.cli.domains.{task}"), DOMAINS[task])(options)
-    return made
+    kind: type[Domain] = getattr(import_module(f"flowchunk.cli.domains.{task}"), DOMAINS[task])
+    for name in NOT_FOR_ALL:
+        if name not in kind.own_options and not (options[name] is None or options[name] is False):
+            raise ConfigurationError(f"{name}={options[name]}: task={task} has no such thing; leave it out")
+    return kind(options)
 
 
 def figure(rows: int, columns: int, *, size: float = 3.2) -> tuple[Figure, np.ndarray]:

@@ -30,7 +30,7 @@ class Images:
     half=0|1: train on one of two disjoint halves; the other then shows what has been learnt by heart. samples=N: on so many.
     """
 
-    is_wrapped, n = False, 1000
+    is_wrapped, n, own_options = False, 1000, ("size", "invert", "half")
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.seed, half, samples = options["seed"], options["half"], options["samples"]

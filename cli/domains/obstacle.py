@@ -23,7 +23,7 @@ SCENES, CHUNKS_A_SCENE = 4, 24  # in the picture
 class Obstacle:
     """``dataset=two_sides`` alone: chunks (N, 16, 2) in metres, for scenes (N, 7)."""
 
-    is_wrapped, label_names, n = False, (), 2000
+    is_wrapped, label_names, n, own_options = False, (), 2000, ()
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         if options["dataset"] != "two_sides":

@@ -22,7 +22,7 @@ POSES, ANSWERS = 4, 30  # in the picture
 class Torus:
     """``dataset=planar_arm`` alone: joint angles (N, 1, 3) in radians, for poses (N, 4)."""
 
-    is_wrapped, label_names, n = True, (), 2000
+    is_wrapped, label_names, n, own_options = True, (), 2000, ()
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         if options["dataset"] != "planar_arm":

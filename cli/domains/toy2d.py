@@ -24,7 +24,7 @@ ENERGY_POINTS = 2000  # its cost grows with the square
 class Toy2D:
     """``dataset=8gaussians|two_moons|checkerboard|spiral``; a point is a chunk of one action: (N, 1, 2)."""
 
-    is_wrapped, label_names, n = False, (), 10_000
+    is_wrapped, label_names, n, own_options = False, (), 10_000, ()
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.name, self.points, self.seed = options["dataset"], options["samples"] or TRAINING_POINTS, options["seed"]

@@ -232,6 +232,8 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
         ["2 pictures", "at least 4"],
     ),
     "no pixels": (lambda at: at.train_pictures("size=0"), ["size", "at least 1", "not 0"]),
+    "half of points": (lambda at: at.train("toy2d", "half=0"), ["half=0", "task=toy2d has no such thing"]),
+    "size of angles": (lambda at: at.train("torus", "size=8"), ["size=8", "task=torus has no such thing"]),
     "third half": (lambda at: at.train_pictures("half=3"), ["half=3", "must be 0, 1 or null"]),
     "more pictures than there are": (lambda at: at.train_pictures("samples=65"), ["samples=65", "64 pictures"]),
     "more pictures than in a half": (

@@ -117,6 +117,10 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     "number as a switch": (lambda at: at.train("policy.mask_padding=2"), ["policy.mask_padding=2", "true or false"]),
     "number as a list": (lambda at: at.train("network=unet1d", "network.channels=3"), ["network.channels=3", "a list"]),
     "nothing as a number": (lambda at: at.train("training.steps=null"), ["training.steps=", "a whole number"]),
+    "fine-tuning for another objective": (
+        lambda at: at.train(f"training.init_from={at.run}", "objective=x"),
+        ["objective=x", "was trained with objective=flow", "give objective=flow"],
+    ),
     "mirror that moves the goal": (
         lambda at: at.train("env.goal_pose=[200,300,0.5]"),
         ["dataset.symmetry moves the goal", "[200.0, 300.0, 0.5]", "dataset.symmetry=null"],

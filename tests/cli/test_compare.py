@@ -21,6 +21,7 @@ from flowchunk.cli.comparison import cells as cells_module
 from flowchunk.cli.comparison.cells import DIGIT_NFE, PUSHT_NFE, TOY_NFE, Cell, all_cells, run_cell
 from flowchunk.cli.comparison.page import write_page
 from flowchunk.cli.main import main
+from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.evaluation.picture_classifier import train_classifier
 from flowchunk.policy.objectives import make_objective
 from flowchunk.policy.train import Trainer
@@ -180,13 +181,23 @@ def test_a_finished_cell_is_not_done_again(comparison: tuple[Path, list[Cell]]) 
     assert contents(folder) == before
 
 
+def test_a_cell_measured_otherwise_is_not_taken_for_this_one(comparison: tuple[Path, list[Cell]]) -> None:
+    folder, cells = comparison
+    before = contents(folder)
+    longer = replace(cells[0], training=(*cells[0].training, "training.steps=7"))
+    with pytest.raises(ConfigurationError, match=r"other options .*training.steps=6.*choose another output_dir"):
+        run_cell(longer, folder / "cells")
+    assert contents(folder) == before
+
+
 def test_a_cell_holds_what_was_measured(comparison: tuple[Path, list[Cell]]) -> None:
     folder, cells = comparison
     toy, regression, digits, pusht = (cell_json(folder / "cells", cell) for cell in cells)
-    looked_into = {"loss_mean", "loss_std"}
-    assert toy.keys() == {"section", "key", "floor", "rows", *looked_into, "straightness"}
-    assert regression.keys() == pusht.keys() == {"section", "key", "floor", "rows"}
-    assert digits.keys() == {"section", "key", "floor", "rows", *looked_into}
+    measured = {"training", "sweeping", "section", "key", "floor", "rows"}
+    looked_into = {*measured, "loss_mean", "loss_std"}
+    assert toy.keys() == {*looked_into, "straightness"}
+    assert regression.keys() == pusht.keys() == measured
+    assert digits.keys() == looked_into
     assert [row["nfe"] for row in toy["rows"]] == list(TOY_NFE)
     assert [row["nfe"] for row in pusht["rows"]] == list(PUSHT_NFE)
 

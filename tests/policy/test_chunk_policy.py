@@ -408,6 +408,18 @@ def test_checkpoints_that_describe_no_policy(tmp_path: Path, changes: dict[str, 
         ChunkPolicy.load(tmp_path / "a")
 
 
+def test_a_checkpoint_from_before_objectives_had_names_acts_the_same(tmp_path: Path) -> None:
+    policy = make_policy(solver="euler")
+    policy.save(tmp_path / "a")
+    file = tmp_path / "a" / "checkpoint.json"
+    content = json.loads(file.read_text())
+    for name in ("objective", "schedule", "time_density_options", "snr_cap", "eta"):
+        del content["config"][name]
+    file.write_text(json.dumps(content))
+    loaded = ChunkPolicy.load(tmp_path / "a")
+    np.testing.assert_array_equal(loaded.predict_chunk(observe()), policy.predict_chunk(observe()))
+
+
 @pytest.mark.parametrize("key", ["config", "observation_spec", "action_spec", "normalizer", "valid_nfe"])
 def test_checkpoints_that_lack_a_part(tmp_path: Path, key: str) -> None:
     make_policy().save(tmp_path / "a")
