@@ -7,7 +7,7 @@ both sides, because a silent mismatch (another unit, another rotation convention
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any, Literal
 
@@ -22,15 +22,20 @@ class ObservationField:
 
     shape: of one frame, without time and batch. names, units: one a dimension, in flattened (C) order; empty for
     fields that need none. wraps: flattened indices of angles in radians that wrap at 2π; encoders expand them to cosine
-    and sine.
+    and sine. camera: who took it, where this is a picture: uint8 RGB from 0 to 255, of shape (height, width, 3). crop:
+    the (height, width) that a policy looks at, at random places in training and in the middle afterwards; all by
+    default. It says how a picture is used, not what it is, so fields that differ in it alone are equal.
     """
 
     shape: tuple[int, ...]
     names: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
     wraps: tuple[int, ...] = ()
+    camera: str | None = None
+    crop: tuple[int, ...] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        self._check_picture()
         for label, values in (("names", self.names), ("units", self.units)):
             if values and len(values) != self.size:
                 raise SpecMismatchError(
@@ -45,12 +50,42 @@ class ObservationField:
         """Number of values in one frame."""
         return prod(self.shape)
 
+    @property
+    def is_picture(self) -> bool:
+        """Whether this is what a camera saw."""
+        return self.camera is not None
+
+    def _check_picture(self) -> None:
+        if not self.is_picture and self.crop is None:
+            return
+        if not self.is_picture or len(self.shape) != 3 or self.shape[2] != 3:
+            raise SpecMismatchError(
+                f"camera={self.camera!r}, crop={self.crop}, shape={self.shape}: a picture has a camera and the shape "
+                "(height, width, 3), and nothing else has a crop"
+            )
+        if self.crop is not None and not (
+            len(self.crop) == 2 and all(0 < part <= whole for part, whole in zip(self.crop, self.shape, strict=False))
+        ):
+            raise SpecMismatchError(
+                f"crop={self.crop} must be (height, width) in pixels and fit into pictures of {self.shape[:2]}"
+            )
+
 
 @dataclass(frozen=True)
 class ObservationSpec:
     """The keys of an observation, in order."""
 
     fields: Mapping[str, ObservationField]
+
+    @property
+    def pictures(self) -> dict[str, ObservationField]:
+        """The fields that cameras took."""
+        return {key: field for key, field in self.fields.items() if field.is_picture}
+
+    @property
+    def values(self) -> dict[str, ObservationField]:
+        """The fields that are not pictures: proprioception and the like."""
+        return {key: field for key, field in self.fields.items() if not field.is_picture}
 
     def to_json(self) -> dict[str, Any]:
         """A value that ``json.dumps`` accepts and ``from_json`` turns back into an equal spec."""
@@ -60,7 +95,7 @@ class ObservationSpec:
     def from_json(cls, value: Mapping[str, Any]) -> ObservationSpec:
         """Raises SpecMismatchError where ``value`` is not what ``to_json`` writes."""
         try:
-            return cls({key: _from_lists(ObservationField, field) for key, field in value.items()})
+            return cls({key: _field_from_json(field) for key, field in value.items()})
         except (TypeError, AttributeError) as error:
             raise SpecMismatchError(f"this is not an observation spec: {value!r} ({error})") from error
 
@@ -128,14 +163,14 @@ def require_same_actions(expected: ActionSpec, got: ActionSpec, *, expected_by: 
 
 def require_observations(expected: ObservationSpec, got: ObservationSpec, *, expected_by: str, got_from: str) -> None:
     """Raise SpecMismatchError unless ``got`` holds every field of ``expected``, described alike (more keys may be there)."""
-    for key, field in expected.fields.items():
+    for key, wanted in expected.fields.items():
         if key not in got.fields:
             raise SpecMismatchError(
                 f"{expected_by} needs the observation {key!r}, but {got_from} only has {sorted(got.fields)}"
             )
-        if got.fields[key] != field:
+        if got.fields[key] != wanted:
             raise SpecMismatchError(
-                f"observation {key!r} differs: {expected_by} says {field}, but {got_from} says {got.fields[key]}"
+                f"observation {key!r} differs: {expected_by} says {wanted}, but {got_from} says {got.fields[key]}"
             )
 
 
@@ -143,5 +178,8 @@ def _names(spec: ActionSpec) -> list[str]:
     return [dimension.name for dimension in spec.dimensions]
 
 
-def _from_lists(kind: type[ObservationField], value: Mapping[str, Any]) -> ObservationField:
-    return kind(**{name: tuple(entry) for name, entry in value.items()})
+def _field_from_json(value: Mapping[str, Any]) -> ObservationField:
+    camera, lists = value.get("camera"), {name: entry for name, entry in value.items() if name != "camera"}
+    crop = lists.pop("crop", None)
+    whole = {name: tuple(entry) for name, entry in lists.items()}
+    return ObservationField(**whole, camera=camera, crop=None if crop is None else tuple(crop))

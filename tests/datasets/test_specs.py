@@ -91,6 +91,38 @@ def test_fields_that_do_not_add_up(options: dict[str, Any], message: str) -> Non
         ObservationField((3,), **options)
 
 
+PICTURE = ObservationField((96, 96, 3), camera="front", crop=(84, 84))
+
+
+def test_a_picture_comes_back_from_json_with_its_camera_and_crop() -> None:
+    spec = ObservationSpec({"image": PICTURE, "state": STATE})
+    read = ObservationSpec.from_json(json.loads(json.dumps(spec.to_json())))
+    assert read == spec
+    assert (read.fields["image"].camera, read.fields["image"].crop) == ("front", (84, 84))
+    assert (list(read.pictures), list(read.values)) == (["image"], ["state"])
+
+
+def test_how_a_policy_crops_does_not_make_another_observation() -> None:
+    assert replace(PICTURE, crop=None) == PICTURE
+    assert replace(PICTURE, camera="wrist") != PICTURE
+
+
+@pytest.mark.parametrize(
+    ("shape", "camera", "crop"),
+    [
+        ((3, 96, 96), "front", None),
+        ((96, 96), "front", None),
+        ((96, 96, 3), None, (84, 84)),
+        ((96, 96, 3), "front", (97, 84)),
+        ((96, 96, 3), "front", (84,)),
+        ((96, 96, 3), "front", (0, 84)),
+    ],
+)
+def test_pictures_that_do_not_add_up(shape: tuple[int, ...], camera: str | None, crop: tuple[int, ...] | None) -> None:
+    with pytest.raises(SpecMismatchError, match=r"a picture has a camera|must be \(height, width\)"):
+        ObservationField(shape, camera=camera, crop=crop)
+
+
 @pytest.mark.parametrize(
     "value", [None, [], 3, {"state": None}, {"state": {"shape": 3}}, {"state": {"size": [3]}}, {"state": {}}]
 )
