@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError, SpecMismatchError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.policy.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
-from flowchunk.policy.encoders.state import StateEncoder
+from flowchunk.policy.encoders.observation import ObservationEncoder
 from flowchunk.policy.flow import prefix_mask
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.normalizer import Normalizer
@@ -36,8 +36,11 @@ class PolicyConfig:
     horizon: H actions predicted; n_action_steps: how many of them are executed before looking again. prefix_max: the
     longest prefix of already committed actions that training shows (0: none). mask_padding: leave the held actions
     behind an episode's end out of the loss. relative_to: for each action dimension the observed value, as KEY.INDEX,
-    that the network predicts it relative to, or None; policies take and give absolute actions all the same. objective,
-    schedule, time_density, time_density_options, snr_cap, solver, eta: see ``make_objective``.
+    that the network predicts it relative to, or None; policies take and give absolute actions all the same. vision,
+    vision_options: the network that looks at pictures, see ``ObservationEncoder``. noise_draws: how many times each
+    encoded observation is learned from, with noise and a time of their own (default: 4 with pictures, whose encoding
+    is what costs, else 1). objective, schedule, time_density, time_density_options, snr_cap, solver, eta: see
+    ``make_objective``.
     """
 
     network: str = "mlp"
@@ -55,6 +58,9 @@ class PolicyConfig:
     prefix_max: int = 0
     mask_padding: bool = False
     relative_to: Sequence[str | None] | None = None
+    vision: str | None = None
+    vision_options: Mapping[str, Any] = field(default_factory=dict)
+    noise_draws: int | None = None
 
     def __post_init__(self) -> None:
         _require_known("network", self.network, NETWORKS)
@@ -66,8 +72,15 @@ class PolicyConfig:
             )
         if not 0 <= self.prefix_max < self.horizon:
             raise ConfigurationError(f"prefix_max={self.prefix_max} must be from 0 to horizon - 1 = {self.horizon - 1}")
+        if self.noise_draws is not None and self.noise_draws < 1:
+            raise ConfigurationError(f"noise_draws={self.noise_draws} must be at least 1")
         if self.prefix_max and objective.valid_nfe is not None:
             raise ConfigurationError(f"prefix_max={self.prefix_max}: objective={self.objective} cannot take a prefix")
+
+    @property
+    def draws_a_sample(self) -> int:
+        """Noise draws for each encoded observation."""
+        return self.noise_draws or (1 if self.vision is None else 4)
 
 
 class ChunkPolicy(nn.Module):
@@ -83,7 +96,12 @@ class ChunkPolicy(nn.Module):
         self.normalizer = normalizer
         if config.relative_to is not None:
             check_relative_to(config.relative_to, observation_spec, action_spec.size)
-        self.encoder = StateEncoder(observation_spec, observation_steps=config.observation_steps)
+        self.encoder = ObservationEncoder(
+            observation_spec,
+            observation_steps=config.observation_steps,
+            vision=config.vision,
+            options=config.vision_options,
+        )
         try:
             self.network = NETWORKS[config.network](
                 action_size=action_spec.size,
@@ -97,38 +115,50 @@ class ChunkPolicy(nn.Module):
     # -- training -----------------------------------------------------------------------------------------------------
 
     def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Everything random in one training step, a row a sample: noise (B, H, D), time (B,), prefix length (B,), …"""
-        config = self.config
-        draws = self.objective.draw((batch_size, config.horizon, self.action_spec.size), generator)
+        """Everything random in one training step, a row a sample: noise (B, H, D), time (B,), prefix length (B,), …, and
+        where to look in pictures; with M > 1 noise draws a sample, (B, M, H, D), (B, M), ….
+        """
+        config, rows = self.config, batch_size * self.config.draws_a_sample
+        draws = self.objective.draw((rows, config.horizon, self.action_spec.size), generator)
         if config.prefix_max:  # P(0) = 1/2, the rest uniform
-            length = torch.randint(1, config.prefix_max + 1, (batch_size,), generator=generator)
-            draws["prefix_length"] = length * (torch.rand(batch_size, generator=generator) < 0.5)
-        return draws
+            length = torch.randint(1, config.prefix_max + 1, (rows,), generator=generator)
+            draws["prefix_length"] = length * (torch.rand(rows, generator=generator) < 0.5)
+        if rows > batch_size:
+            draws = {name: values.reshape(batch_size, -1, *values.shape[1:]) for name, values in draws.items()}
+        return draws | self.encoder.draw(batch_size, generator)
 
     def forward(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The loss as its two halves: the weighted sum of squared errors, and the sum of weights.
 
-        batch: ``observation.KEY`` (B, To, …) and ``action`` (B, H, D) in physical units, ``mask`` (B, H).
+        batch: ``observation.KEY`` (B, To, …) and ``action`` (B, H, D) in physical units, ``mask`` (B, H). Observations
+        are encoded once, and learned from with each of their M noise draws.
         """
         observation = {key: batch[f"observation.{key}"] for key in self.observation_spec.fields}
-        prefix_length = draws.get("prefix_length")
+        seen, noise = self.encoder.split(draws)
+        each = {
+            "x_1": self.to_network(batch[ACTION], observation),
+            "condition": self.encode(observation, seen if self.training else None),
+            "mask": batch["mask"],
+        }
+        if (times := self.config.draws_a_sample) > 1:
+            each = {name: rows.repeat_interleave(times, dim=0) for name, rows in each.items()}
+            noise = {name: rows.flatten(0, 1) for name, rows in noise.items()}
+        prefix_length = noise.get("prefix_length")
         errors = self.objective.errors(
-            self.network,
-            self.to_network(batch[ACTION], observation),
-            draws=draws,
-            condition=self.encode(observation),
-            prefix_length=prefix_length,
-        ).mean(-1)  # (B, H)
-        weight = batch["mask"].to(errors.dtype) if self.config.mask_padding else torch.ones_like(errors)
+            self.network, each["x_1"], draws=noise, condition=each["condition"], prefix_length=prefix_length
+        ).mean(-1)  # (B · M, H)
+        weight = each["mask"].to(errors.dtype) if self.config.mask_padding else torch.ones_like(errors)
         if prefix_length is not None:
             weight = weight * ~prefix_mask(prefix_length, self.config.horizon)
         return (errors * weight).sum(), weight.sum()
 
-    def encode(self, observation: Mapping[str, Tensor]) -> Tensor:
-        """Raw observations {key: (B, To, …)} to the condition (B, C)."""
-        condition: Tensor = self.encoder(
-            {key: self.normalizer.normalize(key, value) for key, value in observation.items()}
-        )
+    def encode(self, observation: Mapping[str, Tensor], draws: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Raw observations {key: (B, To, …)} to the condition (B, C). draws: where to look in pictures while learning."""
+        values = {
+            key: value if self.observation_spec.fields[key].is_picture else self.normalizer.normalize(key, value)
+            for key, value in observation.items()
+        }
+        condition: Tensor = self.encoder(values, draws)
         return condition
 
     # -- acting -------------------------------------------------------------------------------------------------------
@@ -194,10 +224,12 @@ class ChunkPolicy(nn.Module):
         return self
 
     def out_of_range(self, observation: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Per key, the fraction of observed values outside the range of the training data."""
+        """Per key that is no picture, the fraction of observed values outside the range of the training data."""
         tensors = self._observation_tensors(observation)
-        fields = self.observation_spec.fields
-        return {k: self.normalizer.out_of_range(k, value, wraps=fields[k].wraps) for k, value in tensors.items()}
+        return {
+            key: self.normalizer.out_of_range(key, tensors[key], wraps=field.wraps)
+            for key, field in self.observation_spec.values.items()
+        }
 
     def _observation_tensors(self, observation: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         fields = self.observation_spec.fields
@@ -207,11 +239,18 @@ class ChunkPolicy(nn.Module):
             )
         tensors, batches = {}, set()
         for key, spec in fields.items():
-            value = np.array(observation[key], dtype=np.float32)  # a copy: torch wants to be able to write
+            # A copy, because torch wants to be able to write.
+            value = np.array(observation[key], dtype=None if spec.is_picture else np.float32)
             if value.shape[1:] != (self.config.observation_steps, *spec.shape):
                 raise SpecMismatchError(
                     f"observation {key!r} must be (B, {self.config.observation_steps}, {', '.join(map(str, spec.shape))}), "
                     f"but is {value.shape}: batch first, then the last {self.config.observation_steps} frames"
+                    + (", channels last" if spec.is_picture else "")
+                )
+            if spec.is_picture and value.dtype != np.uint8:
+                raise SpecMismatchError(
+                    f"observation {key!r} is a picture and must be uint8 from 0 to 255, but is {value.dtype} from "
+                    f"{value.min():g} to {value.max():g}; multiply pictures in [0, 1] by 255"
                 )
             batches.add(len(value))
             tensors[key] = torch.as_tensor(value, device=self.normalizer.get_buffer("action_offset").device)

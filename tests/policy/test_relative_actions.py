@@ -72,7 +72,8 @@ def test_the_chunk_moves_with_what_it_is_relative_to() -> None:
     policy = make_policy(windows)
     batch = windows.batch(torch.tensor([7]))
     observation = {key: batch[f"observation.{key}"].numpy() for key in OBSERVATION.fields}
-    policy.encode = lambda observation: torch.zeros(1, 14)  # type: ignore[method-assign]  # blind: only the reference is left
+    # Blind: only the reference is left.
+    policy.encode = lambda observation, draws=None: torch.zeros(1, 14)  # type: ignore[method-assign]
     chunk = policy.predict_chunk(observation, seed=0)
     moved = {**observation, "state": observation["state"] + np.float32(5.0)}
     expected = chunk + np.array([5.0, 0.0, 0.0])

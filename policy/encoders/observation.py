@@ -1,0 +1,137 @@
+"""From all that a robot observes to one condition vector: pictures through a network, everything else as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.specs import ObservationField, ObservationSpec
+from flowchunk.policy.encoders.pictures import cropped, in_other_light
+from flowchunk.policy.encoders.resnet import ResNet18
+from flowchunk.policy.encoders.small_conv import SmallConv
+from flowchunk.policy.encoders.state import StateEncoder
+from flowchunk.policy.encoders.timm_backbone import TimmBackbone
+from flowchunk.policy.encoders.transformers_backbone import TransformersBackbone
+
+VISION: dict[str, Callable[..., Any]] = {
+    "small_conv": SmallConv,
+    "resnet18": ResNet18,
+    "timm": TimmBackbone,
+    "transformers": TransformersBackbone,
+}
+NEED_SIZE = ("timm", "transformers")
+
+
+class ObservationEncoder(nn.Module):
+    """Observations {key: (B, To, …)}, pictures raw and all else normalised, to a condition (B, condition_size).
+
+    vision: the network that sees, from ``VISION``; options: for it, and
+    - shared: whether all cameras look through the same weights (default: each through its own);
+    - picture_steps: pictures of how many of the last frames are looked at (default: all To; the other values have all);
+    - colour_jitter: brightness, contrast and saturation change by up to this factor in training (default: 0).
+    Raises ConfigurationError where the vision network and the observation do not go together.
+    """
+
+    def __init__(
+        self,
+        observation_spec: ObservationSpec,
+        *,
+        observation_steps: int,
+        vision: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.pictures = observation_spec.pictures
+        _check_vision(vision, self.pictures)
+        settings = dict(options or {})
+        self.is_shared = bool(settings.pop("shared", False))
+        self.picture_steps = settings.pop("picture_steps", None) or observation_steps
+        self.colour_jitter = float(settings.pop("colour_jitter", 0.0))
+        self._check_settings(observation_steps)
+        self.state = StateEncoder(ObservationSpec(observation_spec.values), observation_steps=observation_steps)
+        self.cameras = nn.ModuleDict()
+        self.condition_size = self.state.condition_size
+        for key, field in self.pictures.items():
+            if not self.is_shared or not self.cameras:
+                network = self.cameras[key] = _make(str(vision), field, settings)
+            self.condition_size += self.picture_steps * network.features
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """For each picture of a training step where to look (B, 2), and in which light (B, 3)."""
+        draws = {}
+        for key, field in self.pictures.items():
+            if field.crop is not None:
+                draws[f"place.{key}"] = torch.rand((batch_size, 2), generator=generator)
+            if self.colour_jitter:
+                span = 2 * torch.rand((batch_size, 3), generator=generator) - 1
+                draws[f"light.{key}"] = 1 + self.colour_jitter * span
+        return draws
+
+    def forward(self, observation: Mapping[str, Tensor], draws: Mapping[str, Tensor] | None = None) -> Tensor:
+        """draws: of ``draw``, while learning; without them pictures are seen as they are, their middle."""
+        parts = [self.state(observation)] if self.state.condition_size else []
+        parts += [self._see(key, observation[key], draws or {}) for key in self.pictures]
+        return torch.cat(parts, dim=-1)
+
+    def split(self, draws: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The draws that are of pictures, and the others."""
+        seen = {name: values for name, values in draws.items() if name.startswith(("place.", "light."))}
+        return seen, {name: values for name, values in draws.items() if name not in seen}
+
+    def camera(self, key: str) -> nn.Module:
+        """The network that looks at this picture."""
+        return next(iter(self.cameras.values())) if self.is_shared else self.cameras[key]
+
+    def load_weights(self, weights: str) -> None:
+        """Let every vision network start from these weights. Raises CheckpointError or ConfigurationError."""
+        for network in self.cameras.values():
+            network.load_weights(weights)  # type: ignore[operator]  # every one in VISION has it
+
+    def _see(self, key: str, pictures: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+        """Pictures (B, To, H, W, 3), uint8, to (B, picture_steps · features)."""
+        pictures = pictures[:, -self.picture_steps :]
+        if (crop := self.pictures[key].crop) is not None:
+            pictures = cropped(pictures, crop, draws.get(f"place.{key}"))
+        seen = pictures.permute(0, 1, 4, 2, 3).float() / 255  # channels last in memory, which convolutions like
+        if (light := draws.get(f"light.{key}")) is not None:
+            seen = in_other_light(seen, light)
+        features: Tensor = self.camera(key)(seen.flatten(0, 1))
+        return features.reshape(len(seen), -1)
+
+    def _check_settings(self, observation_steps: int) -> None:
+        if not 1 <= self.picture_steps <= observation_steps:
+            raise ConfigurationError(
+                f"vision.picture_steps={self.picture_steps} must be from 1 to observation_steps={observation_steps}"
+            )
+        if not 0 <= self.colour_jitter < 1:
+            raise ConfigurationError(f"vision.colour_jitter={self.colour_jitter} must be at least 0 and below 1")
+        sizes = {field.crop or field.shape[:2] for field in self.pictures.values()}
+        if self.is_shared and len(sizes) > 1:
+            raise ConfigurationError(f"vision.shared=true needs pictures of one size, but these have {sorted(sizes)}")
+
+
+def _check_vision(vision: str | None, pictures: Mapping[str, ObservationField]) -> None:
+    if vision is not None and vision not in VISION:
+        raise ConfigurationError(f"unknown vision {vision!r}; there are {', '.join(VISION)}")
+    if pictures and vision is None:
+        raise ConfigurationError(
+            f"the observation has pictures ({', '.join(pictures)}): choose vision=small_conv|resnet18"
+        )
+    if vision is not None and not pictures:
+        raise ConfigurationError(
+            f"vision={vision}, but nothing observed is a picture; leave it out, or use another task"
+        )
+
+
+def _make(vision: str, field: ObservationField, options: Mapping[str, Any]) -> Any:
+    size = {"picture_size": field.crop or field.shape[:2]} if vision in NEED_SIZE else {}
+    try:
+        return VISION[vision](**size, **options)
+    except ConfigurationError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"cannot make vision={vision}: {error}") from error

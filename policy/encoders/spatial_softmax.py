@@ -1,0 +1,29 @@
+"""Where in the picture things are: a map for each keypoint, and the place its weight centres on (Levine, 1504.00702)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SpatialSoftmax(nn.Module):
+    """Features (N, channels, h, w) to the places of keypoints (N, 2 · keypoints), x and y of each, in [-1, 1]."""
+
+    def __init__(self, channels: int, *, keypoints: int = 32) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(channels, keypoints, kernel_size=1)
+        self.sharpness = nn.Parameter(torch.ones(()))
+        self.features = 2 * keypoints
+
+    def forward(self, features: Tensor) -> Tensor:
+        maps = self.maps(features)
+        weights = (maps.flatten(2).float() * self.sharpness).softmax(-1)  # (N, keypoints, h · w)
+        height, width = maps.shape[-2:]
+        y, x = torch.meshgrid(_axis(height, maps.device), _axis(width, maps.device), indexing="ij")
+        places = torch.stack([x.flatten(), y.flatten()], dim=-1)  # (h · w, 2)
+        return (weights @ places).flatten(1)
+
+
+def _axis(size: int, device: torch.device) -> Tensor:
+    """Middles of ``size`` cells between -1 and 1."""
+    return (torch.arange(size, device=device) + 0.5) * (2 / size) - 1
