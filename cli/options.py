@@ -23,6 +23,8 @@ OPEN_NODES = (
     "policy.time_density_options.",
     "model.time_density_options.",
 )
+GROUPS = ("task", "network", "vision", "hardware")
+CHOSEN = tuple(f"{group}=" for group in GROUPS)
 WHOLE_OR_NULL = (  # other nulls are text
     "nfe",
     "n",
@@ -34,10 +36,14 @@ WHOLE_OR_NULL = (  # other nulls are text
     "evaluation.nfe",
     "training.warmup_steps",
     "training.evaluate_every",
+    "policy.noise_draws",
+    "vision.picture_steps",
+    "vision.resize",
 )
+YES_OR_NULL = ("training.prefetch",)
 NUMBER_OR_NULL = ("policy.snr_cap", "model.snr_cap")
 SECTION_OR_NULL = ("dataset.symmetry",)
-LIST_OR_NULL = ("policy.relative_to", "network.widths")
+LIST_OR_NULL = ("policy.relative_to", "network.widths", "vision.crop")
 WHOLE_OR_NAME_OR_NULL = ("label",)
 KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
@@ -63,7 +69,7 @@ def read_options(config: str, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         with initialize_config_module("flowchunk.configs", version_base="1.3"):
             composed = compose(config, overrides=opened)
-            chosen = compose(config, overrides=[one for one in overrides if one.startswith(("task=", "network="))])
+            chosen = compose(config, overrides=[one for one in overrides if one.startswith(CHOSEN)])
         if missing := OmegaConf.missing_keys(composed):
             raise ConfigurationError(f"{', '.join(f'{key}=…' for key in sorted(missing))} must be given; see --help")
         content, defaults = OmegaConf.to_container(composed, resolve=True), OmegaConf.to_container(chosen)
@@ -115,14 +121,20 @@ def _check_values(values: Mapping[str, Any], defaults: Mapping[Any, Any], prefix
 
 
 def _kind_of_null(path: str) -> type:
-    kinds = ((int, WHOLE_OR_NULL), (list, LIST_OR_NULL), (float, NUMBER_OR_NULL), (object, WHOLE_OR_NAME_OR_NULL))
+    kinds = (
+        (int, WHOLE_OR_NULL),
+        (bool, YES_OR_NULL),
+        (list, LIST_OR_NULL),
+        (float, NUMBER_OR_NULL),
+        (object, WHOLE_OR_NAME_OR_NULL),
+    )
     return next((kind for kind, paths in kinds if path in paths), str)
 
 
 def _explain(config: str, overrides: Sequence[str], error: Exception) -> str:
     given = {pair[0]: pair[1] for pair in (override.lstrip("+").split("=", 1) for override in overrides)}
     text = files("flowchunk.configs").joinpath(f"{config}.yaml").read_text()
-    groups = [group for group in ("task", "network") if f"\n  - {group}: " in text]
+    groups = [group for group in GROUPS if f"\n  - {group}: " in text]
     for group in groups:
         if group in given and given[group] not in choices(group):
             return f"unknown {group} {given[group]!r}; there are {', '.join(choices(group))}"

@@ -46,6 +46,7 @@ from flowchunk.datasets.symmetry import Symmetry
 from flowchunk.datasets.windows import Windows, load_windows, split_episodes
 from flowchunk.envs.rollout import rollout
 from flowchunk.policy.chunk_policy import ACTION, KIND, ChunkPolicy, PolicyConfig
+from flowchunk.policy.encoders.transformers_backbone import architecture_of
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.relative_actions import check_relative_to, relative_chunks
 
@@ -102,18 +103,8 @@ def _policy_and_data(
                     f"give {name}={'null' if asked is None else asked}"
                 )
     else:
-        network = dict(options["network"])
-        config = fill(
-            PolicyConfig,
-            {
-                **options["policy"],
-                "network": network.pop("name"),
-                "network_options": network,
-                "objective": options["objective"],
-                "schedule": options["schedule"],
-            },
-            section="policy",
-        )
+        observation_spec = observation_spec.cropped(_crop(options["vision"]))
+        config = _config(options)
     train_episodes, validation_episodes = split_episodes(
         len(store.episode_ends), validation_fraction=dataset["validation_fraction"], seed=options["seed"]
     )
@@ -139,7 +130,31 @@ def _policy_and_data(
             normalizer = normalizer.with_scaling(ACTION, Scaling.fit("gaussian", chunks))
         torch.manual_seed(options["seed"])
         policy = ChunkPolicy(config, observation_spec, action_spec, normalizer)
+        if (weights := options["vision"].get("weights")) is not None:
+            policy.encoder.load_weights(weights)
     return policy, windows, validation
+
+
+def _config(options: Mapping[str, Any]) -> PolicyConfig:
+    network, vision = dict(options["network"]), dict(options["vision"])
+    name = vision.pop("name")
+    settings = {key: value for key, value in vision.items() if key not in ("crop", "weights")}
+    if name == "transformers":
+        settings["architecture"] = architecture_of(settings["backbone"])
+    chosen = {
+        "network": network.pop("name"),
+        "network_options": network,
+        "vision": name,
+        "vision_options": settings,
+        "objective": options["objective"],
+        "schedule": options["schedule"],
+    }
+    return fill(PolicyConfig, {**options["policy"], **chosen}, section="policy")
+
+
+def _crop(vision: Mapping[str, Any]) -> tuple[int, ...] | None:
+    crop = vision.get("crop")
+    return None if crop is None else tuple(crop)
 
 
 def fit_normalizer(
@@ -149,7 +164,7 @@ def fit_normalizer(
 
     Raises ConfigurationError where ``modes`` names a key that is not there.
     """
-    wraps = {key: field.wraps for key, field in observation_spec.fields.items()} | {ACTION: ()}
+    wraps = {key: field.wraps for key, field in observation_spec.values.items()} | {ACTION: ()}
     if unknown := modes.keys() - wraps.keys():
         raise ConfigurationError(f"dataset.normalizer names {sorted(unknown)}, but the keys are {sorted(wraps)}")
 

@@ -21,6 +21,7 @@ from flowchunk.cli.plots import plot_loss
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.train import Data, Evaluate, Trainer, TrainingConfig, seeded
 
+PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 MAY_DIFFER = ("output_dir", "training.resume", "logging.wandb")
 
 
@@ -95,7 +96,9 @@ def prepare(options: dict[str, Any]) -> TrainingRun:
         torch.set_float32_matmul_precision(precision)
     except RuntimeError as error:
         raise ConfigurationError(f"training.matmul_precision={precision} must be highest, high or medium") from error
-    accelerator = Accelerator(cpu=options["device"] == "cpu")
+    if (kind := options["training"]["precision"]) not in PRECISIONS:
+        raise ConfigurationError(f"training.precision={kind}: there are {', '.join(PRECISIONS)}")
+    accelerator = Accelerator(cpu=options["device"] == "cpu", mixed_precision=PRECISIONS[kind])
     directory = Path(options["output_dir"]).expanduser()
     console = Console(quiet=not accelerator.is_main_process)
     return TrainingRun(options, directory, accelerator, console, _is_to_be_resumed(directory, options))
@@ -148,7 +151,8 @@ def _seconds_a_step(trainer: Trainer, *, steps: int = 3) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     started = time.perf_counter()
     for step in range(steps + 1):
-        total, weight = model(batch, draws)
+        with trainer.accelerator.autocast():
+            total, weight = model(batch, draws)
         (total / weight).backward()
         optimizer.step()
         optimizer.zero_grad()

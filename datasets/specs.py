@@ -7,7 +7,7 @@ both sides, because a silent mismatch (another unit, another rotation convention
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import Any, Literal
 
@@ -86,6 +86,12 @@ class ObservationSpec:
     def values(self) -> dict[str, ObservationField]:
         """The fields that are not pictures: proprioception and the like."""
         return {key: field for key, field in self.fields.items() if not field.is_picture}
+
+    def cropped(self, crop: tuple[int, ...] | None) -> ObservationSpec:
+        """The same, looked at through a (height, width) part of each picture. Raises SpecMismatchError if it is too large."""
+        return ObservationSpec(
+            {key: replace(field, crop=crop) if field.is_picture else field for key, field in self.fields.items()}
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A value that ``json.dumps`` accepts and ``from_json`` turns back into an equal spec."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
 from flowchunk.policy.checkpoint import find_checkpoint, load_tensors, read_checkpoint, read_json, save_tensors
 from flowchunk.policy.ema import averaged
+from flowchunk.policy.prefetch import Prefetched
 from flowchunk.policy.run_log import RunLog
 from flowchunk.policy.training_state import optimizer_tensors, restore_optimizer
 
@@ -60,7 +61,9 @@ class TrainingConfig:
     """How long and how to train.
 
     batch_size: over all processes. warmup_steps: by default min(500, steps / 10). evaluate_every: by default a fifth of
-    the steps.
+    the steps. accumulate: in how many parts a batch is learned from, for less memory. channels_last: how convolutions'
+    weights lie in memory. compile: by ``torch.compile``. prefetch: prepare the next batch in a thread (by default where
+    another device than the CPU does the learning).
     """
 
     steps: int = 10_000
@@ -73,10 +76,14 @@ class TrainingConfig:
     log_every: int = 100
     checkpoint_every: int = 1000
     evaluate_every: int | None = None
+    accumulate: int = 1
+    channels_last: bool = False
+    compile: bool = False
+    prefetch: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"training.{name}={getattr(self, name)} must be at least 1")
         for name in ("learning_rate", "gradient_clip"):
@@ -119,20 +126,26 @@ class Trainer:
         wandb: bool = False,
         remember: Mapping[str, Any] | None = None,
     ) -> None:
-        if config.batch_size % accelerator.num_processes:
+        if config.batch_size % (accelerator.num_processes * config.accumulate):
+            parts = f" in training.accumulate={config.accumulate} parts each" if config.accumulate > 1 else ""
             raise ConfigurationError(
-                f"training.batch_size={config.batch_size} cannot be shared evenly by {accelerator.num_processes} processes"
+                f"training.batch_size={config.batch_size} cannot be shared evenly by {accelerator.num_processes} "
+                f"processes{parts}"
             )
         self.config, self.data, self.validation = config, data, validation
         self.evaluate, self.wandb, self.remember = evaluate, wandb, dict(remember or {})
         self.output_dir, self.accelerator = output_dir, accelerator
-        self.module: Any = model.to(accelerator.device)
+        memory_format = torch.channels_last if config.channels_last else torch.preserve_format
+        self.module: Any = model.to(accelerator.device, memory_format=memory_format)  # type: ignore[call-overload]
         self.ema = averaged(self.module, max_decay=config.ema_max_decay, every=AVERAGE_EVERY)
+        groups = parameter_groups(self.module)
         self.optimizer = torch.optim.AdamW(
-            self.module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        self.parallel, self.prepared_optimizer = accelerator.prepare(self.module, self.optimizer)
+        forward = torch.compile(self.module) if config.compile else self.module
+        self.parallel, self.prepared_optimizer = accelerator.prepare(forward, self.optimizer)
         self.order = SampleOrder(len(data), config.batch_size, config.seed)
+        self.batch_of = self.share_of_batch
         self.step = 0
         self.best_score: float | None = None
         self.loss_sum = torch.zeros((), device=accelerator.device)
@@ -144,7 +157,11 @@ class Trainer:
         main = self.accelerator.is_main_process
         open_log = closing(RunLog(self.output_dir, start=self.step, wandb=self.wandb)) if main else nullcontext()
         start, started, loss = self.step, time.perf_counter(), math.nan
-        with open_log as log, training_progress(self.config.steps, self.step, visible=main) as advance:
+        with (
+            open_log as log,
+            training_progress(self.config.steps, self.step, visible=main) as advance,
+            self.prefetching(),
+        ):
             while self.step < self.config.steps:
                 norm = self.train_step()
                 advance(self.step, loss)
@@ -166,24 +183,40 @@ class Trainer:
 
     def train_step(self) -> float:
         """One step of the optimiser, now and then of the average; returns the gradient's norm before clipping."""
-        config, accelerator = self.config, self.accelerator
+        config = self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate_at(self.step)
-        batch, draws = self.share_of_batch(self.step)
-        total, weight = self.parallel(batch, draws)
-        weight = accelerator.reduce(weight.detach().clone(), "sum")  # over all processes, so that masks count alike
-        loss = total / weight.clamp(min=1)  # a batch may be all padding and prefix
-        accelerator.backward(
-            loss * accelerator.num_processes
-        )  # DDP averages gradients; the global mean needs their sum
+            group["lr"] = config.learning_rate_at(self.step) * group["scale"]
+        loss = self.learn_from(*self.batch_of(self.step))
         norm = self.clip_gradients()
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
         if self.step % AVERAGE_EVERY == 0:
             self.ema.update_parameters(self.module)
-        self.loss_sum += loss.detach()
+        self.loss_sum += loss
         self.step += 1
         return norm
+
+    def learn_from(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
+        """Leave the gradient of the batch's mean error in the parameters; returns that mean.
+
+        It is the mean over all parts and processes, so that masks count alike however a batch is shared out.
+        """
+        accelerator, parts = self.accelerator, self.config.accumulate
+        processes = accelerator.num_processes  # DDP averages gradients; the global mean needs their sum
+        if parts == 1:
+            error, weight = self.parallel(batch, draws)
+            weight = accelerator.reduce(weight.detach().clone(), "sum").clamp(min=1)  # a batch may be all padding
+            accelerator.backward(error / weight * processes)
+            return error.detach() / weight
+        total, weights = torch.zeros_like(self.loss_sum), torch.zeros_like(self.loss_sum)
+        for part in range(parts):
+            with accelerator.no_sync(self.parallel) if part < parts - 1 else nullcontext():
+                error, weight = self.parallel(*(part_of(rows, part, parts) for rows in (batch, draws)))
+                accelerator.backward(error * processes)
+            total, weights = total + error.detach(), weights + weight.detach()
+        weights = accelerator.reduce(weights, "sum").clamp(min=1)  # known only now, so the gradients are divided by it
+        torch._foreach_div_([p.grad for p in self.parallel.parameters() if p.grad is not None], weights)
+        return total / weights
 
     def clip_gradients(self) -> float:
         """Shorten the gradient to the configured norm, and return the norm it had; one that is short is not touched."""
@@ -201,6 +234,21 @@ class Trainer:
         draws = self.module.draw(self.config.batch_size, seeded(self.config.seed, step))
         batch = self.data.batch(self.order.indices(step)[rows].to(accelerator.device))
         return batch, {name: values[rows].to(accelerator.device) for name, values in draws.items()}
+
+    @contextmanager
+    def prefetching(self) -> Iterator[None]:
+        """Prepare batches a step ahead, where that is wanted."""
+        is_wanted = self.config.prefetch
+        if not (self.accelerator.device.type != "cpu" if is_wanted is None else is_wanted):
+            yield
+            return
+        prefetched = Prefetched(self.share_of_batch, last=self.config.steps)
+        self.batch_of = prefetched
+        try:
+            yield
+        finally:
+            prefetched.close()
+            self.batch_of = self.share_of_batch
 
     def take_mean_loss(self) -> float:
         """Mean loss since this was last asked, over all processes."""
@@ -287,6 +335,27 @@ class Trainer:
         self.step, self.best_score = state["step"], state["best_score"]
         self.ema.n_averaged.fill_(math.ceil(self.step / AVERAGE_EVERY))
         self.loss_sum = tensors["loss_sum"].to(self.accelerator.device)
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """The parameters by the part of the learning rate that moves them: 1, unless a module's ``learning_rate_scales``
+    names one of its children (a backbone that was trained before is moved gently).
+    """
+    scale_of = {
+        parameter: scale
+        for module in model.modules()
+        for child, scale in getattr(module, "learning_rate_scales", {}).items()
+        for parameter in module.get_submodule(child).parameters()
+    }
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        groups.setdefault(scale_of.get(parameter, 1.0), []).append(parameter)
+    return [{"params": parameters, "scale": scale} for scale, parameters in groups.items()]
+
+
+def part_of(rows: Mapping[str, Tensor], part: int, parts: int) -> dict[str, Tensor]:
+    """One of so many equal parts of every tensor."""
+    return {name: values.chunk(parts)[part] for name, values in rows.items()}
 
 
 class SampleOrder:

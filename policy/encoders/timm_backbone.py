@@ -52,9 +52,9 @@ class TimmBackbone(nn.Module):
 
         Raises CheckpointError where they cannot be fetched or read, or are another network's.
         """
-        where = {"pretrained": True} if weights == PUBLISHED else {"checkpoint_path": weights}
+        where = {} if weights == PUBLISHED else {"pretrained_cfg_overlay": {"file": weights}}
         try:
-            trained = backbone_library("timm").create_model(self.backbone, **self._options, **where)
+            trained = backbone_library("timm").create_model(self.backbone, pretrained=True, **self._options, **where)
         except Exception as error:  # no network, no file, another network: errors of many kinds
             raise CheckpointError(cannot_load(weights, self.backbone, error)) from error
         self.body.load_state_dict(trained.state_dict())
@@ -72,7 +72,8 @@ def backbone_library(name: str) -> Any:
 
 def cannot_load(weights: str, backbone: str, error: Exception) -> str:
     """What to say of weights that could not be loaded."""
+    reason = (str(error) or repr(error)).splitlines()[0]
     return (
-        f"cannot load vision.weights={weights} for {backbone}: {str(error).splitlines()[0]}; connect to the internet once, "
+        f"cannot load vision.weights={weights} for {backbone}: {reason}; connect to the internet once, "
         "give the path of its weights, or give vision.weights=null to train from scratch"
     )

@@ -1,0 +1,145 @@
+"""Backbones of timm and transformers: made by name without a network, kept with the checkpoint, moved gently."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowchunk.datasets.errors import CheckpointError, ConfigurationError
+from flowchunk.policy.encoders.timm_backbone import TimmBackbone
+from flowchunk.policy.encoders.transformers_backbone import TransformersBackbone, architecture_of
+from flowchunk.policy.train import parameter_groups
+
+transformers = pytest.importorskip("transformers", reason="needs the extra vision-backbones")
+pytest.importorskip("timm", reason="needs the extra vision-backbones")
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+CONFIGS = {
+    "dinov2": lambda: transformers.Dinov2Config(**TINY, patch_size=14, image_size=56),
+    "siglip": lambda: transformers.SiglipConfig(
+        vision_config={**TINY, "intermediate_size": 16, "patch_size": 8, "image_size": 32},
+        text_config={**TINY, "intermediate_size": 16},
+    ),
+    "resnet": lambda: transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]),
+}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def folder_of(name: str, folder: Path) -> Path:
+    CONFIGS[name]().save_pretrained(folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
+def test_timm_gives_the_features_it_says(name: str) -> None:
+    network = TimmBackbone(picture_size=(40, 36), backbone=name, keypoints=5).eval()
+    pictures = torch.rand(2, 3, 40, 36)
+    assert network(pictures).shape == (2, network.features) == (2, 10)
+    torch.testing.assert_close(network(pictures)[1:], network(pictures[1:]))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_transformers_give_the_features_they_say(name: str, tmp_path: Path) -> None:
+    backbone = str(folder_of(name, tmp_path))
+    network = TransformersBackbone(picture_size=(40, 36), backbone=backbone, keypoints=5).eval()
+    assert network(torch.rand(2, 3, 40, 36)).shape == (2, network.features) == (2, 10)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_kept_of_a_backbone_makes_it_without_the_hub(name: str, tmp_path: Path) -> None:
+    backbone = folder_of(name, tmp_path)
+    kept = json.loads(json.dumps(architecture_of(str(backbone))))
+    made = TransformersBackbone(picture_size=(40, 40), backbone=str(backbone))
+    again = TransformersBackbone(picture_size=(40, 40), backbone="a/name/nobody/knows", architecture=kept)
+    again.load_state_dict(made.state_dict())
+    pictures = torch.rand(1, 3, 40, 40)
+    torch.testing.assert_close(again.eval()(pictures), made.eval()(pictures))
+
+
+def test_pictures_are_enlarged_to_whole_patches(tmp_path: Path) -> None:
+    backbone = str(folder_of("dinov2", tmp_path))
+    assert TransformersBackbone(picture_size=(40, 36), backbone=backbone).input.size == [42, 42]
+    assert TransformersBackbone(picture_size=(40, 36), backbone=backbone, resize=70).input.size == [70, 70]
+    assert TimmBackbone(picture_size=(40, 36), backbone="resnet10t").input.size == [40, 36]
+
+
+def test_the_backbone_moves_at_a_tenth_of_the_rate() -> None:
+    network = TimmBackbone(picture_size=(32, 32), backbone="resnet10t")
+    rates = {group["scale"]: sum(p.numel() for p in group["params"]) for group in parameter_groups(network)}
+    assert rates == {
+        0.1: sum(p.numel() for p in network.body.parameters()),
+        1.0: sum(p.numel() for p in network.keypoints.parameters()),
+    }
+
+
+def test_transformers_start_from_a_folder_of_weights(tmp_path: Path) -> None:
+    backbone = folder_of("dinov2", tmp_path)
+    torch.manual_seed(1)
+    trained = transformers.AutoModel.from_config(CONFIGS["dinov2"]())
+    trained.save_pretrained(tmp_path / "trained")
+    network = TransformersBackbone(picture_size=(28, 28), backbone=str(backbone))
+    network.load_weights(str(tmp_path / "trained"))
+    expected = trained.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in network.body.state_dict().items())
+
+
+def test_timm_starts_from_a_file_of_weights(tmp_path: Path) -> None:
+    import timm
+
+    torch.manual_seed(1)
+    trained = timm.create_model("resnet10t", pretrained=False)
+    torch.save(trained.state_dict(), tmp_path / "weights.pth")
+    network = TimmBackbone(picture_size=(32, 32), backbone="resnet10t")
+    network.load_weights(str(tmp_path / "weights.pth"))
+    expected = trained.state_dict()
+    assert all(
+        torch.equal(value, expected[name.removeprefix("model.")]) for name, value in network.body.state_dict().items()
+    )
+
+
+def load_timm(weights: str) -> None:
+    TimmBackbone(picture_size=(32, 32), backbone="resnet10t").load_weights(weights)
+
+
+def load_transformers(weights: str) -> None:
+    config = CONFIGS["dinov2"]().to_dict()
+    known = {"config": config, "mean": [0.5] * 3, "deviation": [0.5] * 3}
+    TransformersBackbone(picture_size=(28, 28), backbone="not/here", architecture=known).load_weights(weights)
+
+
+@pytest.mark.parametrize("load", [load_timm, load_transformers])
+@pytest.mark.parametrize("weights", ["pretrained", "nowhere.pth", "broken.pth"])
+def test_weights_that_cannot_be_loaded(
+    load: Any, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    Path("broken.pth").write_bytes(b"not weights")
+    with pytest.raises(CheckpointError, match=f"cannot load vision.weights={weights} .*connect to the internet once"):
+        load(weights)
+
+
+def test_backbones_that_are_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"vision.backbone=eyes: timm cannot make it"):
+        TimmBackbone(picture_size=(32, 32), backbone="eyes")
+    with pytest.raises(ConfigurationError, match=r"vision.backbone=no/eyes: transformers does not know it"):
+        TransformersBackbone(picture_size=(32, 32), backbone="no/eyes")
+
+
+def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(
+        ConfigurationError, match=r"needs the package timm .*pip install 'flowchunk\[vision-backbones\]'"
+    ):
+        TimmBackbone(picture_size=(32, 32), backbone="resnet10t")

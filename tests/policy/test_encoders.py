@@ -1,0 +1,254 @@
+"""Encoders: what they look at, where and how; and what does not go together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from flowchunk.datasets.errors import CheckpointError, ConfigurationError, SpecMismatchError
+from flowchunk.datasets.specs import ObservationField, ObservationSpec
+from flowchunk.policy.encoders.observation import VISION, ObservationEncoder
+from flowchunk.policy.encoders.pictures import cropped, in_other_light
+from flowchunk.policy.encoders.resnet import ResNet18
+from flowchunk.policy.encoders.small_conv import SmallConv
+from flowchunk.policy.encoders.spatial_softmax import SpatialSoftmax
+
+FRONT = ObservationField((20, 24, 3), camera="front", crop=(16, 18))
+WRIST = replace(FRONT, camera="wrist")
+HAND = ObservationField((3,), wraps=(2,))
+SPEC = ObservationSpec({"front": FRONT, "wrist": WRIST, "hand": HAND})
+SMALL = {"widths": (8, 8, 8), "keypoints": 4}
+
+
+def make_observation(batch: int = 2, steps: int = 2, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    pictures = torch.randint(0, 256, (2, batch, steps, 20, 24, 3), dtype=torch.uint8, generator=generator)
+    return {"front": pictures[0], "wrist": pictures[1], "hand": torch.randn(batch, steps, 3, generator=generator)}
+
+
+def make_encoder(spec: ObservationSpec = SPEC, **options: Any) -> ObservationEncoder:
+    torch.manual_seed(0)
+    return ObservationEncoder(spec, observation_steps=2, vision="small_conv", options={**SMALL, **options})
+
+
+# -- parts of pictures -----------------------------------------------------------------------------------------------
+
+
+@given(place=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)), steps=st.integers(1, 3))
+def test_a_crop_is_a_part_of_the_picture(place: tuple[float, float], steps: int) -> None:
+    pictures = torch.arange(20 * 24).reshape(1, 1, 20, 24, 1).expand(2, steps, 20, 24, 3)
+    part = cropped(pictures, (16, 18), torch.tensor([place, place]))
+    assert part.shape == (2, steps, 16, 18, 3)
+    top, left = divmod(int(part[0, 0, 0, 0, 0]), 24)
+    assert (top, left) == (int(place[0] * 5), int(place[1] * 7))
+    assert torch.equal(part, pictures[:, :, top : top + 16, left : left + 18])
+
+
+def test_without_a_place_it_is_the_middle() -> None:
+    pictures = make_observation()["front"]
+    assert torch.equal(cropped(pictures, (16, 18)), pictures[:, :, 2:18, 3:21])
+
+
+def test_a_whole_picture_is_its_own_crop() -> None:
+    pictures = make_observation()["front"]
+    assert torch.equal(cropped(pictures, (20, 24), torch.full((2, 2), 0.999)), pictures)
+
+
+def test_light_of_one_changes_nothing_and_less_is_darker() -> None:
+    pictures = torch.rand(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(in_other_light(pictures, torch.ones(2, 3)), pictures)
+    darker = in_other_light(pictures, torch.tensor([[0.5, 1, 1], [1, 1, 1]]))
+    torch.testing.assert_close(darker[0], pictures[0] / 2)
+    torch.testing.assert_close(darker[1], pictures[1])
+    grey = in_other_light(pictures, torch.tensor([[1.0, 1, 0], [1, 0, 1]]))
+    torch.testing.assert_close(grey[0, :, 0], grey[0, :, 1])
+    flat = grey[1].flatten(2)
+    torch.testing.assert_close(flat, flat.mean((1, 2), keepdim=True).expand_as(flat))  # no contrast: one grey
+
+
+def test_spatial_softmax_finds_where_a_bright_cell_is() -> None:
+    softmax = SpatialSoftmax(1, keypoints=1)
+    nn.init.constant_(softmax.maps.weight, 50.0)
+    features = torch.zeros(1, 1, 5, 9)
+    features[0, 0, 4, 2] = 1.0
+    torch.testing.assert_close(softmax(features), torch.tensor([[2.5 / 4.5 - 1, 4.5 / 2.5 - 1]]))
+
+
+# -- encoders --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", [SmallConv(keypoints=5), ResNet18(keypoints=5)], ids=["small_conv", "resnet18"])
+def test_a_vision_network_gives_the_features_it_says(network: SmallConv | ResNet18) -> None:
+    network.eval()
+    pictures = torch.rand(3, 3, 40, 36)
+    features = network(pictures)
+    assert features.shape == (3, network.features) == (3, 10)
+    assert features.abs().max() <= 1  # places in the picture
+    torch.testing.assert_close(features[:1], network(pictures[:1]))  # no sample sees its neighbours
+    torch.testing.assert_close(network(pictures.contiguous(memory_format=torch.channels_last)), features)
+
+
+def test_resnet_has_no_batch_normalisation() -> None:
+    kinds = {type(module) for module in ResNet18().modules()}
+    assert nn.GroupNorm in kinds
+    assert nn.BatchNorm2d not in kinds
+
+
+def test_the_condition_has_the_size_it_says() -> None:
+    both = make_encoder()
+    assert both(make_observation()).shape == (2, both.condition_size) == (2, 2 * 4 + 2 * 2 * 8)
+    blind = ObservationEncoder(ObservationSpec({"hand": HAND}), observation_steps=2)
+    assert blind.condition_size == 8
+    seeing = make_encoder(ObservationSpec({"front": FRONT}))
+    assert seeing(make_observation()).shape == (2, seeing.condition_size) == (2, 16)
+
+
+def test_cameras_look_through_their_own_weights_or_through_shared_ones() -> None:
+    own, shared = make_encoder(), make_encoder(shared=True)
+    assert list(own.cameras) == ["front", "wrist"]
+    assert list(shared.cameras) == ["front"]
+    swapped = make_observation()
+    swapped["front"], swapped["wrist"] = swapped["wrist"], swapped["front"]
+    front, wrist = shared(make_observation())[:, 8:].chunk(2, dim=1)
+    torch.testing.assert_close(shared(swapped)[:, 8:], torch.cat([wrist, front], dim=1))
+
+
+def test_only_the_last_pictures_are_looked_at() -> None:
+    encoder = make_encoder(picture_steps=1)
+    observation = make_observation()
+    assert encoder.condition_size == 2 * 4 + 2 * 8
+    before = encoder(observation)
+    for key in ("front", "wrist"):
+        observation[key][:, 0] = 0
+    assert torch.equal(encoder(observation), before)
+    observation["hand"][:, 0] += 1
+    assert not torch.equal(encoder(observation), before)
+
+
+def test_draws_move_the_crop_and_change_the_light_only_while_learning() -> None:
+    encoder = make_encoder(colour_jitter=0.3)
+    draws = encoder.draw(2, torch.Generator().manual_seed(0))
+    assert {name: tuple(rows.shape) for name, rows in draws.items()} == {
+        "place.front": (2, 2),
+        "light.front": (2, 3),
+        "place.wrist": (2, 2),
+        "light.wrist": (2, 3),
+    }
+    observation = make_observation()
+    assert not torch.equal(encoder(observation, draws), encoder(observation))
+    middle = {"place.front": torch.full((2, 2), 0.5), "place.wrist": torch.full((2, 2), 0.5)}
+    assert torch.equal(encoder(observation, middle), encoder(observation))
+    assert make_encoder(ObservationSpec({"front": replace(FRONT, crop=None)})).draw(2, torch.Generator()) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"picture_steps": 3}, r"picture_steps=3 must be from 1 to observation_steps=2"),
+        ({"picture_steps": -1}, r"picture_steps=-1 must be from 1"),
+        ({"colour_jitter": 1.0}, r"colour_jitter=1.0 must be at least 0 and below 1"),
+        ({"widths": (8,)}, r"widths=\[8\]: expected two or more multiples of 8"),
+        ({"widths": (8, 12)}, r"widths=\[8, 12\]"),
+        ({"depth": 3}, r"cannot make vision=small_conv: .*depth"),
+    ],
+)
+def test_options_that_cannot_be_used(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make_encoder(**options)
+
+
+def test_pictures_of_two_sizes_do_not_share_weights() -> None:
+    spec = ObservationSpec({"front": FRONT, "wrist": replace(WRIST, crop=None)})
+    assert make_encoder(spec).condition_size == 32
+    with pytest.raises(
+        ConfigurationError, match=r"shared=true needs pictures of one size, but these have \[\(16, 18\), \("
+    ):
+        make_encoder(spec, shared=True)
+
+
+def test_vision_and_observation_have_to_go_together() -> None:
+    with pytest.raises(ConfigurationError, match=r"the observation has pictures \(front, wrist\): choose vision="):
+        ObservationEncoder(SPEC, observation_steps=2)
+    with pytest.raises(ConfigurationError, match="vision=resnet18, but nothing observed is a picture"):
+        ObservationEncoder(ObservationSpec({"hand": HAND}), observation_steps=2, vision="resnet18")
+    with pytest.raises(ConfigurationError, match="unknown vision 'eyes'; there are small_conv, resnet18, timm"):
+        ObservationEncoder(SPEC, observation_steps=2, vision="eyes")
+
+
+def test_a_crop_is_put_on_pictures_alone_and_has_to_fit() -> None:
+    smaller = SPEC.cropped((8, 9))
+    assert (smaller.fields["front"].crop, smaller.fields["hand"]) == ((8, 9), HAND)
+    with pytest.raises(SpecMismatchError, match=r"crop=\(21, 9\) must be \(height, width\) in pixels and fit into"):
+        SPEC.cropped((21, 9))
+
+
+# -- weights from elsewhere ------------------------------------------------------------------------------------------
+
+
+def torchvision_weights(folder: Path, suffix: str) -> tuple[Path, dict[str, Tensor]]:
+    from torchvision.models import resnet18
+
+    torch.manual_seed(1)
+    weights = resnet18(weights=None).state_dict()
+    path = folder / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(weights, path)
+    else:
+        torch.save(weights, path)
+    return path, weights
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_resnet_starts_from_a_file(suffix: str, tmp_path: Path) -> None:
+    path, weights = torchvision_weights(tmp_path, suffix)
+    encoder = ObservationEncoder(SPEC, observation_steps=2, vision="resnet18")
+    encoder.load_weights(str(path))
+    for network in encoder.cameras.values():
+        body = network.get_submodule("body").state_dict()
+        assert torch.equal(body["conv1.weight"], weights["conv1.weight"])
+        assert torch.equal(body["layer4.1.bn2.weight"], weights["layer4.1.bn2.weight"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("nowhere.pth", "cannot load vision.weights=.*nowhere.pth: .*give the path of a file, or leave it out"),
+        ("broken.pth", "cannot load vision.weights=.*broken.pth"),
+        ("other.pth", "are not a ResNet-18's as torchvision has it"),
+        ("IMAGENET9K", "neither a file nor one of torchvision's: IMAGENET1K_V1"),
+    ],
+)
+def test_weights_that_cannot_be_loaded(
+    weights: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.pth").write_bytes(b"not weights")
+    torch.save({"a": torch.zeros(1)}, "other.pth")
+    with pytest.raises(CheckpointError, match=message):
+        ResNet18().load_weights(weights)
+
+
+def test_published_weights_need_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(CheckpointError, match=r"cannot load vision.weights=IMAGENET1K_V1: .*give the path of a file"):
+        ResNet18().load_weights("IMAGENET1K_V1")
+
+
+def test_small_convolutions_have_no_published_weights() -> None:
+    with pytest.raises(ConfigurationError, match="no weights for vision=small_conv"):
+        make_encoder().load_weights("IMAGENET1K_V1")
+
+
+def test_every_vision_network_is_a_configuration() -> None:
+    folder = Path(__file__).parents[2] / "configs" / "vision"
+    assert {file.stem for file in folder.glob("*.yaml")} == {*VISION, "none"}
