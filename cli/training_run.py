@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from omegaconf import OmegaConf
 from rich.console import Console
 from torch import nn
@@ -98,6 +99,7 @@ def prepare(options: dict[str, Any]) -> TrainingRun:
         raise ConfigurationError(f"training.matmul_precision={precision} must be highest, high or medium") from error
     if (kind := options["training"]["precision"]) not in PRECISIONS:
         raise ConfigurationError(f"training.precision={kind}: there are {', '.join(PRECISIONS)}")
+    AcceleratorState._reset_state()  # another run of this process may have had another precision
     accelerator = Accelerator(cpu=options["device"] == "cpu", mixed_precision=PRECISIONS[kind])
     directory = Path(options["output_dir"]).expanduser()
     console = Console(quiet=not accelerator.is_main_process)
