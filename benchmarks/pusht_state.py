@@ -21,15 +21,14 @@ NFE = (1, 2, 4, 10)
 TWIN, ORIGINAL = "flowchunk/PushT-v1", "flowchunk/PushTOriginal-v1"
 
 
-def train(dataset: Path, run: Path, *, network: str, seed: int, steps: int) -> None:
+def train(run: Path, arguments: list[str]) -> None:
     """Train into ``run`` unless that is done; note the minutes it took."""
     metrics = run / "minutes.txt"
     if metrics.exists():
         return
     started = time.perf_counter()
-    arguments = ["train", "task=pusht_state", f"dataset.path={dataset}", f"network={network}", f"seed={seed}"]
     resume = "true" if run.exists() else "false"
-    status = flowchunk([*arguments, f"training.steps={steps}", f"output_dir={run}", f"training.resume={resume}"])
+    status = flowchunk(["train", *arguments, f"output_dir={run}", f"training.resume={resume}"])
     if status:
         raise SystemExit(status)
     metrics.write_text(f"{(time.perf_counter() - started) / 60:.1f}{' (resumed)' if resume == 'true' else ''}")
@@ -44,6 +43,13 @@ def evaluate(run: Path, *, env_id: str, nfe: int, episodes: int) -> dict[str, fl
             raise SystemExit(1)
     report: dict[str, float] = json.loads((folder / "eval.json").read_text())
     return report
+
+
+def row(name: str, run: Path, *, env_id: str, episodes: int) -> str:
+    """Score and success of a run at each number of evaluations, as a line of the table."""
+    reports = [evaluate(run, env_id=env_id, nfe=nfe, episodes=episodes) for nfe in NFE]
+    cells = "".join(f" {report['score_mean']:.3f} / {report['success_rate']:.2f} |" for report in reports)
+    return f"| {name} | {(run / 'minutes.txt').read_text()} | {env_id.partition('/')[2]} |{cells}"
 
 
 def main() -> None:
@@ -62,12 +68,10 @@ def main() -> None:
     for network in options.networks:
         for seed in options.seeds:
             run = options.output_dir / f"{network}-{seed}"
-            train(options.dataset, run, network=network, seed=seed, steps=options.steps)
+            arguments = ["task=pusht_state", f"dataset.path={options.dataset}", f"network={network}", f"seed={seed}"]
+            train(run, [*arguments, f"training.steps={options.steps}"])
             for env_id in env_ids:
-                reports = [evaluate(run, env_id=env_id, nfe=nfe, episodes=options.episodes) for nfe in NFE]
-                cells = "".join(f" {report['score_mean']:.3f} / {report['success_rate']:.2f} |" for report in reports)
-                minutes = (run / "minutes.txt").read_text()
-                lines.append(f"| {network} | {seed} | {minutes} | {env_id.partition('/')[2]} |{cells}")
+                lines.append(row(f"{network} | {seed}", run, env_id=env_id, episodes=options.episodes))
                 (options.output_dir / "results.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
