@@ -69,9 +69,12 @@ KEYPOINT_FIELD = ObservationField(
     tuple(f"keypoint_{index}_{axis}" for index in range(len(KEYPOINTS)) for axis in "xy"),
     PX_PAIR * len(KEYPOINTS),
 )
+IMAGE_SIZE = 96  # px, of the demonstrations' frames
+IMAGE_FIELD = ObservationField((IMAGE_SIZE, IMAGE_SIZE, 3), camera="top")
 OBSERVATION_SPECS = {
     "state": ObservationSpec({"state": STATE_FIELD}),
     "keypoints": ObservationSpec({"keypoints": KEYPOINT_FIELD, "agent_position": AGENT_FIELD}),
+    "image": ObservationSpec({"image": IMAGE_FIELD, "agent_position": AGENT_FIELD}),
 }
 ACTION_SPEC = ActionSpec(
     tuple(
@@ -85,7 +88,8 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
     """Push a T-shaped block onto its goal; an action is the agent's absolute target position, (2,) px in [0, 512].
 
     observation: "state" gives ``state`` (5,) float32: agent x, y and block x, y in px, block angle in [0, 2π);
-    "keypoints" gives ``keypoints`` (9, 2) on the block and ``agent_position`` (2,), both float32 px.
+    "keypoints" gives ``keypoints`` (9, 2) on the block and ``agent_position`` (2,), both float32 px; "image" gives
+    ``image`` (96, 96, 3), uint8 and drawn as the demonstrations' frames were, and ``agent_position``.
     goal_pose: x, y in px and angle in rad of the block at its goal.
     render_mode: "rgb_array" draws uint8 (render_size, render_size, 3), "human" shows the same in a window.
     physics_step: 0.01 or 0.005 s; the shorter one is closer to the original, and slower.
@@ -220,10 +224,11 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
     def _observe(self) -> dict[str, np.ndarray]:
         if "state" in self.observation_spec.fields:
             return {"state": np.array([*self.agent_position(), *self.block_pose()], dtype=np.float32)}
-        return {
-            "keypoints": _placed(KEYPOINTS, *self.block_pose()).astype(np.float32),
-            "agent_position": self.agent_position().astype(np.float32),
-        }
+        agent_position = self.agent_position().astype(np.float32)
+        if "image" in self.observation_spec.fields:
+            return {"image": self._draw(IMAGE_SIZE), "agent_position": agent_position}
+        keypoints = _placed(KEYPOINTS, *self.block_pose()).astype(np.float32)
+        return {"keypoints": keypoints, "agent_position": agent_position}
 
     # Reward.
 
@@ -239,7 +244,7 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
     def render(self) -> np.ndarray | None:
         """The picture, uint8 (render_size, render_size, 3), in mode "rgb_array"; None in others."""
         self._show()
-        return self._draw() if self.render_mode == "rgb_array" else None
+        return self._draw(self.render_size) if self.render_mode == "rgb_array" else None
 
     def chunk_to_pixels(self, chunk: np.ndarray) -> np.ndarray:
         """Turn a chunk of actions (H, 2), px of the plane, into coordinates (H, 2) in the rendered picture."""
@@ -250,18 +255,18 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
         if self._window is not None:
             self._window.close()
 
-    def _draw(self) -> np.ndarray:
+    def _draw(self, size: int) -> np.ndarray:
         pose = self.block_pose()
         return draw_picture(
             agent_position=self.agent_position(),
             block_boxes=(_placed(BAR, *pose), _placed(STEM, *pose)),
             goal_outline=self._goal_outline,
-            size=self.render_size,
+            size=size,
         )
 
     def _show(self) -> None:
         if self._window is not None:
-            self._window.show(self._draw())
+            self._window.show(self._draw(self.render_size))
 
 
 def _load_model(physics_step: float) -> mujoco.MjModel:
@@ -273,7 +278,9 @@ def _load_model(physics_step: float) -> mujoco.MjModel:
 
 
 def observation_box(field: ObservationField) -> gym.Space[Any]:
-    """The space of a field in px, or rad in [0, 2π) where it wraps."""
+    """The space of a field in px, or rad in [0, 2π) where it wraps; of a picture, from 0 to 255."""
+    if field.is_picture:
+        return gym.spaces.Box(0, 255, field.shape, np.uint8)
     low = np.full(field.size, -MARGIN, np.float32)
     high = np.full(field.size, PLANE_SIZE + MARGIN, np.float32)
     low[list(field.wraps)], high[list(field.wraps)] = 0.0, 2 * math.pi

@@ -218,7 +218,7 @@ def test_keypoints_move_with_the_block() -> None:
 
 
 def test_specs_describe_the_spaces() -> None:
-    for observation in ("state", "keypoints"):
+    for observation in ("state", "keypoints", "image"):
         env = PushT(observation=observation)
         assert isinstance(env.observation_space, gym.spaces.Dict)
         shapes = {key: field.shape for key, field in env.observation_spec.fields.items()}
@@ -235,7 +235,7 @@ def test_specs_describe_the_spaces() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*symmetric and normalized space")  # actions are px: policies normalise, not tasks
-@pytest.mark.parametrize("observation", ["state", "keypoints"])
+@pytest.mark.parametrize("observation", ["state", "keypoints", "image"])
 def test_gymnasium_finds_nothing_wrong(observation: str) -> None:
     env = gym.make("flowchunk.envs:flowchunk/PushT-v1", observation=observation, render_mode="rgb_array")
     check_env(env.unwrapped)
@@ -271,7 +271,7 @@ def test_actions_outside_the_plane_are_moved_to_its_edge() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"observation": "image"},
+        {"observation": "picture"},
         {"goal_pose": (256, 256)},
         {"goal_pose": (256, 256, math.nan)},
         {"goal_pose": "centre"},
@@ -315,6 +315,17 @@ def test_the_picture_shows_the_agent_where_its_chunk_is_drawn(render_size: int) 
     assert tuple(picture[nothing[1], nothing[0]]) == (255, 255, 255)
 
 
+def test_the_observed_picture_is_the_rendered_one_of_96_pixels() -> None:
+    seen = PushT(observation="image", render_mode="rgb_array", render_size=200)
+    shown = PushT(render_mode="rgb_array", render_size=96)
+    for target in ((100, 400), (300, 150)):
+        for env in (seen, shown):
+            env.reset(seed=3)
+        observation, *_ = seen.step(np.array(target))
+        shown.step(np.array(target))
+        np.testing.assert_array_equal(observation["image"], shown.render())
+
+
 def test_a_window_that_cannot_be_opened_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plt, "get_backend", lambda: "agg")
     with pytest.raises(SimulationError, match='use render_mode="rgb_array"'):
@@ -354,13 +365,19 @@ def test_keypoints_are_the_recorded_ones_wherever_the_block_rests(recorded: Any)
         np.testing.assert_allclose(observation["keypoints"], keypoints[index], atol=1e-3)
 
 
-def test_pictures_are_the_recorded_ones(recorded: Any) -> None:
-    env = PushT(render_mode="rgb_array", render_size=96)
-    for index in range(0, recorded["data/state"].shape[0], 2500):
-        env.reset(options={"state": recorded["data/state"][index]})
-        picture = env.render()
-        assert picture is not None
-        assert np.abs(picture - recorded["data/img"][index]).mean() < 0.6
+def test_the_observed_pictures_are_the_recorded_ones(recorded: Any) -> None:
+    states = recorded["data/state"][:]
+    env = PushT(observation="image", render_mode="rgb_array", render_size=128)
+    errors = []
+    for start in np.random.default_rng(0).integers(0, len(states) - 50, 20):
+        pictures = recorded["data/img"][start : start + 50]
+        for state, picture in zip(states[start : start + 50], pictures, strict=True):
+            observation, _ = env.reset(options={"state": state})
+            errors.append(np.abs(observation["image"] - picture).mean())
+            np.testing.assert_allclose(observation["agent_position"], state[:2], rtol=1e-6)
+    assert len(errors) == 1000
+    assert np.mean(errors) < 0.3
+    assert max(errors) < 1.0
 
 
 def test_replayed_demonstrations_end_where_they_did(recorded: Any) -> None:
