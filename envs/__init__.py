@@ -1,6 +1,10 @@
 """Act: tasks in MuJoCo, receding-horizon execution and rollouts. Importing this registers the Gymnasium ids."""
 
+import os
+
 import gymnasium
+
+from flowchunk.envs.loading_order import load_triton_before_mesa
 
 gymnasium.register(
     id="flowchunk/PushT-v1",
@@ -17,3 +21,6 @@ gymnasium.register(
     entry_point="flowchunk.envs.tasks.pusht_original:PushTOriginal",
     max_episode_steps=300,
 )
+
+if os.environ.get("MUJOCO_GL", "").strip().lower() == "osmesa":
+    load_triton_before_mesa()  # MuJoCo loads OSMesa as soon as it is imported

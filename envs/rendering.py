@@ -11,14 +11,16 @@ import ctypes
 import importlib
 import os
 import sys
-from contextlib import suppress
-from typing import Any
+import threading
+from collections.abc import Hashable
+from typing import Any, ClassVar
 
 import mujoco
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flowchunk.datasets.errors import SimulationError
+from flowchunk.envs.loading_order import load_triton_before_mesa
 
 _LIBRARIES = {"egl": ("libEGL.so.1",), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6")}
 _NATIVE = {"darwin": "cgl", "win32": "glfw"}
@@ -33,7 +35,7 @@ _ALIASES = {
 }
 _WHAT_TO_DO = (
     "install `libegl1 libgl1` (EGL) or `libosmesa6` (slower, no driver needed), both Debian packages, and leave the "
-    "variable MUJOCO_GL unset, or work without pictures (render_mode=None)"
+    "variable MUJOCO_GL unset, or work without pictures (render_mode=None, observation='state')"
 )
 
 
@@ -52,16 +54,16 @@ def choose_backend() -> str | None:
 
 
 class OffscreenRenderer:
-    """Draws one camera of a model into arrays.
+    """Draws a model's cameras into arrays; renderers of equal models and sizes share one OpenGL context.
 
-    height, width: of the picture in pixels. Raises SimulationError where no OpenGL context can be made.
+    height, width: of the pictures in pixels. It is used in the thread that made it. Raises SimulationError where no
+    OpenGL context can be made.
     """
 
-    def __init__(self, model: mujoco.MjModel, *, camera: str, height: int, width: int) -> None:
+    def __init__(self, model: mujoco.MjModel, *, height: int, width: int) -> None:
         self._model = model
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._camera.fixedcamid = model.camera(camera).id
         self._options = mujoco.MjvOption()
         self._scene = mujoco.MjvScene(model, maxgeom=model.ngeom + 100)
         # Without these two a software renderer draws up to a hundred times faster.
@@ -70,7 +72,42 @@ class OffscreenRenderer:
         self._viewport = mujoco.MjrRect(0, 0, width, height)
         self._picture = np.empty((height, width, 3), dtype=np.uint8)
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
-        self._gl: Any = _open_gl_context(width, height)
+        self._canvas: _Canvas | None = _Canvas.shared_by(model)
+
+    def render(self, data: mujoco.MjData, *, camera: str) -> NDArray[np.uint8]:
+        """What a camera sees of the state in ``data``: (height, width, 3), uint8, top row first.
+
+        Cameras that move are where ``mj_camlight`` put them last. Raises SimulationError after ``close``.
+        """
+        if self._canvas is None:
+            raise SimulationError("expected an open renderer, got a closed one; make another environment")
+        self._camera.fixedcamid = self._model.camera(camera).id
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, everything, self._scene)
+        context = self._canvas.make_current()
+        mujoco.mjr_render(self._viewport, self._scene, context)
+        mujoco.mjr_readPixels(self._picture, None, self._viewport, context)
+        return self._picture[::-1].copy()
+
+    def close(self) -> None:
+        """Give the context back; the last renderer that shares it frees it. Closing twice does no harm."""
+        if self._canvas is not None:
+            self._canvas.give_back()
+            self._canvas = None
+
+
+class _Canvas:
+    """An OpenGL context that holds what drawing a model needs, for all renderers of equal models in one thread.
+
+    A context of its own costs each environment 0.1 s and 12 MB, and drawing in turn slows all of them by a quarter.
+    """
+
+    _open: ClassVar[dict[Hashable, _Canvas]] = {}
+
+    def __init__(self, model: mujoco.MjModel, key: Hashable) -> None:
+        self._key = key
+        self._users = 0
+        self._gl: Any = _open_gl_context(model.vis.global_.offwidth, model.vis.global_.offheight)
         try:
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
@@ -78,20 +115,33 @@ class OffscreenRenderer:
         except Exception as error:
             self._gl.free()
             raise SimulationError(f"expected to draw into an OpenGL context, got {error!r}; {_WHAT_TO_DO}") from error
-        atexit.register(self.close)  # once MuJoCo has closed its display at exit, contexts cannot be freed any more
+        atexit.register(self._free)  # once MuJoCo has closed its display at exit, contexts cannot be freed any more
 
-    def render(self, data: mujoco.MjData) -> NDArray[np.uint8]:
-        """A picture of the state in ``data``: (height, width, 3), uint8, top row first."""
+    @classmethod
+    def shared_by(cls, model: mujoco.MjModel) -> _Canvas:
+        """This thread's canvas for models that equal ``model`` byte for byte, the pictures' size among them."""
+        content = np.empty(mujoco.mj_sizeModel(model), dtype=np.uint8)
+        mujoco.mj_saveModel(model, None, content)
+        key = (threading.get_ident(), content.tobytes())
+        canvas = cls._open.get(key) or cls(model, key)
+        cls._open[key] = canvas
+        canvas._users += 1
+        return canvas
+
+    def make_current(self) -> mujoco.MjrContext:
+        """Let MuJoCo draw here."""
         self._gl.make_current()
-        everything = mujoco.mjtCatBit.mjCAT_ALL.value
-        mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, everything, self._scene)
-        mujoco.mjr_render(self._viewport, self._scene, self._context)
-        mujoco.mjr_readPixels(self._picture, None, self._viewport, self._context)
-        return self._picture[::-1].copy()
+        return self._context
 
-    def close(self) -> None:
-        """Free the context; the renderer cannot be used afterwards."""
-        atexit.unregister(self.close)
+    def give_back(self) -> None:
+        """One renderer less uses it."""
+        self._users -= 1
+        if self._users == 0:
+            del self._open[self._key]
+            atexit.unregister(self._free)
+            self._free()
+
+    def _free(self) -> None:
         self._gl.make_current()
         self._context.free()
         self._gl.free()
@@ -124,12 +174,12 @@ def _open_gl_context(width: int, height: int) -> Any:
     if backend is None:
         raise SimulationError(f"expected a library to draw with, got neither EGL nor OSMesa; {_WHAT_TO_DO}")
     module = f"mujoco.{_ALIASES.get(backend, backend)}"
-    # Mesa's software renderer and triton, which torch's optimisers load, each bring an LLVM of their own. Loaded after
-    # Mesa, triton crashes the process; before it, both work.
-    with suppress(ImportError):
-        importlib.import_module("triton")
+    load_triton_before_mesa()
     try:
-        return importlib.import_module(module).GLContext(width, height)
+        gl = importlib.import_module(module).GLContext(width, height)
+        if not getattr(gl, "_context", True):  # GLFW only warns, and MuJoCo ends the process where it gets none twice
+            raise RuntimeError("no context, and no reason")
+        return gl
     except Exception as error:  # PyOpenGL and the drivers raise whatever they like
         raise SimulationError(
             f"expected an OpenGL context from the backend MUJOCO_GL={backend}, got {error!r}; {_WHAT_TO_DO}"

@@ -23,6 +23,7 @@ from flowchunk.envs.kinematics import Kinematics, Pose
 from flowchunk.envs.rendering import OffscreenRenderer, project_to_pixels
 
 ActionKind = Literal["joint_position", "end_effector_pose"]
+ObservationKind = Literal["state", "image"]
 
 CONTROL_HZ = 20
 JOINTS = ("base_yaw", "shoulder_pitch", "elbow_pitch", "forearm_roll", "wrist_pitch", "wrist_roll")
@@ -33,6 +34,8 @@ CUBE_SIZE = 0.035
 CUBE_AREA = ((0.15, 0.25), (-0.10, 0.10))  # m, x and y of the cube's centre at the start
 WORKSPACE = ((-0.10, 0.35), (-0.35, 0.35), (0.0, 0.35))  # m, x, y and z of end-effector targets
 MAX_OPENING = 0.07
+CAMERAS = ("front", "wrist")
+IMAGE_SIZE = 96
 
 _BIN_INNER_HALF_WIDTH = 0.049
 _BIN_HEIGHT = 0.04
@@ -47,8 +50,10 @@ _REACHED, _GRASPED, _LIFTED, _PLACED = 1, 2, 3, 4
 class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
     """A cube on a table, an arm, and two bins that are both right.
 
-    Observation: ``state`` (19,) float32: six joint positions (rad), gripper opening (m), end-effector position (m),
-    cube position (m), and the cube's rotation as rotation_6d; positions are in the world frame.
+    Observation: "state" gives ``state`` (19,) float32: six joint positions (rad), gripper opening (m), end-effector
+    position (m), cube position (m), and the cube's rotation as rotation_6d; positions are in the world frame. "image"
+    gives what a robot would know: ``front_image`` and ``wrist_image`` (96, 96, 3) uint8, and ``proprioception`` (16,)
+    float32: as ``state`` up to the end-effector position, and then the end effector's rotation as rotation_6d.
 
     Action: absolute targets, float32, clipped to the bounds of ``action_spec``. "joint_position" (7,): six joint
     positions (rad) and the gripper opening (m). "end_effector_pose" (10,): position (m), rotation_6d and the gripper
@@ -58,8 +63,9 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
     Placed (at rest in a bin and released) is success and terminates; stepping on is allowed. ``info`` holds
     ``is_success`` (now or earlier), ``score`` and ``bin`` (0 or 1 where the cube was placed first, else -1).
 
-    action: "joint_position" or "end_effector_pose". render_mode: None or "rgb_array". render_size: (height, width) of
-    pictures in pixels. Raises ConfigurationError for other values.
+    observation: "state" or "image". action: "joint_position" or "end_effector_pose". render_mode: None or "rgb_array".
+    render_size: (height, width) in pixels of what ``render`` draws. Raises ConfigurationError for other values, and
+    SimulationError for "image" where nothing can be drawn.
     """
 
     action_space: gym.spaces.Box
@@ -69,14 +75,17 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
     def __init__(
         self,
         *,
+        observation: ObservationKind = "state",
         action: ActionKind = "joint_position",
         render_mode: str | None = None,
         render_size: tuple[int, int] = (480, 640),
     ) -> None:
+        _require_one_of("observation", observation, get_args(ObservationKind))
         _require_one_of("action", action, get_args(ActionKind))
         _require_one_of("render_mode", render_mode, (None, *self.metadata["render_modes"]))
         if not isinstance(render_size, Sequence) or len(render_size) != 2 or min(render_size) < 1:
             raise ConfigurationError(f"render_size has to be (height, width) in pixels, got {render_size}")
+        self.observation_kind = observation
         self.action_kind = action
         self.render_mode = render_mode
         self._render_size = render_size
@@ -95,24 +104,30 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
 
         low, high = np.array([(bounds.low, bounds.high) for bounds in self.action_spec.dimensions], np.float32).T
         self.action_space = gym.spaces.Box(low, high)
-        # The floor and the table's friction keep everything within a few metres, so a finite box holds every state.
-        size = self.observation_spec.fields["state"].size
-        self.observation_space = gym.spaces.Dict({"state": gym.spaces.Box(-10.0, 10.0, (size,), np.float32)})
+        spaces = {key: _observation_box(field) for key, field in self.observation_spec.fields.items()}
+        self.observation_space = gym.spaces.Dict(spaces)
+        # Made here, so that who cannot draw is told so at once.
+        self._eyes = (
+            OffscreenRenderer(self.model, height=IMAGE_SIZE, width=IMAGE_SIZE) if observation == "image" else None
+        )
 
     # Specifications
 
     @cached_property
     def observation_spec(self) -> ObservationSpec:
         """Names and units of the observation."""
-        names = (
-            *JOINTS,
-            "gripper_opening",
-            *(f"end_effector_{axis}" for axis in "xyz"),
-            *(f"cube_{axis}" for axis in "xyz"),
-            *(f"cube_{name}" for name in ROTATION_6D),
+        arm = (*JOINTS, "gripper_opening", *(f"end_effector_{axis}" for axis in "xyz"))
+        arm_units = ("rad",) * 6 + ("m",) * 4
+        if self.observation_kind == "state":
+            names = (*arm, *(f"cube_{axis}" for axis in "xyz"), *(f"cube_{name}" for name in ROTATION_6D))
+            return ObservationSpec({"state": ObservationField((19,), names, (*arm_units, *("m",) * 3, *("1",) * 6))})
+        names = (*arm, *(f"end_effector_{name}" for name in ROTATION_6D))
+        return ObservationSpec(
+            {
+                **{f"{name}_image": ObservationField((IMAGE_SIZE, IMAGE_SIZE, 3), camera=name) for name in CAMERAS},
+                "proprioception": ObservationField((16,), names, (*arm_units, *("1",) * 6)),
+            }
         )
-        units = ("rad",) * 6 + ("m",) * 7 + ("1",) * 6
-        return ObservationSpec({"state": ObservationField((len(names),), names, units)})
 
     @cached_property
     def action_spec(self) -> ActionSpec:
@@ -201,7 +216,7 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Start an episode: the arm at home, the cube somewhere on its mat, at rest.
 
         options: ``cube_pose`` is [x, y, yaw] (m, m, rad) in place of a random one; x within [0.15, 0.25] and y within
@@ -212,13 +227,13 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
         mujoco.mj_resetDataKeyframe(self.model, self.data, self.model.key("home").id)
         self._place_cube(*cube_pose)
         mujoco.mj_step(self.model, self.data, nstep=round(_SETTLING_TIME / self.model.opt.timestep))
-        mujoco.mj_kinematics(self.model, self.data)
+        self._update_poses()
         self._best_stage = 0
         self._placed_in = -1
         self._judge()
         return self._observation(), self._info()
 
-    def step(self, action: NDArray[Any]) -> tuple[dict[str, NDArray[np.float32]], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[Any]) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
         """Hold one action for a control period of 50 ms, moving the servos' targets there at constant speed.
 
         action: (7,) or (10,), see the class. Raises SimulationError for a wrong shape, for numbers that are not finite
@@ -230,7 +245,7 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
             servo_targets[:] = targets
             mujoco.mj_step(self.model, self.data)
         self._require_finite_state()
-        mujoco.mj_kinematics(self.model, self.data)  # mj_step leaves positions of bodies one substep old
+        self._update_poses()
         self._judge()
         return self._observation(), self._score, self._is_success, False, self._info()
 
@@ -282,6 +297,11 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
             raise SimulationError(f"the action {action} holds no rotation: {error}") from error
         return np.append(self.kinematics.inverse(pose, self.joint_targets()), action[9])
 
+    def _update_poses(self) -> None:
+        """Bring bodies and cameras up to date: mj_step leaves them one substep old."""
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
+
     def _require_finite_state(self) -> None:
         if not (np.isfinite(self.data.qpos).all() and np.isfinite(self.data.qvel).all()):
             raise SimulationError(
@@ -291,15 +311,16 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
 
     # Observation, score and info
 
-    def _observation(self) -> dict[str, NDArray[np.float32]]:
-        parts = (
-            self.joint_positions(),
-            [self.gripper_opening()],
-            self.end_effector_position(),
-            self.cube_position(),
-            rotation_6d_from_matrix(self.cube_rotation()),
-        )
-        return {"state": np.concatenate(parts).astype(np.float32)}
+    def _observation(self) -> dict[str, NDArray[Any]]:
+        arm = (self.joint_positions(), [self.gripper_opening()], self.end_effector_position())
+        if self._eyes is None:
+            state = (*arm, self.cube_position(), rotation_6d_from_matrix(self.cube_rotation()))
+            return {"state": np.concatenate(state, dtype=np.float32)}
+        proprioception = (*arm, rotation_6d_from_matrix(self.end_effector_rotation()))
+        return {
+            **{f"{name}_image": self._eyes.render(self.data, camera=name) for name in CAMERAS},
+            "proprioception": np.concatenate(proprioception, dtype=np.float32),
+        }
 
     def _stage(self) -> int:
         if self.is_placed():
@@ -336,8 +357,8 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
             raise SimulationError("expected render_mode='rgb_array', got None; make the environment with that mode")
         if self._renderer is None:
             height, width = self._render_size
-            self._renderer = OffscreenRenderer(self.model, camera="front", height=height, width=width)
-        return self._renderer.render(self.data)
+            self._renderer = OffscreenRenderer(self.model, height=height, width=width)
+        return self._renderer.render(self.data, camera="front")
 
     def chunk_to_pixels(self, chunk: NDArray[np.floating]) -> NDArray[np.float64]:
         """The path that a chunk of actions asks of the end effector, in the picture that ``render`` draws.
@@ -356,10 +377,17 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
         return project_to_pixels(self.model, self.data, positions, camera="front", height=height, width=width)
 
     def close(self) -> None:
-        """Free the renderer, if there is one."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        """Give the OpenGL contexts back, if there are any; twice does no harm."""
+        for renderer in (self._renderer, self._eyes):
+            if renderer is not None:
+                renderer.close()
+
+
+def _observation_box(field: ObservationField) -> gym.Space[Any]:
+    if field.is_picture:
+        return gym.spaces.Box(0, 255, field.shape, np.uint8)
+    # The floor and the table's friction keep everything within a few metres, so a finite box holds every state.
+    return gym.spaces.Box(-10.0, 10.0, field.shape, np.float32)
 
 
 def _require_one_of(option: str, value: object, valid: tuple[object, ...]) -> None:

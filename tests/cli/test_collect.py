@@ -11,6 +11,7 @@ import pytest
 
 import flowchunk.envs  # noqa: F401 -- registers the ids
 from flowchunk.cli.main import main
+from flowchunk.datasets.errors import SimulationError
 from flowchunk.datasets.store import Store
 from flowchunk.envs.tasks.pick_place_expert import PickPlaceExpert
 
@@ -50,6 +51,23 @@ def test_the_same_seed_gives_the_same_demonstrations(pickplace_store: Path, tmp_
     for key in ("state", "action"):
         np.testing.assert_array_equal(again.read(key), first.read(key, 0, again.frames))
     assert not np.array_equal(other.read("state", 0, 1), first.read("state", 0, 1))
+
+
+def test_demonstrations_of_a_robot_that_sees_are_those_of_one_that_knows(pickplace_store: Path, tmp_path: Path) -> None:
+    try:
+        env = gymnasium.make("flowchunk/PickPlace-v1", observation="image")
+    except SimulationError as error:
+        pytest.skip(f"nothing can be drawn here: {error}")
+    assert collect(tmp_path / "seen.zarr", "episodes=2", "env.observation=image") == 0
+    known, seen = Store.open(pickplace_store), Store.open(tmp_path / "seen.zarr")
+    assert seen.observation_spec == env.get_wrapper_attr("observation_spec")
+    np.testing.assert_array_equal(seen.read("action"), known.read("action", 0, seen.frames))
+    np.testing.assert_array_equal(seen.read("proprioception")[:, :10], known.read("state", 0, seen.frames)[:, :10])
+    observation, _ = env.reset(seed=0)
+    env.close()
+    for key in ("front_image", "wrist_image"):
+        assert seen.read(key, 0, 1).dtype == np.uint8
+        np.testing.assert_array_equal(seen.read(key, 0, 1)[0], observation[key])
 
 
 def test_arguments_of_the_environment_are_used(tmp_path: Path) -> None:

@@ -1,8 +1,5 @@
 """PickPlace keeps Gymnasium's contract, its physics is honest, and its expert succeeds in both bins."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,7 +106,14 @@ def test_observation_holds_the_named_quantities(env: PickPlace) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"action": "torque"}, {"render_mode": "ascii"}, {"render_size": (0, 10)}, {"render_size": (1, 2, 3)}]
+    "wrong",
+    [
+        {"observation": "pictures"},
+        {"action": "torque"},
+        {"render_mode": "ascii"},
+        {"render_size": (0, 10)},
+        {"render_size": (1, 2, 3)},
+    ],
 )
 def test_unknown_options_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
@@ -327,58 +331,3 @@ def test_pixels_grow_to_the_right_and_down() -> None:
 def test_drawing_needs_a_render_mode(env: PickPlace) -> None:
     with pytest.raises(SimulationError, match="render_mode"):
         env.render()
-
-
-def test_without_opengl_libraries_the_error_names_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(library: str) -> None:
-        raise OSError(library)
-
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(rendering.sys, "platform", "linux")  # type: ignore[attr-defined]
-    monkeypatch.setattr(rendering.ctypes, "CDLL", refuse)  # type: ignore[attr-defined]
-    assert rendering.choose_backend() is None
-    with pytest.raises(SimulationError, match=r"libegl1 libgl1.*libosmesa6"):
-        PickPlace(render_mode="rgb_array").render()
-
-
-@pytest.mark.parametrize(("has", "chosen"), [("libEGL.so.1", "egl"), ("libOSMesa.so.8", "osmesa")])
-def test_the_first_library_that_loads_is_chosen(has: str, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(library: str) -> None:
-        if library != has:
-            raise OSError(library)
-
-    monkeypatch.setenv("MUJOCO_GL", "")
-    monkeypatch.delenv("MUJOCO_GL")
-    monkeypatch.setattr(rendering.sys, "platform", "linux")  # type: ignore[attr-defined]
-    monkeypatch.setattr(rendering.ctypes, "CDLL", load)  # type: ignore[attr-defined]
-    assert rendering.choose_backend() == os.environ["MUJOCO_GL"] == chosen
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="takes X11's display away")
-def test_a_backend_that_does_not_work_is_an_error_and_no_crash() -> None:
-    program = """if True:
-        from flowchunk.datasets.errors import SimulationError
-        from flowchunk.envs.tasks.pick_place import PickPlace
-        env = PickPlace(render_mode="rgb_array")
-        env.reset(seed=0)
-        try:
-            env.render()
-        except SimulationError as error:
-            print("SimulationError:", error)
-        env.step(env.action_space.sample())
-        env.close()
-        print("still alive")
-    """
-    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment | {"MUJOCO_GL": "glfw"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "libegl1 libgl1" in done.stdout
-    assert "still alive" in done.stdout
-    assert "Traceback" not in done.stderr

@@ -1,0 +1,261 @@
+"""Pictures without a display: the backend is chosen, contexts are shared and given back, and nothing leaks."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+import pytest
+from gymnasium.vector import SyncVectorEnv
+
+from flowchunk.datasets.errors import SimulationError
+from flowchunk.envs import rendering
+from flowchunk.envs.rendering import OffscreenRenderer
+from flowchunk.envs.tasks.pick_place import PickPlace
+from flowchunk.envs.tasks.pusht import PushT
+
+CAMERAS = ("front", "wrist")
+
+
+@pytest.fixture
+def contexts(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
+    """The OpenGL contexts that are open, none at first; skips where none can be made."""
+    contexts: dict[Any, Any] = {}
+    monkeypatch.setattr(rendering._Canvas, "_open", contexts)
+    try:
+        PickPlace(observation="image").close()
+    except SimulationError as error:
+        pytest.skip(f"nothing can be drawn here: {error}")
+    return contexts
+
+
+def renderer_of(env: PickPlace, size: int = 48) -> OffscreenRenderer:
+    return OffscreenRenderer(env.model, height=size, width=size)
+
+
+# Contexts
+
+
+def test_one_renderer_draws_every_camera(contexts: dict[Any, Any]) -> None:
+    env = PickPlace()
+    env.reset(seed=0)
+    renderer = renderer_of(env)
+    front, wrist, again = (renderer.render(env.data, camera=name) for name in ("front", "wrist", "front"))
+    np.testing.assert_array_equal(front, again)
+    assert np.abs(front.astype(int) - wrist).mean() > 20
+    assert len(contexts) == 1
+    renderer.close()
+
+
+def test_renderers_of_equal_models_share_a_context_and_the_last_one_frees_it(contexts: dict[Any, Any]) -> None:
+    environments = [PickPlace() for _ in range(3)]
+    for number, env in enumerate(environments):
+        env.reset(seed=number)
+    alone = renderer_of(environments[1])
+    expected = {name: alone.render(environments[1].data, camera=name) for name in CAMERAS}
+    alone.close()
+    assert contexts == {}
+
+    renderers = [renderer_of(env) for env in environments]
+    assert len(contexts) == 1
+    for name in CAMERAS:
+        pictures = [one.render(env.data, camera=name) for one, env in zip(renderers, environments, strict=True)]
+        np.testing.assert_array_equal(pictures[1], expected[name])
+        assert not np.array_equal(pictures[0], pictures[1])
+    renderers[0].close()
+    renderers[2].close()
+    assert len(contexts) == 1
+    np.testing.assert_array_equal(renderers[1].render(environments[1].data, camera="front"), expected["front"])
+    renderers[1].close()
+    assert contexts == {}
+
+
+def test_other_sizes_and_other_models_have_contexts_of_their_own(contexts: dict[Any, Any]) -> None:
+    env, painted = PickPlace(), PickPlace()
+    painted.model.geom("cube").rgba[:] = (0, 0, 1, 1)
+    renderers = [renderer_of(env), renderer_of(env, 64), renderer_of(painted)]
+    assert len(contexts) == 3
+    env.reset(seed=0)
+    assert renderers[0].render(env.data, camera="front").shape == (48, 48, 3)
+    assert renderers[1].render(env.data, camera="front").shape == (64, 64, 3)
+    for renderer in renderers:
+        renderer.close()
+    assert contexts == {}
+
+
+def test_a_closed_renderer_says_so(contexts: dict[Any, Any]) -> None:
+    env = PickPlace(observation="image")
+    env.reset(seed=0)
+    env.close()
+    env.close()
+    assert contexts == {}
+    with pytest.raises(SimulationError, match="closed"):
+        env.reset(seed=0)
+
+
+def test_many_side_by_side_see_what_one_alone_sees(contexts: dict[Any, Any]) -> None:
+    side_by_side = SyncVectorEnv([lambda: PickPlace(observation="image")] * 50)
+    assert len(contexts) == 1
+    observations, _ = side_by_side.reset(seed=3)
+    side_by_side.close()
+    env = PickPlace(observation="image")
+    for number in (0, 7, 49):
+        expected, _ = env.reset(seed=3 + number)
+        for key, value in expected.items():
+            np.testing.assert_array_equal(observations[key][number], value)
+    env.close()
+
+
+# Leaks
+
+
+def growth(action: Callable[[], None], *, times: int) -> tuple[float, int]:
+    """Megabytes and file descriptors that this process has more of after so many times, once it has warmed up."""
+    process = psutil.Process()
+
+    def used() -> tuple[float, int]:
+        gc.collect()
+        return process.memory_info().rss / 1e6, process.num_fds()
+
+    for _ in range(times // 5):
+        action()
+    megabytes, descriptors = used()
+    for _ in range(times):
+        action()
+    return used()[0] - megabytes, used()[1] - descriptors
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="counts file descriptors")
+@pytest.mark.parametrize("task", [PushT, PickPlace])
+def test_a_thousand_resets_leak_nothing(task: Any, contexts: dict[Any, Any]) -> None:
+    size = 96 if task is PushT else (96, 96)
+    env = task(observation="image", render_mode="rgb_array", render_size=size)
+
+    def start() -> None:
+        env.reset(seed=0)
+        env.render()
+
+    megabytes, descriptors = growth(start, times=1000)
+    env.close()
+    assert megabytes < 10
+    assert descriptors == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="counts file descriptors")
+def test_making_and_closing_a_hundred_leaks_nothing(contexts: dict[Any, Any]) -> None:
+    def live() -> None:
+        env = PickPlace(observation="image")
+        env.reset(seed=0)
+        env.close()
+        assert contexts == {}
+
+    megabytes, descriptors = growth(live, times=100)
+    assert megabytes < 10
+    assert descriptors == 0
+
+
+# Backends
+
+
+def draw_by_rendering() -> None:
+    PickPlace(render_mode="rgb_array").render()
+
+
+def draw_by_observing() -> None:
+    PickPlace(observation="image")
+
+
+@pytest.mark.parametrize("draw", [draw_by_rendering, draw_by_observing])
+def test_without_opengl_libraries_the_error_names_packages(
+    draw: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(library: str) -> None:
+        raise OSError(library)
+
+    monkeypatch.setattr(rendering._Canvas, "_open", {})
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(rendering.sys, "platform", "linux")  # type: ignore[attr-defined]
+    monkeypatch.setattr(rendering.ctypes, "CDLL", refuse)  # type: ignore[attr-defined]
+    assert rendering.choose_backend() is None
+    with pytest.raises(SimulationError, match=r"libegl1 libgl1.*libosmesa6.*observation='state'"):
+        draw()
+
+
+@pytest.mark.parametrize(("has", "chosen"), [("libEGL.so.1", "egl"), ("libOSMesa.so.8", "osmesa")])
+def test_the_first_library_that_loads_is_chosen(has: str, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(library: str) -> None:
+        if library != has:
+            raise OSError(library)
+
+    monkeypatch.setenv("MUJOCO_GL", "")
+    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.setattr(rendering.sys, "platform", "linux")  # type: ignore[attr-defined]
+    monkeypatch.setattr(rendering.ctypes, "CDLL", load)  # type: ignore[attr-defined]
+    assert rendering.choose_backend() == os.environ["MUJOCO_GL"] == chosen
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes X11's display away")
+def test_a_backend_that_does_not_work_is_an_error_and_no_crash() -> None:
+    program = """if True:
+        from flowchunk.datasets.errors import SimulationError
+        from flowchunk.envs.tasks.pick_place import PickPlace
+        env = PickPlace(render_mode="rgb_array")
+        env.reset(seed=0)
+        for draw in (env.render, lambda: PickPlace(observation="image")):
+            try:
+                draw()
+            except SimulationError as error:
+                print("SimulationError:", error)
+        env.step(env.action_space.sample())
+        env.close()
+        print("still alive")
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | {"MUJOCO_GL": "glfw"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("libegl1 libgl1") == 2
+    assert "still alive" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("imported_first", ["flowchunk.envs", "mujoco", "triton"])
+def test_osmesa_draws_too_whatever_is_imported_first(imported_first: str) -> None:
+    if not any(map(rendering._can_load, rendering._LIBRARIES["osmesa"])):
+        pytest.skip("needs OSMesa")
+    pytest.importorskip(imported_first)
+    program = f"""if True:
+        import {imported_first}
+        import flowchunk.envs
+        from flowchunk.envs.tasks.pick_place import PickPlace
+        env = PickPlace(observation="image")
+        print("drawn", env.reset(seed=0)[0]["front_image"].std() > 5)
+        env.close()
+        if {imported_first != "mujoco"}:
+            try:
+                import triton
+            except ImportError:
+                pass
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "drawn True" in done.stdout
