@@ -179,7 +179,12 @@ def _film(
         seed = options["seed"] + number
         try:
             frames = record_episode(
-                policy, lambda: make_env(render_mode="rgb_array"), execution, seed=seed, nfe=options["nfe"]
+                policy,
+                lambda: make_env(render_mode="rgb_array"),
+                execution,
+                seed=seed,
+                nfe=options["nfe"],
+                observation_spec=policy.observation_spec,
             )
         except SimulationError as error:
             console.print(f"no video: {error}", style="yellow")

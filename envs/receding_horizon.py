@@ -14,7 +14,6 @@ import numpy as np
 from gymnasium.spaces import Box, Dict
 
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
-from flowchunk.envs.video import draw_chunk
 
 Observation = dict[str, np.ndarray]
 Step = tuple[Observation, float, bool, bool, dict[str, Any]]
@@ -24,14 +23,12 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
     """Execute ``n_action_steps`` of each chunk (H, D); observe the last ``observation_steps`` frames {key: (To, …)}.
 
     At an episode's start the first frame is repeated. The reward of a chunk is the sum of its steps' rewards; ``info`` is
-    the last step's, with ``steps``, the environment steps since the reset. record: keep a picture of every step, the
-    chunk drawn in, in ``frames``. ``reset(options={"idle": True})`` lets it wait: until the next reset a chunk does
-    nothing, so that in a vector of environments one without an episode costs nothing.
+    the last step's, with ``steps``, the environment steps since the reset. ``reset(options={"idle": True})`` lets it
+    wait: until the next reset a chunk does nothing, so that in a vector of environments one without an episode costs
+    nothing.
     """
 
     n_action_steps: int
-    record: bool
-    frames: list[np.ndarray]
     _steps: int
     _idle: bool
 
@@ -42,7 +39,6 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
         observation_steps: int,
         horizon: int,
         n_action_steps: int,
-        record: bool = False,
     ) -> None:
         super().__init__(env)
         if not 1 <= n_action_steps <= horizon or observation_steps < 1:
@@ -62,8 +58,6 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
             {key: _stacked(box, observation_steps) for key, box in env.observation_space.items()}
         )
         self.n_action_steps = n_action_steps
-        self.record = record
-        self.frames = []
         self._history: deque[Observation] = deque(maxlen=observation_steps)
         self._steps = 0
         self._idle = False
@@ -78,7 +72,6 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
         observation, info = self.env.reset(seed=seed, options=options)
         self._history.extend([observation] * (self._history.maxlen or 1))
         self._steps = 0
-        self.frames = []
         return self._observation(), {**info, "steps": 0}
 
     def step(self, chunk: np.ndarray) -> Step:
@@ -93,8 +86,6 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
             self._history.append(observation)
             self._steps += 1
             total += float(reward)
-            if self.record:
-                self.frames.append(draw_chunk(self.env, chunk))
             if terminated or truncated:
                 break
         return self._observation(), total, terminated, truncated, {**info, "steps": self._steps}

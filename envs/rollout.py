@@ -11,7 +11,10 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
+from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.specs import ObservationSpec
 from flowchunk.envs.receding_horizon import RecedingHorizon
+from flowchunk.envs.video import Film
 
 REPORT_SEED = 100_000
 SELECTION_SEED = 300_000
@@ -107,25 +110,42 @@ def record_episode(
     *,
     seed: int,
     nfe: int | None = None,
+    samples: int = 8,
+    observation_spec: ObservationSpec | None = None,
 ) -> list[np.ndarray]:
-    """Run the episode of this seed once more and return a picture (height, width, 3) of every step, chunks drawn in."""
-    env = _receding(make_env(), execution, record=True)
+    """Run the episode of this seed once more and return a picture (height, width, 3) of every step, chunks drawn in.
+
+    samples: chunks predicted for each observation, so that what else the policy might have done is seen too; the first,
+    with the noise that ``rollout`` draws, is executed. observation_spec: the policy's; its pictures are shown with their
+    crops. The environment's by default. Raises SimulationError where nothing can be drawn.
+    """
+    if samples < 1:
+        raise ConfigurationError(f"samples={samples} must be at least 1: the first is executed")
+    scene = make_env()
+    spec: ObservationSpec = observation_spec or scene.get_wrapper_attr("observation_spec")
+    film = Film(scene, pictures=spec.pictures)
+    env = _receding(film, execution)
     try:
         observation, _ = env.reset(seed=seed)
         over, rounds = False, 0
         while not over:
-            batch = {key: value[None] for key, value in observation.items()}
-            chunk = policy.predict_chunk(batch, nfe=nfe, seed=[noise_seed(seed, rounds)])[0]
-            observation, _, terminated, truncated, _ = env.step(chunk)
+            batch = {key: np.repeat(value[None], samples, axis=0) for key, value in observation.items()}
+            film.chunks = policy.predict_chunk(batch, nfe=nfe, seed=noise_seeds(seed, rounds, samples))
+            observation, _, terminated, truncated, _ = env.step(film.chunks[0])
             over, rounds = terminated or truncated, rounds + 1
-        return env.frames
+        return film.frames
     finally:
         env.close()
 
 
 def noise_seed(episode_seed: int, rounds: int) -> int:
     """The seed of an episode's noise in its n-th round, unlike any other's."""
-    return int(np.random.SeedSequence([episode_seed, rounds]).generate_state(1)[0])
+    return noise_seeds(episode_seed, rounds, samples=1)[0]
+
+
+def noise_seeds(episode_seed: int, rounds: int, samples: int) -> list[int]:
+    """Seeds for several samples in an episode's n-th round; the first is ``noise_seed``."""
+    return [int(seed) for seed in np.random.SeedSequence([episode_seed, rounds]).generate_state(samples)]
 
 
 def _run(
@@ -174,18 +194,17 @@ def _vector_env(
     make_env: Callable[[], gymnasium.Env[Any, Any]], execution: ChunkExecution, num_envs: int, *, workers: bool
 ) -> SyncVectorEnv | AsyncVectorEnv:
     def make() -> gymnasium.Env[Any, Any]:
-        return _receding(make_env(), execution, record=False)
+        return _receding(make_env(), execution)
 
     if workers:
         return AsyncVectorEnv([make] * num_envs, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
     return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
 
 
-def _receding(env: gymnasium.Env[Any, Any], execution: ChunkExecution, *, record: bool) -> RecedingHorizon:
+def _receding(env: gymnasium.Env[Any, Any], execution: ChunkExecution) -> RecedingHorizon:
     return RecedingHorizon(
         env,
         observation_steps=execution.observation_steps,
         horizon=execution.horizon,
         n_action_steps=execution.n_action_steps,
-        record=record,
     )

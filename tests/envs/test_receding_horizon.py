@@ -19,9 +19,6 @@ COUNTING = np.arange(1.0, HORIZON + 1)[:, None]  # the chunk 1, 2, 3, …
 class Integrator(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """A position that actions are added to; it starts at the seed."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - Gymnasium's declaration
-    render_mode = "rgb_array"
-
     def __init__(self, *, ends_at: float = np.inf, truncates_after: int = 1000) -> None:
         box: Any = Dict({"position": Box(-1e6, 1e6, (1,), np.float64)})
         self.observation_space, self.action_space = box, Box(-100.0, 100.0, (1,), np.float64)
@@ -42,12 +39,6 @@ class Integrator(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.position += self.actions[-1]
         terminated, truncated = self.position >= self.ends_at, len(self.actions) >= self.truncates_after
         return self._observation(), self.position, terminated, truncated, {"at": self.position}
-
-    def render(self) -> Any:
-        return np.zeros((8, 10, 3), np.uint8)
-
-    def chunk_to_pixels(self, chunk: np.ndarray) -> np.ndarray:
-        return np.full((len(chunk), 2), 4.0)
 
     def _observation(self) -> dict[str, np.ndarray]:
         return {"position": np.array([self.position])}
@@ -107,13 +98,13 @@ def test_spaces_hold_histories_and_chunks() -> None:
 )
 def test_no_action_is_executed_behind_an_episodes_end(limits: dict[str, Any], flags: tuple[bool, bool]) -> None:
     inner = Integrator(**limits)
-    env = receding(inner, record=True)
+    env = receding(inner)
     env.reset(seed=0)
     _, reward, terminated, truncated, info = env.step(COUNTING)
     assert inner.actions == [1, 2]
     assert (terminated, truncated) == flags
     assert reward == 1 + 3
-    assert info["steps"] == len(env.frames) == 2
+    assert info["steps"] == 2
 
 
 @pytest.mark.parametrize("shape", [(EXECUTED, 1), (HORIZON,), (1, HORIZON, 1), (HORIZON, 2), ()])
@@ -142,22 +133,6 @@ def test_an_idle_environment_does_nothing_until_it_is_reset() -> None:
     env.reset(seed=5)
     assert env.step(COUNTING)[-1]["steps"] == EXECUTED
     assert inner.resets == [3, 5]
-
-
-def test_a_picture_of_every_step_is_kept_when_asked_for() -> None:
-    env = receding(Integrator(), record=True)
-    env.reset(seed=0)
-    assert env.frames == []
-    env.step(COUNTING)
-    env.step(COUNTING)
-    assert [frame.shape for frame in env.frames] == [(8, 10, 3)] * 2 * EXECUTED
-    assert env.frames[0].any(), "the chunk is drawn in"
-    env.reset(seed=0)
-    assert env.frames == []
-    silent = receding(Integrator())
-    silent.reset(seed=0)
-    silent.step(COUNTING)
-    assert silent.frames == []
 
 
 @pytest.mark.parametrize(

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import av
 import cloudpickle  # type: ignore[import-untyped]  # it comes with Gymnasium, without types
 import gymnasium
 import numpy as np
 import pytest
 
-from flowchunk.datasets.errors import SimulationError
-from flowchunk.envs.rollout import ChunkExecution, Rollout, noise_seed, record_episode, rollout
-from flowchunk.envs.video import FIRST, write_video
+from flowchunk.datasets.errors import ConfigurationError, SimulationError
+from flowchunk.datasets.specs import ObservationSpec
+from flowchunk.envs.rollout import ChunkExecution, Rollout, noise_seed, noise_seeds, record_episode, rollout
+from flowchunk.envs.video import CROP, FIRST
 
 EXECUTION = ChunkExecution(observation_steps=2, horizon=6, n_action_steps=4)
 SEED = 50
-PUSHT = "flowchunk.envs:flowchunk/PushT-v1"
+PUSHT, PICK_PLACE = "flowchunk.envs:flowchunk/PushT-v1", "flowchunk.envs:flowchunk/PickPlace-v1"
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 
@@ -150,6 +150,66 @@ def test_noise_differs_between_episodes_and_rounds() -> None:
     assert len({noise_seed(episode, rounds) for episode in range(20) for rounds in range(20)}) == 400
 
 
+def test_more_samples_leave_the_first_as_it_was() -> None:
+    assert noise_seeds(7, 3, samples=8)[0] == noise_seeds(7, 3, samples=1)[0] == noise_seed(7, 3)
+    assert len(set(noise_seeds(7, 3, samples=8))) == 8
+
+
+# Policies that see
+
+
+class Looker:
+    """Goes on from where the robot is, as the row's noise and the brightness of all it sees say."""
+
+    def predict_chunk(
+        self, observation: Mapping[str, np.ndarray], *, nfe: int | None = None, seed: int | Sequence[int] = 0
+    ) -> np.ndarray:
+        assert not isinstance(seed, int)
+        pictures = [value for value in observation.values() if value.dtype == np.uint8]
+        assert pictures
+        for picture in pictures:
+            assert picture.shape == (len(seed), EXECUTION.observation_steps, 96, 96, 3)
+        brightness = np.mean([picture.mean(axis=(1, 2, 3, 4)) for picture in pictures], axis=0)[:, None, None] / 255
+        if "agent_position" in observation:
+            here, scale = observation["agent_position"][:, -1, None], 30.0
+        else:
+            here, scale = observation["proprioception"][:, -1, None, :7], 0.1
+        noise = np.stack([np.random.default_rng(one).normal(0, 1, (EXECUTION.horizon, 1)) for one in seed])
+        return np.asarray(here + scale * (noise + brightness), dtype=np.float32)
+
+
+def make_seen(env_id: str, **options: Any) -> gymnasium.Env[Any, Any]:
+    return LastObservation(gymnasium.make(env_id, observation="image", max_episode_steps=12, **options))
+
+
+class LastObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Reports a checksum of what was seen last."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, *outcome, info = self.env.step(action)
+        seen = {f"sum_{key}": float(value.sum(dtype=np.float64)) for key, value in observation.items()}
+        return (observation, *outcome, {**info, **seen})
+
+
+@pytest.mark.parametrize("env_id", [PUSHT, PICK_PLACE])
+def test_workers_draw_what_one_process_draws(env_id: str) -> None:
+    make_env = partial(make_seen, env_id)
+    try:
+        make_env().close()
+    except SimulationError as error:
+        pytest.skip(f"nothing can be drawn here: {error}")
+    alone, workers = (
+        rollout(Looker(), make_env, EXECUTION, episodes=3, seed=SEED, num_envs=2, workers=workers)
+        for workers in (False, True)
+    )
+    assert alone.episodes == workers.episodes
+    sums = [key for key in alone.infos[0] if key.startswith("sum_")]
+    assert len(sums) == (2 if env_id == PUSHT else 3)
+    for mine, theirs in zip(alone.infos, workers.infos, strict=True):
+        assert {key: mine[key] for key in sums} == {key: theirs[key] for key in sums}
+    assert len({info[sums[0]] for info in alone.infos}) == 3, "episodes that look different"
+
+
 # Films
 
 
@@ -159,31 +219,49 @@ def make_drawn(**options: Any) -> gymnasium.Env[Any, Any]:
 
 def test_a_film_has_a_picture_of_every_step_with_the_chunk_drawn_in(expected: Rollout) -> None:
     policy = Pusher()
-    frames = record_episode(policy, make_drawn, EXECUTION, seed=SEED + 2)
+    frames = record_episode(policy, make_drawn, EXECUTION, seed=SEED + 2, samples=3)
     assert len(frames) == expected.episodes[2].steps
-    assert policy.seeds == [noise_seed(SEED + 2, rounds) for rounds in range(len(policy.seeds))], "the same noise again"
+    assert set(policy.batches) == {3}
+    rounds = range(len(policy.batches))
+    assert policy.seeds[::3] == [noise_seed(SEED + 2, number) for number in rounds], "the same noise again"
+    assert len(set(policy.seeds)) == len(policy.seeds), "and other noise for the others"
     assert {(frame.shape, frame.dtype) for frame in frames} == {((65, 65, 3), np.dtype(np.uint8))}
     for frame in frames:
         assert (np.abs(frame - FIRST.astype(float)).max(axis=-1) < 60).any()
-    again = record_episode(Pusher(), make_drawn, EXECUTION, seed=SEED + 2)
+    again = record_episode(Pusher(), make_drawn, EXECUTION, seed=SEED + 2, samples=3)
     np.testing.assert_array_equal(frames, again)
+
+
+def test_the_filmed_episode_does_not_depend_on_how_many_samples_are_shown() -> None:
+    ends = []
+    for samples in (1, 2, 8):
+        made: list[gymnasium.Env[Any, Any]] = []
+
+        def make_env(made: list[gymnasium.Env[Any, Any]] = made) -> gymnasium.Env[Any, Any]:
+            made.append(make_drawn())
+            return made[0]
+
+        record_episode(Pusher(), make_env, EXECUTION, seed=SEED, samples=samples)
+        task: Any = made[0].unwrapped
+        ends.append([*task.agent_position(), *task.block_pose()])
+    np.testing.assert_array_equal(ends, [ends[0]] * 3)
+
+
+def test_a_film_shows_what_the_policy_looks_at() -> None:
+    make_env = partial(make_seen, PUSHT, render_mode="rgb_array")
+    spec: ObservationSpec = make_env().get_wrapper_attr("observation_spec")
+    image = replace(spec.fields["image"], crop=(84, 84))
+    for policys_spec, is_cropped in ((None, False), (ObservationSpec({**spec.fields, "image": image}), True)):
+        frames = record_episode(Looker(), make_env, EXECUTION, seed=SEED, observation_spec=policys_spec)
+        assert {frame.shape for frame in frames} == {(512, 512 + 2 * 96 + 12, 3)}
+        assert (frames[0] == CROP).all(axis=-1).any() == is_cropped
+
+
+def test_a_film_without_samples_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="samples=0"):
+        record_episode(Pusher(), make_drawn, EXECUTION, seed=SEED, samples=0)
 
 
 def test_what_cannot_be_drawn_is_an_error() -> None:
     with pytest.raises(SimulationError, match="render_mode='rgb_array'"):
         record_episode(Pusher(), make_uneven, EXECUTION, seed=SEED)
-
-
-@pytest.mark.parametrize("fps", [10, 20.0])
-def test_a_video_can_be_played(tmp_path: Path, fps: float) -> None:
-    pictures = [np.full((65, 97, 3), shade, np.uint8) for shade in range(0, 240, 20)]
-    path = tmp_path / "videos" / "film.mp4"
-    write_video(path, pictures, fps=fps)
-    with av.open(path) as container:
-        stream = container.streams.video[0]
-        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-        assert stream.average_rate == fps
-        assert stream.codec_context.name == "h264"
-    assert [picture.shape for picture in decoded] == [(64, 96, 3)] * len(pictures)
-    for picture, original in zip(decoded, pictures, strict=True):
-        assert abs(float(picture.mean()) - float(original.mean())) < 6
