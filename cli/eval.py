@@ -8,7 +8,7 @@ usage: flowchunk eval CHECKPOINT [KEY=VALUE ...]
   solver=NAME                      another way through the same field than the checkpoint's
   n_action_steps=N                 actions executed before looking again (default: the policy's own)
   env.KEY=VALUE  env_id=ID         another environment than in training
-  video=1                          episodes to film, with the predicted chunks drawn in
+  video=1                          episodes to film: eight predicted chunks drawn in, and what the policy sees
   num_envs=50  workers=false       environments side by side; a process for each
   output_dir=DIR                   default: RUN/eval
 
