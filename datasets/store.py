@@ -11,16 +11,15 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from numcodecs import Blosc
-from zarr.core.metadata import ArrayV2Metadata
 from zarr.errors import ZarrUserWarning
 
+import flowchunk.datasets.jpeg_codec  # noqa: F401 -- zarr finds the codec by its name, in a source tree too
+from flowchunk.datasets.chunk_files import count_files, find_damage, missing_files
 from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 
@@ -117,19 +116,24 @@ class Store:
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of one frame of ``key``."""
-        array, columns = self._source(key)
+        array, columns = self.find(key)
         if columns is None:
             return tuple(array.shape[1:])
         return (len(range(array.shape[1])[columns]), *array.shape[2:])
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Frames start … stop - 1 of ``key``, (stop - start, …), all by default. Raises DatasetError where it is damaged."""
-        array, columns = self._source(key)
+        array, columns = self.find(key)
+        self._require_all_files(array)
         stop = self.frames if stop is None else stop
-        if isinstance(array.metadata, ArrayV2Metadata) and isinstance(array.metadata.compressor, Blosc):
-            self._check_blosc_sizes(array, start, stop)
+        if problem := self.damage(array, start, stop):
+            raise DatasetError(f"{key} in {self.path} {_DAMAGED.format(problem)}")
         values = _read(self.path, key, array, slice(start, stop))
         return values if columns is None else values[:, columns]
+
+    def damage(self, array: zarr.Array[Any], start: int, stop: int) -> str | None:
+        """What is wrong with the files of frames start … stop - 1 of an array, as far as zarr would not tell."""
+        return find_damage(array, self._folder(array), start, stop, may_have_holes=not self._was_written_whole(array))
 
     def blocks(self, key: str, *, frames: int = 8192) -> Iterator[np.ndarray]:
         """All frames of ``key`` in order, a block at a time, checked: a value that is not finite raises DatasetError."""
@@ -138,47 +142,42 @@ class Store:
             self._require_finite(key, start, values)
             yield values
 
-    def _source(self, key: str) -> tuple[zarr.Array[Any], slice | None]:
+    def find(self, key: str) -> tuple[zarr.Array[Any], slice | None]:
+        """The array that ``key`` reads, and which of its columns (None: all). Raises DatasetError where it is not there."""
         name, bracket, columns = self.sources.get(key, key).partition("[")
         if name not in self.arrays:
             raise DatasetError(
                 f"{self.path} has no array data/{name} (wanted for {key!r}); it has {sorted(self.arrays)}"
             )
-        if name not in self._checked:
-            self._check_array(name)
-            self._checked.add(name)
-        return self.arrays[name], self._columns(key, columns) if bracket else None
-
-    def _check_array(self, name: str) -> None:
-        """Raise DatasetError for damage that zarr would pass over in silence: it fills missing chunks with zeros."""
         array = self.arrays[name]
         if array.shape[0] < self.frames:
             raise DatasetError(
                 f"data/{name} in {self.path} is truncated: {array.shape[0]} frames, but meta/episode_ends says "
                 f"{self.frames}; restore the array or shorten meta/episode_ends"
             )
-        metadata = array.metadata
-        written_whole = metadata.zarr_format == 2 or self._attributes is not None
-        if written_whole and array.nchunks_initialized < array.nchunks:
-            raise DatasetError(
-                f"data/{name} in {self.path} is incomplete: {array.nchunks - array.nchunks_initialized} of "
-                f"{array.nchunks} chunk files are missing; copy the data set again"
-            )
+        return array, self._columns(key, columns) if bracket else None
 
-    def _check_blosc_sizes(self, array: zarr.Array[Any], start: int, stop: int) -> None:
-        """Blosc reads past the end of a truncated chunk of incompressible data; its header says how long it was."""
-        assert isinstance(array.metadata, ArrayV2Metadata)
-        rows = range(start // array.chunks[0], -(-stop // array.chunks[0]))
-        for place in product(rows, *map(range, array.cdata_shape[1:])):
-            name = array.metadata.dimension_separator.join(map(str, place))
-            file = self.path / "data" / array.basename / name
-            with file.open("rb") as chunk:
-                header = chunk.read(16)
-            if len(header) < 16 or int.from_bytes(header[12:16], "little") != file.stat().st_size:
-                raise DatasetError(
-                    f"data/{array.basename} in {self.path} cannot be read: a chunk is damaged ({name} has "
-                    f"{file.stat().st_size} bytes, but its header says otherwise); copy the data set again"
-                )
+    def place_of(self, frame: int) -> tuple[int, int]:
+        """The episode of a frame, and its number in that episode."""
+        episode = int(np.searchsorted(self.episode_ends, frame, side="right"))
+        return episode, frame - int(self.episode_starts[episode])
+
+    def _require_all_files(self, array: zarr.Array[Any]) -> None:
+        if array.basename in self._checked or not self._was_written_whole(array):
+            return
+        if missing := missing_files(array, self._folder(array)):
+            raise DatasetError(
+                f"data/{array.basename} in {self.path} is incomplete: {len(missing)} of {count_files(array)} chunk files "
+                "are missing; copy the data set again"
+            )
+        self._checked.add(array.basename)
+
+    def _was_written_whole(self, array: zarr.Array[Any]) -> bool:
+        """Whether a missing chunk is damage; others may leave out the zeros of format 3."""
+        return array.metadata.zarr_format == 2 or self._attributes is not None
+
+    def _folder(self, array: zarr.Array[Any]) -> Path:
+        return self.path / "data" / array.basename
 
     def _columns(self, key: str, text: str) -> slice:
         if match := re.fullmatch(r"(\d*):(\d*)\]", text):
@@ -214,20 +213,21 @@ class Store:
         if finite.all():
             return
         frame = start + int(np.argmin(finite))
-        episode = int(np.searchsorted(self.episode_ends, frame, side="right"))
+        episode, number = self.place_of(frame)
         raise DatasetError(
-            f"data/{key} in {self.path} holds NaN or infinity, first in episode {episode}, frame "
-            f"{frame - self.episode_starts[episode]} (row {frame}); repair or drop that episode"
+            f"data/{key} in {self.path} holds NaN or infinity, first in episode {episode}, frame {number} (row {frame}); "
+            "repair or drop that episode"
         )
 
 
 _EXPECTED = "expected a zarr folder with data/action, other arrays beside it, and meta/episode_ends"
 
 
+_DAMAGED = "cannot be read: a chunk is damaged ({}); copy the data set again"
+
+
 def _read(path: Path, key: str, array: Any, rows: slice) -> np.ndarray:
     try:
         return np.asarray(array[rows])
     except Exception as error:  # codecs raise errors of their own kinds
-        raise DatasetError(
-            f"{key} in {path} cannot be read: a chunk is damaged ({error}); copy the data set again"
-        ) from error
+        raise DatasetError(f"{key} in {path} {_DAMAGED.format(error)}") from error
