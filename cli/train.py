@@ -43,7 +43,7 @@ from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec, require_observations, require_same_actions
 from flowchunk.datasets.store import Store
 from flowchunk.datasets.symmetry import Symmetry
-from flowchunk.datasets.windows import Windows, load_windows, split_episodes
+from flowchunk.datasets.windows import Windows, held_bytes, load_windows, split_episodes
 from flowchunk.envs.rollout import rollout
 from flowchunk.policy.chunk_policy import ACTION, KIND, ChunkPolicy, PolicyConfig
 from flowchunk.policy.encoders.transformers_backbone import architecture_of
@@ -75,7 +75,7 @@ def train(options: dict[str, Any]) -> Path:
         windows,
         kind=KIND,
         described=f"{len(windows):,} windows to train on and {len(validation):,} to validate",
-        nbytes=windows.nbytes + validation.nbytes,
+        nbytes=held_bytes(windows, validation),
         validation=validation,
         evaluate=_evaluation(options, make_env) if options["evaluation"]["episodes"] else None,
         remember={"env_id": options["task"]["env_id"], "env": options["env"]},
@@ -180,8 +180,9 @@ def _symmetry(
 ) -> Symmetry | None:
     if not options:
         return None
-    sizes = {key: field.size for key, field in observation_spec.fields.items()} | {ACTION: action_spec.size}
-    symmetry = Symmetry.from_options(options, sizes)
+    sizes = {key: field.size for key, field in observation_spec.values.items()} | {ACTION: action_spec.size}
+    shapes = {key: field.shape for key, field in observation_spec.pictures.items()}
+    symmetry = Symmetry.from_options(options, sizes, shapes)
     env = make_env()
     try:
         if env.has_wrapper_attr("keeps_goal") and not env.get_wrapper_attr("keeps_goal")(symmetry.mirrors["state"]):

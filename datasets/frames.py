@@ -6,6 +6,7 @@ is of another size, channel order or range of values than the specification says
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,7 @@ class PictureSource:
         """
         frames, damaged = self.read_undamaged(start, stop)
         if damaged:
-            frame = min(damaged)
-            raise DatasetError(
-                f"{self.name_of(frame)} cannot be read: {damaged[frame]}; copy the data set again, or leave damaged "
-                "episodes out (skip_corrupt=true, for data convert --skip-corrupt)"
-            )
+            raise self.damage_error(damaged)
         return frames
 
     def read_undamaged(self, start: int, stop: int) -> tuple[np.ndarray, dict[int, str]]:
@@ -96,6 +93,14 @@ class PictureSource:
             except _DamageError as error:
                 damaged |= dict.fromkeys(rows, str(error))
         return frames, damaged
+
+    def damage_error(self, damaged: Mapping[int, str]) -> DatasetError:
+        """What to raise for {frame: what is wrong}; it names the first."""
+        frame = min(damaged)
+        return DatasetError(
+            f"{self.name_of(frame)} cannot be read: {damaged[frame]}; copy the data set again, or leave damaged episodes out "
+            "(skip_corrupt=true, for data convert --skip-corrupt)"
+        )
 
     def name_of(self, frame: int) -> str:
         """How a message names a frame: ``episode 3, frame 17 of data/image in PATH``."""
@@ -149,7 +154,7 @@ class PictureSource:
 
     def _wrong_range(self, frame: int, values: np.ndarray, what: str) -> str:
         low, high = float(values.min()), float(values.max())
-        advice = "multiply them by 255" if 0 <= low and high <= 1 else "convert them to that range"
+        advice = "multiply them by 255" if low >= 0 and high <= 1 else "convert them to that range"
         return (
             f"{self.name_of(frame)} holds {what} (from {low:g} to {high:g}), but pictures hold whole numbers from 0 to 255; "
             f"{advice}"

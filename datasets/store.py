@@ -121,6 +121,14 @@ class Store:
             return tuple(array.shape[1:])
         return (len(range(array.shape[1])[columns]), *array.shape[2:])
 
+    def require_shape(self, key: str, shape: tuple[int, ...]) -> None:
+        """Raise DatasetError unless frames of ``key`` are of this shape."""
+        if (got := self.shape(key)) != shape:
+            raise DatasetError(
+                f"data/{key} in {self.path} has frames of shape {got}, but the task expects {shape}; use the task that the "
+                "data was recorded with"
+            )
+
     def read(self, key: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Frames start … stop - 1 of ``key``, (stop - start, …), all by default. Raises DatasetError where it is damaged."""
         array, columns = self.find(key)

@@ -7,7 +7,8 @@ Given such a map, every episode is learned from twice, once as it was recorded a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -29,18 +30,53 @@ class Mirror:
 
 
 @dataclass(frozen=True)
+class PictureMirror:
+    """A picture's image: rows and columns exchanged where ``transpose``, then the order of rows and of columns turned."""
+
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    def places(self, height: int, width: int) -> np.ndarray:
+        """For every pixel of the image of a picture, row after row, the number of the pixel it shows, (height · width,)."""
+        numbers = np.arange(height * width).reshape(height, width)
+        numbers = numbers.T if self.transpose else numbers
+        numbers = numbers[::-1] if self.flip_rows else numbers
+        return (numbers[:, ::-1] if self.flip_columns else numbers).ravel()
+
+
+PICTURE_MIRRORS = {
+    "flip_x": PictureMirror(flip_columns=True),  # left and right
+    "flip_y": PictureMirror(flip_rows=True),  # up and down
+    "transpose": PictureMirror(transpose=True),  # (row, column) → (column, row)
+    "anti_transpose": PictureMirror(  # (row, column) → (width - 1 - column, height - 1 - row)
+        transpose=True, flip_rows=True, flip_columns=True
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Symmetry:
-    """The images of all keys of a task, observations and action."""
+    """The images of all keys of a task: of its values and its action, and of its pictures."""
 
     mirrors: Mapping[str, Mirror]
+    pictures: Mapping[str, PictureMirror] = field(default_factory=dict)
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Mapping[str, Sequence[float]]], sizes: Mapping[str, int]) -> Symmetry:
-        """From ``{key: {order, sign, offset}}``. sizes: dimensions of every key that has to have an image.
+    def from_options(
+        cls,
+        options: Mapping[str, Mapping[str, Any]],
+        sizes: Mapping[str, int],
+        pictures: Mapping[str, Sequence[int]] | None = None,
+    ) -> Symmetry:
+        """From ``{key: {order, sign, offset}}``, and ``{key: {picture: NAME}}`` with a name of ``PICTURE_MIRRORS``.
 
-        Raises ConfigurationError where a key is missing or its lists are not of its size.
+        sizes: dimensions of every key that has to have an image; pictures: shapes (height, width, 3) of those that are
+        pictures. Raises ConfigurationError where a key is missing, its lists are not of its size, or a picture has no such
+        image.
         """
-        if missing := sizes.keys() - options.keys():
+        shapes = pictures or {}
+        if missing := (sizes.keys() | shapes.keys()) - options.keys():
             raise ConfigurationError(f"dataset.symmetry must say how {sorted(missing)} look in the mirror, or be null")
         mirrors = {}
         for key, size in sizes.items():
@@ -55,10 +91,25 @@ class Symmetry:
                     f"dataset.symmetry.{key}: order must arrange 0 to {size - 1}, sign and offset have {size} values each"
                 )
             mirrors[key] = Mirror(tuple(int(index) for index in order), sign, offset)
-        return cls(mirrors)
+        return cls(mirrors, {key: _picture_mirror(key, options[key], shape) for key, shape in shapes.items()})
 
     def both(self, key: str, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """Each block (N, D) of a key and its image."""
         for block in blocks:
             yield block
             yield self.mirrors[key](block)
+
+
+def _picture_mirror(key: str, options: Any, shape: Sequence[int]) -> PictureMirror:
+    name = options.get("picture") if isinstance(options, Mapping) and set(options) == {"picture"} else options
+    if not isinstance(name, str) or name not in PICTURE_MIRRORS or name is options:
+        raise ConfigurationError(
+            f"dataset.symmetry.{key}={options}: {key!r} is a picture; give {{picture: NAME}} with one of "
+            f"{', '.join(PICTURE_MIRRORS)}"
+        )
+    if PICTURE_MIRRORS[name].transpose and shape[0] != shape[1]:
+        raise ConfigurationError(
+            f"dataset.symmetry.{key}.picture={name} exchanges rows and columns, but pictures of {shape[0]}x{shape[1]} are "
+            "not square; use flip_x or flip_y"
+        )
+    return PICTURE_MIRRORS[name]

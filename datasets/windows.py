@@ -2,22 +2,52 @@
 
 ``observation[-1]`` and ``action[0]`` share frame k: action k is commanded after observation k was read. (Diffusion Policy
 starts its chunk at the first observation.) At an episode's start the first observation is repeated; at its end the last
-action is held, and ``mask`` tells the held ones.
+action is held, and ``mask`` tells the held ones. Pictures stay where the frame cache keeps them; a batch gathers its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowchunk.datasets.errors import DatasetError
+from flowchunk.datasets.frame_cache import FrameCacheOptions, Frames, Say, load_frames
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.datasets.store import ACTION, Store
-from flowchunk.datasets.symmetry import Symmetry
+from flowchunk.datasets.symmetry import PictureMirror, Symmetry
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of a data set, for several ``Windows`` to share; ``load_pictures`` makes them.
+
+    tensors: {key: uint8 (N, H, W, 3)} over all frames. frames: where they came from; windows leave its dropped episodes out.
+    """
+
+    tensors: Mapping[str, Tensor]
+    frames: Frames
+
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """Those that fill memory: all, unless they are memory-mapped."""
+        return () if self.frames.place == "disk" else tuple(self.tensors.values())
+
+    def read(self, key: str, rows: Tensor, mirror: PictureMirror | None = None) -> Tensor:
+        """The frames ``rows`` (B, To), on their device, uint8 (B, To, H, W, 3); from N on, the images in the mirror."""
+        tensor = self.tensors[key]
+        wanted = rows.flatten().to(tensor.device)
+        pictures = tensor.index_select(0, wanted % len(tensor))
+        if mirror is not None:
+            images = (wanted >= len(tensor)).nonzero().flatten()
+            pictures.index_copy_(0, images, _image(pictures.index_select(0, images), mirror))
+        self.frames.release_pages()
+        pictures = pictures.view(*rows.shape, *tensor.shape[1:])
+        if pictures.device != rows.device:
+            return pictures.pin_memory().to(rows.device, non_blocking=True)
+        return pictures
 
 
 @dataclass(frozen=True)
@@ -25,7 +55,8 @@ class Windows:
     """All windows of some episodes, cut from frames held on one device.
 
     observations: {key: (N, …)}, actions: (N, D), both over all frames. frames: (W,) the current frame k of each window;
-    first, last: (W,) the first and last frame of its episode.
+    first, last: (W,) the first and last frame of its episode. pictures: those of the specification, and mirrors: their
+    images, for frames from N on.
     """
 
     observations: Mapping[str, Tensor]
@@ -35,24 +66,55 @@ class Windows:
     last: Tensor
     observation_steps: int
     horizon: int
+    pictures: Pictures | None = None
+    mirrors: Mapping[str, PictureMirror] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.frames)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the frames held."""
-        return sum(tensor.nbytes for tensor in (*self.observations.values(), self.actions))
+        """Bytes of the frames held in memory; memory-mapped ones are not."""
+        return held_bytes(self)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """The windows at ``indices`` (B,): ``observation.KEY`` (B, To, …), ``action`` (B, H, D), ``mask`` (B, H)."""
+        """The windows at ``indices`` (B,): ``observation.KEY`` (B, To, …), ``action`` (B, H, D), ``mask`` (B, H).
+
+        Pictures are uint8 (B, To, H, W, 3).
+        """
         k = self.frames[indices][:, None]
         first, last = self.first[indices][:, None], self.last[indices][:, None]
         past = torch.arange(1 - self.observation_steps, 1, device=k.device)
         future = torch.arange(self.horizon, device=k.device)
         seen = torch.maximum(k + past, first)
         batch = {f"observation.{key}": values[seen] for key, values in self.observations.items()}
+        if self.pictures is not None:
+            for key in self.pictures.tensors:
+                batch[f"observation.{key}"] = self.pictures.read(key, seen, self.mirrors.get(key))
         return {**batch, "action": self.actions[torch.minimum(k + future, last)], "mask": k + future <= last}
+
+
+def load_pictures(
+    store: Store,
+    observation_spec: ObservationSpec,
+    options: FrameCacheOptions,
+    *,
+    device: torch.device | str = "cpu",
+    say: Say | None = print,
+) -> Pictures | None:
+    """The pictures of the specification, where the options want them; None where it has none.
+
+    say: is told where they are kept and why, and what is left out; None for silence. Raises the errors of ``load_frames``.
+    """
+    if not observation_spec.pictures:
+        return None
+    free = torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else None
+    frames = load_frames(store, observation_spec.pictures, options, device_free=free, say=say)
+    tensors = {key: torch.from_numpy(array) for key, array in frames.arrays.items()}
+    if frames.place == "device":
+        tensors = {key: tensor.to(device) for key, tensor in tensors.items()}
+        frames = replace(frames, arrays={})
+    return Pictures(tensors, frames)
 
 
 def load_windows(
@@ -64,37 +126,45 @@ def load_windows(
     observation_steps: int,
     horizon: int,
     symmetry: Symmetry | None = None,
+    pictures: Pictures | None = None,
     device: torch.device | str = "cpu",
 ) -> Windows:
-    """Read the spec's keys into memory and cut ``episodes`` into windows.
+    """Read the spec's values into memory and cut ``episodes`` into windows.
 
-    symmetry: adds the image of every episode behind the recorded ones.
+    symmetry: adds the image of every episode behind the recorded ones. pictures: of ``load_pictures``, for several windows
+    to share; by default they are loaded with its defaults.
     Raises DatasetError where an array is missing, damaged, not finite, or not of the shape that the specs say.
     """
-    shapes = {key: field.shape for key, field in observation_spec.fields.items()} | {ACTION: (action_spec.size,)}
+    shapes = {key: field.shape for key, field in observation_spec.values.items()} | {ACTION: (action_spec.size,)}
     for key, shape in shapes.items():
-        if store.shape(key) != shape:
-            raise DatasetError(
-                f"data/{key} in {store.path} has frames of shape {store.shape(key)}, but the task expects {shape}; "
-                "use the task that the data was recorded with"
-            )
+        store.require_shape(key, shape)
+    if pictures is None:
+        pictures = load_pictures(store, observation_spec, FrameCacheOptions(), device=device)
     tensors = {key: _read_float32(store, key, symmetry).to(device) for key in shapes}
     chosen = np.asarray(episodes, dtype=np.int64)
-    lengths, starts = store.episode_lengths[chosen], store.episode_starts[chosen]
-    first = np.repeat(starts, lengths)
-    frames = first + np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    last = np.repeat(starts + lengths - 1, lengths)
-    if symmetry is not None:  # the images stand behind all recorded frames
-        first, frames, last = (np.concatenate([rows, rows + store.frames]) for rows in (first, frames, last))
+    if pictures is not None:
+        chosen = chosen[~np.isin(chosen, list(pictures.frames.dropped))]
+    first, frames, last = (torch.as_tensor(rows, device=device) for rows in _cut(store, chosen, symmetry))
     return Windows(
-        observations={key: tensors[key] for key in observation_spec.fields},
+        observations={key: tensors[key] for key in observation_spec.values},
         actions=tensors[ACTION],
-        frames=torch.as_tensor(frames, device=device),
-        first=torch.as_tensor(first, device=device),
-        last=torch.as_tensor(last, device=device),
+        frames=frames,
+        first=first,
+        last=last,
         observation_steps=observation_steps,
         horizon=horizon,
+        pictures=pictures,
+        mirrors={} if symmetry is None else symmetry.pictures,
     )
+
+
+def held_bytes(*windows: Windows) -> int:
+    """Bytes of memory that the frames of several windows fill together; what they share counts once."""
+    held: dict[int, int] = {}
+    for one in windows:
+        pictures = () if one.pictures is None else one.pictures.held
+        held |= {tensor.data_ptr(): tensor.nbytes for tensor in (*one.observations.values(), one.actions, *pictures)}
+    return sum(held.values())
 
 
 def split_episodes(episodes: int, *, validation_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,3 +182,21 @@ def _read_float32(store: Store, key: str, symmetry: Symmetry | None) -> Tensor:
     recorded = np.concatenate([block.astype(np.float32) for block in store.blocks(key)])
     rows = recorded if symmetry is None else np.concatenate([recorded, symmetry.mirrors[key](recorded)])
     return torch.as_tensor(rows)
+
+
+def _cut(store: Store, episodes: np.ndarray, symmetry: Symmetry | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First frame of the episode, current frame, last frame of the episode, of every window, (W,) each."""
+    lengths, starts = store.episode_lengths[episodes], store.episode_starts[episodes]
+    first = np.repeat(starts, lengths)
+    frames = first + np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    last = np.repeat(starts + lengths - 1, lengths)
+    if symmetry is not None:  # the images stand behind all recorded frames
+        first, frames, last = (np.concatenate([rows, rows + store.frames]) for rows in (first, frames, last))
+    return first, frames, last
+
+
+def _image(pictures: Tensor, mirror: PictureMirror) -> Tensor:
+    """Pictures (B, H, W, 3) in the mirror."""
+    _, height, width, _ = pictures.shape
+    places = torch.as_tensor(mirror.places(height, width), device=pictures.device)
+    return pictures.flatten(1, 2).index_select(1, places).view_as(pictures)

@@ -58,7 +58,8 @@ def test_a_part_of_the_rows_of_pixels(tmp_path: Path) -> None:
 def test_the_frames_of_the_human_demonstrations() -> None:
     store = Store.open(PUSHT, sources={"image": "img"})
     frames = find(store, ObservationField((96, 96, 3), camera="top")).read(1000, 1200)
-    assert (frames.shape, frames.dtype) == ((200, 96, 96, 3), np.uint8)
+    assert frames.shape == (200, 96, 96, 3)
+    assert frames.dtype == np.uint8
     np.testing.assert_array_equal(frames, store.read("image", 1000, 1200))
 
 
@@ -201,7 +202,7 @@ def test_a_chunk_that_is_missing_in_its_shard_is_damage_and_not_black(tmp_path: 
     zarr.open_array(store.path, path="data/image", mode="r+")[32:48] = 0
     source = find(Store.open(store.path))
     assert sorted(source.read_undamaged(0, 80)[1]) == list(range(32, 48))
-    with pytest.raises(DatasetError, match="episode 1, frame 2 .* row 32 is missing in its shard"):
+    with pytest.raises(DatasetError, match=r"episode 1, frame 2 .* row 32 is missing in its shard"):
         source.read(30, 60)
     with pytest.raises(DatasetError, match="row 32 is missing in its shard"):
         Store.open(store.path).read("image")

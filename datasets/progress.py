@@ -1,0 +1,31 @@
+"""A progress bar for work that may turn out to be quick: it appears only where it takes longer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import Progress
+
+PATIENCE_S = 2.0
+
+
+@contextmanager
+def progress_if_slow(description: str, total: int, *, visible: bool = True) -> Iterator[Callable[[int], None]]:
+    """Yield ``advance(amount)``; a bar towards ``total`` appears when two seconds are over."""
+    progress, is_shown, started = Progress(transient=True), False, time.monotonic()
+    task = progress.add_task(description, total=total)
+
+    def advance(amount: int) -> None:
+        nonlocal is_shown
+        progress.advance(task, amount)
+        if visible and not is_shown and time.monotonic() - started > PATIENCE_S:
+            is_shown = True
+            progress.start()
+
+    try:
+        yield advance
+    finally:
+        if is_shown:
+            progress.stop()
