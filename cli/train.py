@@ -3,9 +3,14 @@
 usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]        a robot's policy
        flowchunk train task=DOMAIN [dataset=NAME] [KEY=VALUE ...]         see below
 
-  task=pusht_state|pusht_keypoints|pickplace_state
+  task=pusht_state|pusht_keypoints|pusht_image|pickplace_state|pickplace_image
   dataset.path=PATH                a zarr store: ours (flowchunk collect) or diffusion_policy's
   network=mlp|mixer|dit|unet1d|gru [network.width=512 ...]
+  hardware=cpu|gpu                 of the _image tasks: small convolutions, or ResNet-18 in bf16, compiled
+  vision=small_conv|resnet18|timm|transformers  vision.crop=[84,84] vision.weights=PATH|NAME vision.shared=true …
+  policy.noise_draws=4             times each encoded observation is learned from
+  dataset.cache=auto|disk|ram|device  dataset.cache_dir=DIR  dataset.skip_corrupt=true     where pictures are kept
+  training.precision=fp32|bf16  training.compile=true  training.channels_last=true  training.accumulate=PARTS
   training.steps=10000  training.batch_size=256  training.learning_rate=5e-4
   training.checkpoint_every=1000  training.log_every=100  training.evaluate_every=STEPS
   training.resume=true             go on from the last checkpoint in output_dir, bit for bit
@@ -38,12 +43,13 @@ import torch
 from flowchunk.cli.domains import DOMAINS
 from flowchunk.cli.options import fill, read_options
 from flowchunk.cli.simulation import MakeEnv, environment_maker, execution_of
-from flowchunk.cli.training_run import prepare, with_output_dir
+from flowchunk.cli.training_run import TrainingRun, prepare, with_output_dir
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.frame_cache import FrameCacheOptions
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec, require_observations, require_same_actions
 from flowchunk.datasets.store import Store
 from flowchunk.datasets.symmetry import Symmetry
-from flowchunk.datasets.windows import Windows, held_bytes, load_windows, split_episodes
+from flowchunk.datasets.windows import Pictures, Windows, held_bytes, load_pictures, load_windows, split_episodes
 from flowchunk.envs.rollout import rollout
 from flowchunk.policy.chunk_policy import ACTION, KIND, ChunkPolicy, PolicyConfig
 from flowchunk.policy.encoders.transformers_backbone import architecture_of
@@ -67,7 +73,7 @@ def train(options: dict[str, Any]) -> Path:
     _check_ranges(options)
     make_env = environment_maker(options["task"]["env_id"], options["env"])
     run = prepare(options)
-    policy, windows, validation = _policy_and_data(options, make_env, run.accelerator.device)
+    policy, windows, validation = _policy_and_data(options, make_env, run)
     if options["evaluation"]["episodes"]:
         policy.times(options["evaluation"]["nfe"])  # refuse what the policy does not admit before it is trained
     run.train(
@@ -84,7 +90,7 @@ def train(options: dict[str, Any]) -> Path:
 
 
 def _policy_and_data(
-    options: Mapping[str, Any], make_env: MakeEnv, device: torch.device
+    options: Mapping[str, Any], make_env: MakeEnv, run: TrainingRun
 ) -> tuple[ChunkPolicy, Windows, Windows]:
     dataset, init_from = options["dataset"], options["training"]["init_from"]
     store = Store.open(dataset["path"], sources=dataset["sources"])
@@ -109,6 +115,7 @@ def _policy_and_data(
         len(store.episode_ends), validation_fraction=dataset["validation_fraction"], seed=options["seed"]
     )
     symmetry = _symmetry(dataset["symmetry"], observation_spec, action_spec, make_env)
+    pictures = _pictures(store, observation_spec, dataset, run)
     windows, validation = (
         load_windows(
             store,
@@ -118,7 +125,8 @@ def _policy_and_data(
             observation_steps=config.observation_steps,
             horizon=config.horizon,
             symmetry=symmetry,
-            device=device,
+            pictures=pictures,
+            device=run.accelerator.device,
         )
         for episodes in (train_episodes, validation_episodes)
     )
@@ -150,6 +158,16 @@ def _config(options: Mapping[str, Any]) -> PolicyConfig:
         "schedule": options["schedule"],
     }
     return fill(PolicyConfig, {**options["policy"], **chosen}, section="policy")
+
+
+def _pictures(
+    store: Store, observation_spec: ObservationSpec, dataset: Mapping[str, Any], run: TrainingRun
+) -> Pictures | None:
+    options = FrameCacheOptions(
+        dataset["cache"], dataset["cache_dir"], dataset["cache_limit_gb"], dataset["skip_corrupt"]
+    )
+    with run.accelerator.main_process_first():  # one expands the frames, and the others find them expanded
+        return load_pictures(store, observation_spec, options, device=run.accelerator.device, say=run.console.print)
 
 
 def _crop(vision: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -185,7 +203,7 @@ def _symmetry(
     symmetry = Symmetry.from_options(options, sizes, shapes)
     env = make_env()
     try:
-        if env.has_wrapper_attr("keeps_goal") and not env.get_wrapper_attr("keeps_goal")(symmetry.mirrors["state"]):
+        if env.has_wrapper_attr("keeps_goal") and not env.get_wrapper_attr("keeps_goal")(symmetry.mirrors[ACTION]):
             goal = [float(value) for value in env.get_wrapper_attr("goal_pose")]
             raise ConfigurationError(
                 f"dataset.symmetry moves the goal, env.goal_pose={goal}, so mirrored demonstrations would lead elsewhere; "

@@ -144,9 +144,12 @@ class ChunkPolicy(nn.Module):
             each = {name: rows.repeat_interleave(times, dim=0) for name, rows in each.items()}
             noise = {name: rows.flatten(0, 1) for name, rows in noise.items()}
         prefix_length = noise.get("prefix_length")
-        errors = self.objective.errors(
-            self.network, each["x_1"], draws=noise, condition=each["condition"], prefix_length=prefix_length
-        ).mean(-1)  # (B · M, H)
+        # In bfloat16 only what sees may compute: its 8 bits are too few for places and actions.
+        device = each["x_1"].device.type
+        with torch.autocast(device, enabled=self.config.vision is None and torch.is_autocast_enabled(device)):
+            errors = self.objective.errors(
+                self.network, each["x_1"], draws=noise, condition=each["condition"], prefix_length=prefix_length
+            ).mean(-1)  # (B · M, H)
         weight = each["mask"].to(errors.dtype) if self.config.mask_padding else torch.ones_like(errors)
         if prefix_length is not None:
             weight = weight * ~prefix_mask(prefix_length, self.config.horizon)

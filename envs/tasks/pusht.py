@@ -158,10 +158,9 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
         return float(shapely.area(shapely.intersection(block_polygon, self._goal_polygon))) / AREA
 
     def keeps_goal(self, mirror: Callable[[np.ndarray], np.ndarray]) -> bool:
-        """Whether a mirror of states (N, 5) leaves the goal where it is: only then demonstrations stay demonstrations."""
-        x, y, angle = mirror(np.array([[0.0, 0.0, *self.goal_pose]]))[0, 2:].tolist()
-        turned = math.remainder(angle - self.goal_pose[2], math.tau)
-        return math.dist((x, y), self.goal_pose[:2]) < 1e-3 and abs(turned) < 1e-5
+        """Whether a mirror of points (N, 2) leaves the goal where it is: only then demonstrations stay demonstrations."""
+        before, after = self._goal_outline, mirror(self._goal_outline)
+        return bool(np.linalg.norm(before[:, None] - after, axis=-1).min(axis=1).max() < 1e-3)
 
     # Start of an episode.
 

@@ -16,12 +16,12 @@ class SpatialSoftmax(nn.Module):
         self.features = 2 * keypoints
 
     def forward(self, features: Tensor) -> Tensor:
-        maps = self.maps(features)
-        weights = (maps.flatten(2).float() * self.sharpness).softmax(-1)  # (N, keypoints, h · w)
+        maps = self.maps(features).float()  # a place needs more than bfloat16's 8 bits
+        weights = (maps.flatten(2) * self.sharpness).softmax(-1).view_as(maps)  # (N, keypoints, h, w)
         height, width = maps.shape[-2:]
-        y, x = torch.meshgrid(_axis(height, maps.device), _axis(width, maps.device), indexing="ij")
-        places = torch.stack([x.flatten(), y.flatten()], dim=-1)  # (h · w, 2)
-        return (weights @ places).flatten(1)
+        x = (weights.sum(2) * _axis(width, maps.device)).sum(-1)
+        y = (weights.sum(3) * _axis(height, maps.device)).sum(-1)
+        return torch.stack([x, y], dim=-1).flatten(1)
 
 
 def _axis(size: int, device: torch.device) -> Tensor:
