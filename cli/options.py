@@ -45,6 +45,7 @@ NUMBER_OR_NULL = ("policy.snr_cap", "model.snr_cap")
 SECTION_OR_NULL = ("dataset.symmetry",)
 LIST_OR_NULL = ("policy.relative_to", "network.widths", "vision.crop")
 WHOLE_OR_NAME_OR_NULL = ("label",)
+NULL_TOO = (*LIST_OR_NULL, "vision.weights")  # whose default may be something else
 KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
     int: ((int,), "a whole number"),
@@ -114,7 +115,7 @@ def _check_values(values: Mapping[str, Any], defaults: Mapping[Any, Any], prefix
             continue
         null_kind = _kind_of_null(path)
         accepted, description = KINDS[null_kind if default is None else type(default)]
-        if type(value) not in accepted and value != default and not (path in LIST_OR_NULL and value is None):
+        if type(value) not in accepted and value != default and not (path in NULL_TOO and value is None):
             raise ConfigurationError(f"{path}={value} must be {description}")
         if key == "seed" and value < 0:
             raise ConfigurationError(f"{path}={value} must be at least 0")

@@ -38,13 +38,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from flowchunk.cli.domains import DOMAINS
 from flowchunk.cli.options import fill, read_options
 from flowchunk.cli.simulation import MakeEnv, environment_maker, execution_of
 from flowchunk.cli.training_run import TrainingRun, prepare, with_output_dir
-from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.errors import ConfigurationError, DatasetError
 from flowchunk.datasets.frame_cache import FrameCacheOptions
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec, require_observations, require_same_actions
 from flowchunk.datasets.store import Store
@@ -111,24 +112,23 @@ def _policy_and_data(
     else:
         observation_spec = observation_spec.cropped(_crop(options["vision"]))
         config = _config(options)
-    train_episodes, validation_episodes = split_episodes(
-        len(store.episode_ends), validation_fraction=dataset["validation_fraction"], seed=options["seed"]
-    )
     symmetry = _symmetry(dataset["symmetry"], observation_spec, action_spec, make_env)
     pictures = _pictures(store, observation_spec, dataset, run)
+    usable = _usable_episodes(store, pictures)
+    chosen = split_episodes(len(usable), validation_fraction=dataset["validation_fraction"], seed=options["seed"])
     windows, validation = (
         load_windows(
             store,
             observation_spec,
             action_spec,
-            episodes=episodes,
+            episodes=usable[episodes],
             observation_steps=config.observation_steps,
             horizon=config.horizon,
             symmetry=symmetry,
             pictures=pictures,
             device=run.accelerator.device,
         )
-        for episodes in (train_episodes, validation_episodes)
+        for episodes in chosen
     )
     if init_from is None:
         normalizer = fit_normalizer(store, observation_spec, dataset["normalizer"], symmetry)
@@ -168,6 +168,14 @@ def _pictures(
     )
     with run.accelerator.main_process_first():  # one expands the frames, and the others find them expanded
         return load_pictures(store, observation_spec, options, device=run.accelerator.device, say=run.console.print)
+
+
+def _usable_episodes(store: Store, pictures: Pictures | None) -> np.ndarray:
+    """Numbers of the episodes whose pictures can all be read."""
+    dropped = [] if pictures is None else list(pictures.frames.dropped)
+    if not len(usable := np.delete(np.arange(len(store.episode_ends)), dropped)):
+        raise DatasetError(f"every episode of {store.path} holds a frame that cannot be read; copy the data set again")
+    return usable
 
 
 def _crop(vision: Mapping[str, Any]) -> tuple[int, ...] | None:
