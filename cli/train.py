@@ -111,7 +111,7 @@ def _policy_and_data(
                 )
     else:
         observation_spec = observation_spec.cropped(_crop(options["vision"]))
-        config = _config(options)
+        config = policy_config(options)
     symmetry = _symmetry(dataset["symmetry"], observation_spec, action_spec, make_env)
     pictures = _pictures(store, observation_spec, dataset, run)
     usable = _usable_episodes(store, pictures)
@@ -143,7 +143,8 @@ def _policy_and_data(
     return policy, windows, validation
 
 
-def _config(options: Mapping[str, Any]) -> PolicyConfig:
+def policy_config(options: Mapping[str, Any]) -> PolicyConfig:
+    """The policy that the options of ``configs/train.yaml`` ask for. Raises ConfigurationError."""
     network, vision = dict(options["network"]), dict(options["vision"])
     name = vision.pop("name")
     settings = {key: value for key, value in vision.items() if key not in ("crop", "weights")}
