@@ -1,8 +1,13 @@
-"""flowchunk data: look at a data set.
+"""flowchunk data: look at a data set, or convert it.
 
 usage: flowchunk data inspect PATH
+       flowchunk data convert SOURCE OUT task=TASK [jpeg=QUALITY] [--skip-corrupt] [env.KEY=VALUE]
 
-prints episodes, lengths, keys, shapes, ranges and specs.
+inspect prints episodes, lengths, keys, shapes, ranges and specs.
+
+convert writes a new store, OUT, with the task's keys and specifications: from diffusion_policy's layout, say. Pictures become
+uint8 in sharded, compressed chunks, without loss, or JPEGs of a QUALITY from 1 to 100. --skip-corrupt leaves out the
+episodes with pictures that cannot be read, and says which. dataset.sources.KEY=ARRAY says which array of SOURCE holds a key.
 """
 
 from __future__ import annotations
@@ -12,14 +17,26 @@ from rich.console import Console
 from rich.table import Table
 
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.progress import progress_if_slow
 from flowchunk.datasets.store import Store
+
+BLOCK_VALUES = 2**24  # numbers read at once
 
 
 def run(arguments: list[str]) -> None:
-    """Inspect the store that the arguments name."""
-    if len(arguments) != 2 or arguments[0] != "inspect":
-        raise ConfigurationError("usage: flowchunk data inspect PATH")
-    store = Store.open(arguments[1])
+    """Inspect or convert the store that the arguments name."""
+    if arguments[:1] == ["convert"]:
+        from flowchunk.cli.convert import run as run_convert  # here: it needs torch and environments
+
+        run_convert(arguments[1:])
+    elif len(arguments) == 2 and arguments[0] == "inspect":
+        inspect(Store.open(arguments[1]))
+    else:
+        raise ConfigurationError("usage: flowchunk data inspect PATH, or flowchunk data convert SOURCE OUT task=TASK")
+
+
+def inspect(store: Store) -> None:
+    """Print episodes, lengths, keys, shapes, ranges and specs."""
     console = Console()
     lengths = store.episode_lengths
     console.print(
@@ -28,11 +45,21 @@ def run(arguments: list[str]) -> None:
     )
     table = Table("key", "shape of a frame", "type", "lowest", "highest")
     for key in store.keys:
-        blocks = [(float(block.min()), float(block.max())) for block in store.blocks(key, frames=2048)]
-        low, high = min(low for low, _ in blocks), max(high for _, high in blocks)
+        low, high = _range(store, key)
         table.add_row(key, str(store.shape(key)), str(store.arrays[key].dtype), f"{low:g}", f"{high:g}")
     console.print(table)
     _print_specs(console, store)
+
+
+def _range(store: Store, key: str) -> tuple[float, float]:
+    """The lowest and the highest value of all frames."""
+    frames = max(1, BLOCK_VALUES // int(np.prod(store.shape(key))))
+    with progress_if_slow(f"reading {key}", store.frames) as advance:
+        low, high = np.inf, -np.inf
+        for block in store.blocks(key, frames=frames):
+            low, high = min(low, float(block.min())), max(high, float(block.max()))
+            advance(len(block))
+    return low, high
 
 
 def _print_specs(console: Console, store: Store) -> None:
@@ -41,6 +68,8 @@ def _print_specs(console: Console, store: Store) -> None:
         return
     table = Table("observation", "dimension", "unit", "wraps")
     for key, field in store.observation_spec.fields.items():
+        if field.is_picture:
+            table.add_row(key, f"picture of the camera {field.camera}, {field.shape[0]}x{field.shape[1]} RGB", "", "")
         for index in range(field.size if field.names else 0):
             table.add_row(
                 key, field.names[index], field.units[index] if field.units else "", "yes" * (index in field.wraps)

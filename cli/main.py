@@ -16,7 +16,7 @@ COMMANDS = {
     "generate": "samples, pictures and measures of a model of toys or pictures",
     "compare": "diffusion objectives side by side, measured on one page: flowchunk compare objectives",
     "collect": "record demonstrations by a task's scripted expert",
-    "data": "look at a data set: flowchunk data inspect PATH",
+    "data": "look at a data set, or convert it: flowchunk data inspect PATH, flowchunk data convert SOURCE OUT task=TASK",
 }
 
 _LISTING = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())

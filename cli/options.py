@@ -32,6 +32,7 @@ WHOLE_OR_NULL = (  # other nulls are text
     "samples",
     "size",
     "half",
+    "jpeg",
     "processes",
     "evaluation.nfe",
     "training.warmup_steps",

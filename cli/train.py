@@ -95,7 +95,7 @@ def _policy_and_data(
 ) -> tuple[ChunkPolicy, Windows, Windows]:
     dataset, init_from = options["dataset"], options["training"]["init_from"]
     store = Store.open(dataset["path"], sources=dataset["sources"])
-    observation_spec, action_spec = _specs(store, make_env)
+    observation_spec, action_spec = task_specs(store, make_env)
     if init_from is not None:
         policy = ChunkPolicy.load(init_from).train()
         require_observations(
@@ -223,7 +223,8 @@ def _symmetry(
     return symmetry
 
 
-def _specs(store: Store, make_env: MakeEnv) -> tuple[ObservationSpec, ActionSpec]:
+def task_specs(store: Store, make_env: MakeEnv) -> tuple[ObservationSpec, ActionSpec]:
+    """The environment's specifications. Raises SpecMismatchError where the store has its own, and they differ."""
     env = make_env()
     try:
         observation_spec: ObservationSpec = env.get_wrapper_attr("observation_spec")

@@ -17,7 +17,7 @@ import numpy as np
 
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
 from flowchunk.datasets.frame_file import FrameFile, expand, frame_file
-from flowchunk.datasets.frames import PictureSource
+from flowchunk.datasets.frames import PictureSource, name_dropped_episodes
 from flowchunk.datasets.specs import ObservationField
 from flowchunk.datasets.store import Store
 
@@ -111,7 +111,7 @@ def load_frames(
             maps.append(mapped)
         else:
             arrays[key], damaged[key] = _in_memory(source, options, visible=visible)
-    return Frames(arrays, place, _dropped(store, sources, damaged, tell), tuple(maps))
+    return Frames(arrays, place, name_dropped_episodes(store, sources, damaged, tell), tuple(maps))
 
 
 def available_memory() -> int:
@@ -209,26 +209,6 @@ def _in_memory(
         filled += len(block)
 
     return frames, expand(source, take, skip_corrupt=options.skip_corrupt, visible=visible)
-
-
-def _dropped(
-    store: Store, sources: Mapping[str, PictureSource], damaged: Mapping[str, Mapping[int, str]], tell: Say
-) -> dict[int, str]:
-    """{episode: why} of the episodes with frames that cannot be read. Raises DatasetError where none is left."""
-    reasons: dict[int, str] = {}
-    for key, frames in damaged.items():
-        for frame, reason in sorted(frames.items()):
-            episode, number = store.place_of(frame)
-            reasons.setdefault(episode, f"frame {number} of data/{sources[key].array.basename}: {reason}")
-    if reasons:
-        episodes = len(store.episode_ends)
-        listed = "; ".join(f"episode {episode} ({why})" for episode, why in sorted(reasons.items()))
-        tell(f"left out {len(reasons)} of {episodes} episodes with frames that cannot be read: {listed}")
-        if len(reasons) == episodes:
-            raise DatasetError(
-                f"every episode of {store.path} holds frames that cannot be read; copy the data set again"
-            )
-    return reasons
 
 
 _PLACES = {"disk": "in a memory-mapped file", "ram": "in memory", "device": "on the device"}

@@ -6,7 +6,7 @@ is of another size, channel order or range of values than the specification says
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,32 @@ class PictureSource:
             f"{self.name_of(frame)} holds {what} (from {low:g} to {high:g}), but pictures hold whole numbers from 0 to 255; "
             f"{advice}"
         )
+
+
+def name_dropped_episodes(
+    store: Store,
+    sources: Mapping[str, PictureSource],
+    damaged: Mapping[str, Mapping[int, str]],
+    say: Callable[[str], None],
+) -> dict[int, str]:
+    """Say which episodes are left out for frames that cannot be read, and return {episode: why}.
+
+    damaged: of every key, {frame: what is wrong}. Raises DatasetError where no episode is left.
+    """
+    reasons: dict[int, str] = {}
+    for key, frames in damaged.items():
+        for frame, reason in sorted(frames.items()):
+            episode, number = store.place_of(frame)
+            reasons.setdefault(episode, f"frame {number} of data/{sources[key].array.basename}: {reason}")
+    if reasons:
+        episodes = len(store.episode_ends)
+        listed = "; ".join(f"episode {episode} ({why})" for episode, why in sorted(reasons.items()))
+        say(f"left out {len(reasons)} of {episodes} episodes with frames that cannot be read: {listed}")
+        if len(reasons) == episodes:
+            raise DatasetError(
+                f"every episode of {store.path} holds frames that cannot be read; copy the data set again"
+            )
+    return reasons
 
 
 class _DamageError(Exception):

@@ -147,8 +147,20 @@ class Store:
         """All frames of ``key`` in order, a block at a time, checked: a value that is not finite raises DatasetError."""
         for start in range(0, self.frames, frames):
             values = self.read(key, start, min(start + frames, self.frames))
-            self._require_finite(key, start, values)
+            self.require_finite(key, start, values)
             yield values
+
+    def require_finite(self, key: str, start: int, values: np.ndarray) -> None:
+        """Raise DatasetError that names the first frame, counted from ``start``, with a value that is not finite."""
+        finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+        if finite.all():
+            return
+        frame = start + int(np.argmin(finite))
+        episode, number = self.place_of(frame)
+        raise DatasetError(
+            f"data/{key} in {self.path} holds NaN or infinity, first in episode {episode}, frame {number} (row {frame}); "
+            "repair or drop that episode"
+        )
 
     def find(self, key: str) -> tuple[zarr.Array[Any], slice | None]:
         """The array that ``key`` reads, and which of its columns (None: all). Raises DatasetError where it is not there."""
@@ -215,17 +227,6 @@ class Store:
                 f"{self.path} does not add up: meta/episode_ends says {self.frames} frames, but data/action has {rows}; "
                 "one of the two is truncated"
             )
-
-    def _require_finite(self, key: str, start: int, values: np.ndarray) -> None:
-        finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-        if finite.all():
-            return
-        frame = start + int(np.argmin(finite))
-        episode, number = self.place_of(frame)
-        raise DatasetError(
-            f"data/{key} in {self.path} holds NaN or infinity, first in episode {episode}, frame {number} (row {frame}); "
-            "repair or drop that episode"
-        )
 
 
 _EXPECTED = "expected a zarr folder with data/action, other arrays beside it, and meta/episode_ends"

@@ -186,6 +186,5 @@ def test_the_mirrored_picture_is_that_of_the_mirrored_state() -> None:
         errors.append(np.abs(picture[places] - drawn).mean())
         unmirrored.append(np.abs(picture - drawn).mean())
     env.close()
-    print(np.mean(errors), np.max(errors), np.mean(unmirrored))
-    assert np.mean(errors) < 4
+    assert np.mean(errors) < 1.5  # measured: 0.53, the worst 0.72; unmirrored 4.04
     assert np.mean(errors) < 0.4 * np.mean(unmirrored)

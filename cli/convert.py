@@ -1,0 +1,33 @@
+"""flowchunk data convert: a store of others becomes one of ours."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from flowchunk.cli.options import read_options
+from flowchunk.cli.simulation import environment_maker
+from flowchunk.cli.train import task_specs
+from flowchunk.datasets.convert import convert
+from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.store import Store
+
+SKIP_CORRUPT = "--skip-corrupt"
+
+
+def run(arguments: list[str]) -> None:
+    """Convert as the arguments say; their listing is in ``flowchunk.cli.data``."""
+    paths = [argument for argument in arguments if "=" not in argument and argument != SKIP_CORRUPT]
+    if len(paths) != 2 or any(path.startswith("-") for path in paths):
+        raise ConfigurationError("usage: flowchunk data convert SOURCE OUT task=TASK [jpeg=QUALITY] [--skip-corrupt]")
+    options = read_options("convert", [argument for argument in arguments if "=" in argument])
+    source = Store.open(paths[0], sources=options["dataset"]["sources"])
+    make_env = environment_maker(options["task"]["env_id"], options["env"])
+    console = Console()
+    convert(
+        source,
+        *task_specs(source, make_env),
+        paths[1],
+        jpeg=options["jpeg"],
+        skip_corrupt=SKIP_CORRUPT in arguments,
+        say=lambda text: console.print(text, markup=False, highlight=False),
+    )
