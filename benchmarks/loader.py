@@ -5,7 +5,8 @@ usage: python benchmarks/loader.py DATASET_PATH [--seconds 10] [--repeats 10] [-
 DATASET_PATH is diffusion_policy's Push-T (data/img, 96 x 96). Batches of 64 shuffled windows of 2 observations and 16
 actions, each measurement in a process of its own; memory is what the process holds for itself (USS), at its peak, and how
 much of it came with the data. The same for a data set of so many repeats. PYTHON, of an environment where lerobot is
-installed, measures its loader on the same frames. Targets: ten times what a training step consumes; a larger data set within 300 MB.
+installed, measures its loader on the same frames. Targets: ten times what a training step consumes; the memory for the
+repeats within 300 MB of that for the data.
 """
 
 from __future__ import annotations

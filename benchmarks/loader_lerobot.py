@@ -1,10 +1,10 @@
-"""LeRobot's loader on given frames: run by ``loader.py``, with the Python of an environment where lerobot (0.4.4) is installed.
+"""LeRobot's loader on given frames: run by ``loader.py``, with the Python of an environment that has lerobot (0.4.4).
 
 usage: PYTHON loader_lerobot.py FRAMES_NPZ WORK_DIR SECONDS BATCH_SIZE HORIZON
 
-FRAMES_NPZ holds image (N, H, W, 3) uint8, agent_position (N, 2), action (N, 2) and ends (E,). Builds a LeRobotDataset with the
-frames as pictures and one with them as video, as lerobot does by default, and reads shuffled batches of 2 observations by its
-DataLoader, in the process itself and with two workers. Prints one JSON object a measurement.
+FRAMES_NPZ holds image (N, H, W, 3) uint8, agent_position (N, 2), action (N, 2) and ends (E,). Builds a LeRobotDataset with
+the frames as pictures and one with them as video, as lerobot does by default, and reads shuffled batches of 2 observations
+with a DataLoader, in the process itself and with two workers. Prints one JSON object a measurement.
 """
 
 from __future__ import annotations

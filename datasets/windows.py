@@ -45,9 +45,9 @@ class Pictures:
             pictures.index_copy_(0, images, _image(pictures.index_select(0, images), mirror))
         self.frames.release_pages()
         pictures = pictures.view(*rows.shape, *tensor.shape[1:])
-        if pictures.device != rows.device:
-            return pictures.pin_memory().to(rows.device, non_blocking=True)
-        return pictures
+        if rows.is_cuda and not pictures.is_cuda:
+            pictures = pictures.pin_memory()  # so that the copy runs beside the step before
+        return pictures.to(rows.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
