@@ -72,6 +72,7 @@ def measure(
     dataset = LeRobotDataset(
         "flowchunk/loader",
         root=root,
+        video_backend=(backend := video_backend()),
         delta_timestamps={
             "observation.image": past,
             "observation.state": past,
@@ -90,8 +91,17 @@ def measure(
         if time.perf_counter() - started > seconds:
             break
     speed = count * batch_size / (time.perf_counter() - started)
-    name = f"lerobot, {kind}, {workers} workers"
+    name = f"lerobot, {kind if kind == 'image' else f'video by {backend}'}, {workers} workers"
     return {"loader": name, "frames": len(dataset), "speed": speed, "memory": memory}
+
+
+def video_backend() -> str:
+    """lerobot's default, or what it falls back to where the system has no FFmpeg libraries."""
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, RuntimeError, OSError):
+        return "pyav"
+    return "torchcodec"
 
 
 def private_memory() -> int:

@@ -40,29 +40,28 @@ def convert(
     with writer, progress_if_slow(f"converting {store.path}", store.frames) as advance:
         for start, stop in zip(store.episode_starts.tolist(), store.episode_ends.tolist(), strict=True):
             episode = {key: _read_finite(store, key, start, stop) for key in values}
-            lost = False
             for key, source in sources.items():
-                episode[key], of_key = source.read_undamaged(start, stop)
-                if of_key and not skip_corrupt:
-                    raise source.damage_error(of_key)
-                damaged[key] |= of_key
-                lost |= bool(of_key)
-            if not lost:
-                actions = episode.pop(ACTION)
+                episode[key], lost = source.read_undamaged(start, stop)
+                if lost and not skip_corrupt:
+                    raise source.damage_error(lost)
+                damaged[key] |= lost
+            actions = episode.pop(ACTION)
+            if not any(frame in lost for lost in damaged.values() for frame in range(start, stop)):
                 writer.add_episode(episode, actions)
             advance(stop - start)
         name_dropped_episodes(store, sources, damaged, say)
-    converted = Store.open(writer.path)
-    say(
-        f"{writer.path}: {len(converted.episode_ends)} episodes, {converted.frames:,} frames, "
-        f"{_size_on_disk(writer.path) / 1e6:.1f} MB (from {_size_on_disk(store.path) / 1e6:.1f} MB)"
-    )
+    say(f"{_describe(Store.open(writer.path))} (from {_size_on_disk(store.path) / 1e6:.1f} MB)")
 
 
 def _read_finite(store: Store, key: str, start: int, stop: int) -> np.ndarray:
     values = store.read(key, start, stop)
     store.require_finite(key, start, values)
     return values
+
+
+def _describe(store: Store) -> str:
+    size = _size_on_disk(store.path) / 1e6
+    return f"{store.path}: {len(store.episode_ends)} episodes, {store.frames:,} frames, {size:.1f} MB"
 
 
 def _size_on_disk(path: Path) -> int:
