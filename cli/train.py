@@ -9,7 +9,8 @@ usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]        a robo
   hardware=cpu|gpu                 of the _image tasks: small convolutions, or ResNet-18 in bf16, compiled
   vision=small_conv|resnet18|timm|transformers  vision.crop=[84,84] vision.weights=PATH|NAME vision.shared=true …
   policy.noise_draws=4             times each encoded observation is learned from
-  dataset.cache=auto|disk|ram|device  dataset.cache_dir=DIR  dataset.skip_corrupt=true     where pictures are kept
+  dataset.cache=auto|disk|ram|device  dataset.cache_dir=DIR    where pictures are kept
+  --skip-corrupt                   leave out episodes with frames that cannot be read, and say which
   training.precision=fp32|bf16  training.compile=true  training.channels_last=true  training.accumulate=PARTS
   training.steps=10000  training.batch_size=256  training.learning_rate=5e-4
   training.checkpoint_every=1000  training.log_every=100  training.evaluate_every=STEPS
@@ -60,6 +61,7 @@ from flowchunk.policy.relative_actions import check_relative_to, relative_chunks
 
 def run(arguments: list[str]) -> None:
     """Train as the arguments say."""
+    arguments = ["dataset.skip_corrupt=true" if one == "--skip-corrupt" else one for one in arguments]
     task = next((argument.partition("=")[2] for argument in reversed(arguments) if argument.startswith("task=")), None)
     if task in DOMAINS:
         from flowchunk.cli.train_generative import train_generative

@@ -11,11 +11,13 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+import zarr
 from safetensors.torch import load_file
 
 from flowchunk.cli.main import main
 from flowchunk.cli.options import read_options
 from flowchunk.datasets.recorder import StoreWriter
+from flowchunk.datasets.store import Store
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.train import Trainer
 
@@ -145,6 +147,32 @@ def test_fine_tuning_keeps_what_was_seen(recorded: Path, seeing_run: Path, tmp_p
     assert ChunkPolicy.load(tmp_path / "run").observation_spec.fields["image"].crop == (84, 84)
 
 
+@pytest.fixture(scope="module")
+def foreign(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same episodes as diffusion_policy keeps them: zarr format 2, frames as float32, no specifications."""
+    path = tmp_path_factory.mktemp("stores") / "foreign.zarr"
+    ours, root = zarr.open_group(recorded, mode="r"), zarr.open_group(path, mode="w", zarr_format=2)
+    for name, key in (("img", "image"), ("state", "agent_position"), ("action", "action")):
+        values = np.asarray(ours[f"data/{key}"][:], dtype=np.float32)  # type: ignore[index]
+        root.create_array(f"data/{name}", shape=values.shape, chunks=(16, *values.shape[1:]), dtype="f4")[:] = values
+    root.create_array("meta/episode_ends", data=np.cumsum(LENGTHS))
+    return path
+
+
+def test_diffusion_policys_store_becomes_ours_and_trains_the_same(
+    foreign: Path, recorded: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "ours.zarr"
+    assert main(["data", "convert", str(foreign), str(out), "task=pusht_image"]) == 0
+    one, other = (Store.open(path) for path in (out, recorded))
+    assert one.observation_spec == other.observation_spec
+    np.testing.assert_array_equal(one.read("image"), other.read("image"))
+    for store, name in ((foreign, "foreign"), (out, "ours")):
+        assert main(train(store, tmp_path / name, "training.steps=2")) == 0
+    ours = weights(tmp_path / "ours")
+    assert all(torch.equal(value, ours[name]) for name, value in weights(tmp_path / "foreign").items())
+
+
 # -- configurations --------------------------------------------------------------------------------------------------
 
 
@@ -268,7 +296,7 @@ def test_a_damaged_frame_is_named_and_its_episodes_can_be_left_out(
     assert "episode" in message
     assert "frame" in message
     assert "skip_corrupt" in message
-    assert main(train(damaged, tmp_path / "run", "dataset.skip_corrupt=true")) == 0
+    assert main([*train(damaged, tmp_path / "run"), "--skip-corrupt"]) == 0
     assert "episode" in capsys.readouterr().out
 
 
