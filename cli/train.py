@@ -46,7 +46,7 @@ from flowchunk.cli.domains import DOMAINS
 from flowchunk.cli.options import fill, read_options
 from flowchunk.cli.simulation import MakeEnv, environment_maker, execution_of
 from flowchunk.cli.training_run import TrainingRun, prepare, with_output_dir
-from flowchunk.datasets.errors import ConfigurationError, DatasetError
+from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.frame_cache import FrameCacheOptions
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec, require_observations, require_same_actions
 from flowchunk.datasets.store import Store
@@ -116,7 +116,7 @@ def _policy_and_data(
         config = policy_config(options)
     symmetry = _symmetry(dataset["symmetry"], observation_spec, action_spec, make_env)
     pictures = _pictures(store, observation_spec, dataset, run)
-    usable = _usable_episodes(store, pictures)
+    usable = np.delete(np.arange(len(store.episode_ends)), [] if pictures is None else list(pictures.frames.dropped))
     chosen = split_episodes(len(usable), validation_fraction=dataset["validation_fraction"], seed=options["seed"])
     windows, validation = (
         load_windows(
@@ -171,14 +171,6 @@ def _pictures(
     )
     with run.accelerator.main_process_first():  # one expands the frames, and the others find them expanded
         return load_pictures(store, observation_spec, options, device=run.accelerator.device, say=run.console.print)
-
-
-def _usable_episodes(store: Store, pictures: Pictures | None) -> np.ndarray:
-    """Numbers of the episodes whose pictures can all be read."""
-    dropped = [] if pictures is None else list(pictures.frames.dropped)
-    if not len(usable := np.delete(np.arange(len(store.episode_ends)), dropped)):
-        raise DatasetError(f"every episode of {store.path} holds a frame that cannot be read; copy the data set again")
-    return usable
 
 
 def _crop(vision: Mapping[str, Any]) -> tuple[int, ...] | None:

@@ -98,8 +98,8 @@ class PictureSource:
         """What to raise for {frame: what is wrong}; it names the first."""
         frame = min(damaged)
         return DatasetError(
-            f"{self.name_of(frame)} cannot be read: {damaged[frame]}; copy the data set again, or leave damaged episodes out "
-            "(skip_corrupt=true, for data convert --skip-corrupt)"
+            f"{self.name_of(frame)} cannot be read: {damaged[frame]}; copy the data set again, or leave damaged episodes "
+            "out: --skip-corrupt"
         )
 
     def name_of(self, frame: int) -> str:

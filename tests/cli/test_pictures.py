@@ -295,7 +295,7 @@ def test_a_damaged_frame_is_named_and_its_episodes_can_be_left_out(
     message = said(capsys)
     assert "episode" in message
     assert "frame" in message
-    assert "skip_corrupt" in message
+    assert "--skip-corrupt" in message
     assert main([*train(damaged, tmp_path / "run"), "--skip-corrupt"]) == 0
     assert "episode" in capsys.readouterr().out
 
