@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
 from rich.progress import Progress
 
 PATIENCE_S = 2.0
@@ -14,7 +15,7 @@ PATIENCE_S = 2.0
 @contextmanager
 def progress_if_slow(description: str, total: int, *, visible: bool = True) -> Iterator[Callable[[int], None]]:
     """Yield ``advance(amount)``; a bar towards ``total`` appears when two seconds are over."""
-    progress, is_shown, started = Progress(transient=True), False, time.monotonic()
+    progress, is_shown, started = Progress(console=Console(), transient=True), False, time.monotonic()
     task = progress.add_task(description, total=total)
 
     def advance(amount: int) -> None:
