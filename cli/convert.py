@@ -14,7 +14,7 @@ from flowchunk.datasets.store import Store
 SKIP_CORRUPT = "--skip-corrupt"
 
 
-def run(arguments: list[str]) -> None:
+def convert_store(arguments: list[str]) -> None:
     """Convert as the arguments say; their listing is in ``flowchunk.cli.data``."""
     paths = [argument for argument in arguments if "=" not in argument and argument != SKIP_CORRUPT]
     if len(paths) != 2 or any(path.startswith("-") for path in paths):

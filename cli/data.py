@@ -26,9 +26,9 @@ BLOCK_VALUES = 2**24  # numbers read at once
 def run(arguments: list[str]) -> None:
     """Inspect or convert the store that the arguments name."""
     if arguments[:1] == ["convert"]:
-        from flowchunk.cli.convert import run as run_convert  # here: it needs torch and environments
+        from flowchunk.cli.convert import convert_store  # here: it needs torch and environments
 
-        run_convert(arguments[1:])
+        convert_store(arguments[1:])
     elif len(arguments) == 2 and arguments[0] == "inspect":
         inspect(Store.open(arguments[1]))
     else:

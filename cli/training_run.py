@@ -20,7 +20,8 @@ from torch import nn
 from flowchunk.cli.options import fill, to_yaml
 from flowchunk.cli.plots import plot_loss
 from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.policy.train import Data, Evaluate, Trainer, TrainingConfig, seeded
+from flowchunk.policy.sample_order import seeded
+from flowchunk.policy.train import Data, Evaluate, Trainer, TrainingConfig
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 MAY_DIFFER = ("output_dir", "training.resume", "logging.wandb")

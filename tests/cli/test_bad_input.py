@@ -93,11 +93,11 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     "no closing bracket": (lambda at: at.train("env.goal_pose=[1,2"), ["[1,2"]),
     "unknown task": (
         lambda at: ["train", "task=pushd", f"dataset.path={at.pusht}"],
-        ["'pushd'", "pickplace_state, pusht_keypoints, pusht_state"],
+        ["'pushd'", "pickplace_image, pickplace_state, pusht_image, pusht_keypoints, pusht_state"],
     ),
     "no task": (
         lambda at: ["train", f"dataset.path={at.pusht}"],
-        ["task=", "pickplace_state, pusht_keypoints, pusht_state"],
+        ["task=", "pickplace_image, pickplace_state, pusht_image, pusht_keypoints, pusht_state"],
     ),
     "no data set": (lambda at: ["train", "task=pusht_state"], ["dataset.path=", "must be given"]),
     "unknown network": (

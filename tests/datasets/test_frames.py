@@ -159,7 +159,7 @@ def test_a_lost_shard_is_named_and_nothing_else_is_lost(
     whole = store.read("image")
     harm(chunk_files(store, "image")[1], 0)  # frames 32 to 63
     source = find(Store.open(store.path))
-    with pytest.raises(DatasetError, match=r"episode 1, frame 2 of data/image in .* cannot be read: .*skip_corrupt"):
+    with pytest.raises(DatasetError, match=r"episode 1, frame 2 of data/image in .* cannot be read: .*--skip-corrupt"):
         source.read(0, 80)
     frames, damaged = source.read_undamaged(0, 80)
     assert sorted(damaged) == list(range(32, 64))

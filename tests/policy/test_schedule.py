@@ -14,7 +14,8 @@ from torch import nn
 
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.ema import averaged
-from flowchunk.policy.train import SampleOrder, TrainingConfig, seeded
+from flowchunk.policy.sample_order import SampleOrder, seeded
+from flowchunk.policy.train import TrainingConfig
 
 # The average.
 

@@ -27,7 +27,8 @@ from flowchunk.datasets.windows import Windows
 from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.run_log import RunLog, read_metrics
-from flowchunk.policy.train import AVERAGE_EVERY, Trainer, TrainingConfig, seeded
+from flowchunk.policy.sample_order import seeded
+from flowchunk.policy.train import AVERAGE_EVERY, Trainer, TrainingConfig
 
 OBSERVATION = ObservationSpec({"state": ObservationField((3,))})
 ACTION = ActionSpec(tuple(ActionDimension(name, "m", "world") for name in "xy"), control_hz=10.0)
