@@ -34,20 +34,20 @@ def train(run: Path, arguments: list[str]) -> None:
     metrics.write_text(f"{(time.perf_counter() - started) / 60:.1f}{' (resumed)' if resume == 'true' else ''}")
 
 
-def evaluate(run: Path, *, env_id: str, nfe: int, episodes: int) -> dict[str, float]:
-    """The evaluation's report, from its file where it was made before."""
+def evaluate(run: Path, *, env_id: str, nfe: int, episodes: int, more: tuple[str, ...]) -> dict[str, float]:
+    """The evaluation's report, from its file where it was made before. more: arguments of ``flowchunk eval``."""
     folder = run / f"eval-{env_id.partition('/')[2]}-{nfe}-{episodes}"
     if not (folder / "eval.json").exists():
         arguments = [f"env_id={env_id}", f"nfe={nfe}", f"episodes={episodes}", f"output_dir={folder}", "video=0"]
-        if flowchunk(["eval", str(run), *arguments]):
+        if flowchunk(["eval", str(run), *arguments, *more]):
             raise SystemExit(1)
     report: dict[str, float] = json.loads((folder / "eval.json").read_text())
     return report
 
 
-def row(name: str, run: Path, *, env_id: str, episodes: int) -> str:
+def row(name: str, run: Path, *, env_id: str, episodes: int, more: tuple[str, ...] = ()) -> str:
     """Score and success of a run at each number of evaluations, as a line of the table."""
-    reports = [evaluate(run, env_id=env_id, nfe=nfe, episodes=episodes) for nfe in NFE]
+    reports = [evaluate(run, env_id=env_id, nfe=nfe, episodes=episodes, more=more) for nfe in NFE]
     cells = "".join(f" {report['score_mean']:.3f} / {report['success_rate']:.2f} |" for report in reports)
     return f"| {name} | {(run / 'minutes.txt').read_text()} | {env_id.partition('/')[2]} |{cells}"
 
