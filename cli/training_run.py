@@ -79,7 +79,8 @@ class TrainingRun:
     def _print_plan(self, trainer: Trainer, described: str, nbytes: int) -> None:
         steps = trainer.config.steps - trainer.step
         seconds = _seconds_a_step(trainer) * steps
-        network = self.options["network"]["name"]
+        vision = self.options.get("vision", {}).get("name")
+        network = f"{vision} and {self.options['network']['name']}" if vision else self.options["network"]["name"]
         parameters = sum(parameter.numel() for parameter in trainer.module.parameters())
         held = (nbytes + 5 * 4 * parameters) / 2**20
         self.console.print(

@@ -104,7 +104,9 @@ def test_where_pictures_are_kept_is_said(recorded: Path, tmp_path: Path, capsys:
         assert (
             main(train(recorded, tmp_path / mode, f"dataset.cache={mode}", f"dataset.cache_dir={tmp_path / 'c'}")) == 0
         )
-        assert words in capsys.readouterr().out.replace("\n", " ")
+        plan = capsys.readouterr().out.replace("\n", " ")
+        assert words in plan
+        assert "small_conv and mlp with" in plan
     assert all(
         torch.equal(value, weights(tmp_path / "ram")[name]) for name, value in weights(tmp_path / "disk").items()
     )
