@@ -30,6 +30,7 @@ from flowchunk.datasets.frames import PictureSource
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.datasets.store import Store
+from flowchunk.datasets.symmetry import Symmetry
 from flowchunk.datasets.windows import load_pictures, load_windows
 
 BATCH_SIZE, OBSERVATION_STEPS, HORIZON = 64, 2, 16
@@ -37,6 +38,10 @@ OBSERVATIONS = ObservationSpec(
     {"image": ObservationField((96, 96, 3), camera="top"), "agent_position": ObservationField((2,))}
 )
 ACTIONS = ActionSpec((ActionDimension("x", "px", "plane"), ActionDimension("y", "px", "plane")), control_hz=10.0)
+MIRRORED = "disk, half of it in the mirror"
+_SWAPPED = {"order": [1, 0], "sign": [-1, -1], "offset": [512, 512]}
+MIRROR = {"image": {"picture": "anti_transpose"}, "agent_position": _SWAPPED, "action": _SWAPPED}
+SIZES = {"agent_position": 2, "action": 2}
 
 
 def main(dataset: Path, *, seconds: float, repeats: int, work: Path, lerobot: str | None) -> None:
@@ -47,7 +52,7 @@ def main(dataset: Path, *, seconds: float, repeats: int, work: Path, lerobot: st
         store = work / f"{count}.zarr"
         if not store.exists():
             write_repeats(source, store, count)
-        for mode in ("disk", "ram"):
+        for mode in ("disk", MIRRORED, "ram"):
             first, again = (measure_alone(mode, store, work / "cache", seconds) for _ in range(2))
             table.add_row(
                 f"flowchunk, cache={mode}",
@@ -97,7 +102,8 @@ def measure(mode: str, path: Path, cache: Path, seconds: float) -> dict[str, flo
     process, started = psutil.Process(), time.perf_counter()
     before = process.memory_full_info().uss
     store = Store.open(path)
-    pictures = load_pictures(store, OBSERVATIONS, FrameCacheOptions(mode, cache), say=None)
+    options = FrameCacheOptions("disk" if mode == MIRRORED else mode, cache)
+    pictures = load_pictures(store, OBSERVATIONS, options, say=None)
     windows = load_windows(
         store,
         OBSERVATIONS,
@@ -106,6 +112,7 @@ def measure(mode: str, path: Path, cache: Path, seconds: float) -> dict[str, flo
         observation_steps=OBSERVATION_STEPS,
         horizon=HORIZON,
         pictures=pictures,
+        symmetry=Symmetry.from_options(MIRROR, SIZES, {"image": (96, 96, 3)}) if mode == MIRRORED else None,
     )
     windows.batch(torch.arange(BATCH_SIZE))
     ready, memory, spent, count = time.perf_counter() - started, 0, 0.0, 0
@@ -145,7 +152,7 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--lerobot", metavar="PYTHON")
-    parser.add_argument("--measure", choices=("disk", "ram", "auto"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=("disk", MIRRORED, "ram"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
         print(json.dumps(measure(given.measure, given.dataset, given.work, given.seconds)))

@@ -32,7 +32,7 @@ from rich.table import Table
 from flowchunk.cli.latency import latency_ms
 from flowchunk.cli.options import read_options
 from flowchunk.cli.simulation import MakeEnv, environment_maker, execution_of
-from flowchunk.datasets.errors import ConfigurationError, SimulationError
+from flowchunk.datasets.errors import ConfigurationError, SimulationError, SpecMismatchError
 from flowchunk.datasets.specs import require_observations, require_same_actions
 from flowchunk.envs.rollout import ChunkExecution, Rollout, record_episode, rollout
 from flowchunk.envs.video import write_video
@@ -163,6 +163,8 @@ def _check_env(policy: ChunkPolicy, make_env: MakeEnv, env_id: str) -> None:
         require_observations(ours, theirs, expected_by="the policy", got_from=env_id)
         theirs = env.get_wrapper_attr("action_spec")
         require_same_actions(policy.action_spec, theirs, expected_by="the policy", got_from=env_id)
+    except SpecMismatchError as error:
+        raise SpecMismatchError(f"{error}; env.KEY=VALUE, as env.observation=image, makes it another") from error
     finally:
         env.close()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowchunk.datasets.errors import CheckpointError
@@ -63,25 +64,30 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def _read(weights: str) -> dict[str, Any]:
+    """The tensors of a file, or of what torchvision calls so."""
     path = Path(weights).expanduser()
+    is_file = path.exists() or bool(path.suffix)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        if path.exists() or path.suffix:
-            tensors: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            return tensors
-        from torchvision.models import ResNet18_Weights
-
-        named: dict[str, Any] = ResNet18_Weights[weights].get_state_dict(progress=True, check_hash=True)
-        return named
-    except KeyError as error:
-        known = ", ".join(ResNet18_Weights.__members__)
-        raise CheckpointError(
-            f"vision.weights={weights} is neither a file nor one of torchvision's: {known}"
-        ) from error
+        tensors: dict[str, Any] = _from_file(path) if is_file else _published(weights)
+    except CheckpointError:
+        raise
     except Exception as error:  # a missing file, a broken one, no network: torch raises errors of many kinds
         raise CheckpointError(
             f"cannot load vision.weights={weights}: {error}; give the path of a file, or leave it out to train from scratch"
         ) from error
+    return tensors
+
+
+def _from_file(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _published(name: str) -> Any:
+    from torchvision.models import ResNet18_Weights
+
+    if name not in ResNet18_Weights.__members__:
+        known = ", ".join(ResNet18_Weights.__members__)
+        raise CheckpointError(f"vision.weights={name} is neither a file nor one of torchvision's: {known}")
+    return ResNet18_Weights[name].get_state_dict(progress=True, check_hash=True)

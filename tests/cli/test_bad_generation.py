@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from flowchunk.cli.main import main
+from tests.cli.folders import contents
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,6 @@ def regression_policy(pusht_store: Path, tmp_path_factory: pytest.TempPathFactor
     command = ["train", "task=pusht_state", f"dataset.path={pusht_store}", f"output_dir={run}", *tiny]
     assert main([*command, "objective=regression"]) == 0
     return run
-
-
-def contents(*folders: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture

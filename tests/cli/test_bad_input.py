@@ -18,6 +18,7 @@ import zarr
 
 from flowchunk.cli.main import main
 from flowchunk.policy.chunk_policy import ChunkPolicy
+from tests.cli.folders import contents
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,6 @@ class Places:
         path = self.folder / "a_file"
         path.write_text("not a folder")
         return path
-
-
-def contents(*folders: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture

@@ -302,8 +302,10 @@ def test_a_damaged_frame_is_named_and_its_episodes_can_be_left_out(
     assert "episode" in capsys.readouterr().out
 
 
-def test_another_picture_size_than_the_policy_s_is_refused(
+def test_an_environment_that_shows_something_else_is_refused(
     seeing_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["eval", str(seeing_run), f"output_dir={tmp_path}", "env.observation=keypoints", "episodes=1"]) == 1
-    assert "needs the observation 'image'" in said(capsys)
+    message = said(capsys)
+    assert "needs the observation 'image'" in message
+    assert "env.observation=image, makes it another" in message

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,52 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowchunk.datasets.errors import CheckpointError, ConfigurationError, SpecMismatchError
-from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
+from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
 from flowchunk.datasets.windows import Windows
-from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
-from flowchunk.policy.normalizer import Normalizer, Scaling
-
-HORIZON, STEPS = 8, 2
-OBSERVATION = ObservationSpec(
-    {
-        "state": ObservationField((3,), names=("x", "y", "theta"), units=("m", "m", "rad"), wraps=(2,)),
-        "forces": ObservationField((2, 2)),
-    }
-)
-ACTION = ActionSpec(
-    (ActionDimension("x", "m", "world", low=100.0, high=300.0), ActionDimension("y", "m", "world")), control_hz=10.0
-)
-LOW, HIGH = np.array([100.0, -0.02]), np.array([300.0, 0.02])
-
-
-def make_policy(*, perturbed: bool = True, **config: Any) -> ChunkPolicy:
-    """A small policy; perturbed, its network does something, otherwise its velocity is zero."""
-    options: dict[str, Any] = {
-        "network": "mlp",
-        "network_options": {"width": 16, "blocks": 1},
-        "horizon": HORIZON,
-    } | config
-    random = np.random.default_rng(0)
-    scalings = {
-        "state": Scaling.fit("min_max", [random.uniform([0, 0, -np.pi], [1, 2, np.pi], (500, 3))], identity=(2,)),
-        "forces": Scaling.fit("gaussian", [random.normal(5, 2, (500, 2, 2))]),
-        "action": Scaling.fit("min_max", [np.array([LOW, HIGH])]),
-    }
-    policy = ChunkPolicy(PolicyConfig(**options), OBSERVATION, ACTION, Normalizer(scalings))
-    generator = torch.Generator().manual_seed(0)
-    for parameter in policy.parameters():
-        parameter.data += perturbed * 0.2 * torch.randn(parameter.shape, generator=generator)
-    return policy.eval()
-
-
-def observe(batch: int = 3, *, seed: int = 0) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(seed)
-    return {
-        "state": random.uniform([0, 0, -np.pi], [1, 2, np.pi], (batch, STEPS, 3)),
-        "forces": random.normal(5, 2, (batch, STEPS, 2, 2)),
-    }
-
+from tests.policy.small_policies import HIGH, HORIZON, LOW, STEPS, make_policy, observe
 
 # Chunks.
 
@@ -365,67 +320,3 @@ def test_draws_are_reproducible_and_belong_to_rows() -> None:
 def test_impossible_configurations(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make_policy(**options)
-
-
-# Keeping.
-
-
-@pytest.mark.parametrize("sharded", [False, True])
-def test_a_saved_policy_acts_the_same(tmp_path: Path, sharded: bool) -> None:
-    policy = make_policy(prefix_max=2, solver="midpoint")
-    policy.valid_nfe = (2, 4)
-    policy.save(tmp_path / "a", training={"step": 3}, sharded=sharded)
-    loaded = ChunkPolicy.load(tmp_path / "a")
-    assert not loaded.training
-    assert loaded.config == policy.config
-    assert loaded.valid_nfe == (2, 4)
-    assert loaded.observation_spec == OBSERVATION
-    assert loaded.action_spec == ACTION
-    np.testing.assert_array_equal(loaded.predict_chunk(observe(), nfe=2), policy.predict_chunk(observe(), nfe=2))
-    assert json.loads((tmp_path / "a" / "checkpoint.json").read_text())["training"] == {"step": 3}
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"config": None},
-        {"config": {"network": "transformer"}},
-        {"config": {"horizon": 8, "no_such_option": 1}},
-        {"config": {"network_options": {"width": 24}}},
-        {"observation_spec": {"state": 3}},
-        {"action_spec": {"dimensions": []}},
-        {"action_spec": []},
-        {"normalizer": {"state": {}}},
-        {"normalizer": []},
-        {"valid_nfe": 4},
-    ],
-)
-def test_checkpoints_that_describe_no_policy(tmp_path: Path, changes: dict[str, Any]) -> None:
-    make_policy().save(tmp_path / "a")
-    file = tmp_path / "a" / "checkpoint.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    with pytest.raises(CheckpointError, match="does not describe a chunk policy"):
-        ChunkPolicy.load(tmp_path / "a")
-
-
-def test_a_checkpoint_from_before_objectives_had_names_acts_the_same(tmp_path: Path) -> None:
-    policy = make_policy(solver="euler")
-    policy.save(tmp_path / "a")
-    file = tmp_path / "a" / "checkpoint.json"
-    content = json.loads(file.read_text())
-    for name in ("objective", "schedule", "time_density_options", "snr_cap", "eta"):
-        del content["config"][name]
-    file.write_text(json.dumps(content))
-    loaded = ChunkPolicy.load(tmp_path / "a")
-    np.testing.assert_array_equal(loaded.predict_chunk(observe()), policy.predict_chunk(observe()))
-
-
-@pytest.mark.parametrize("key", ["config", "observation_spec", "action_spec", "normalizer", "valid_nfe"])
-def test_checkpoints_that_lack_a_part(tmp_path: Path, key: str) -> None:
-    make_policy().save(tmp_path / "a")
-    file = tmp_path / "a" / "checkpoint.json"
-    content = json.loads(file.read_text())
-    del content[key]
-    file.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=f"does not describe a chunk policy: .*{key}"):
-        ChunkPolicy.load(tmp_path / "a")

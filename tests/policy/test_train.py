@@ -4,123 +4,35 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from safetensors.torch import load_file
-from torch import Tensor
 
-from flowchunk.datasets.errors import CheckpointError, ConfigurationError
-from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
-from flowchunk.datasets.windows import Windows
-from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig
-from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.datasets.errors import CheckpointError
+from flowchunk.policy.chunk_policy import KIND, ChunkPolicy
 from flowchunk.policy.run_log import RunLog, read_metrics
 from flowchunk.policy.sample_order import seeded
 from flowchunk.policy.train import AVERAGE_EVERY, Trainer, TrainingConfig
-
-OBSERVATION = ObservationSpec({"state": ObservationField((3,))})
-ACTION = ActionSpec(tuple(ActionDimension(name, "m", "world") for name in "xy"), control_hz=10.0)
-HORIZON = 4
-CONFIG = TrainingConfig(steps=20, batch_size=8, log_every=3, checkpoint_every=5, evaluate_every=4, warmup_steps=4)
-
-
-def make_policy(*, width: int = 8, mask_padding: bool = True, prefix_max: int = 2) -> ChunkPolicy:
-    generator = np.random.default_rng(0)
-    scalings = {
-        "state": Scaling.fit("min_max", [generator.normal(size=(50, 3))]),
-        "action": Scaling.fit("min_max", [generator.normal(size=(50, 2))]),
-    }
-    config = PolicyConfig(
-        network_options={"width": width, "blocks": 1},
-        horizon=HORIZON,
-        n_action_steps=2,
-        mask_padding=mask_padding,
-        prefix_max=prefix_max,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return ChunkPolicy(config, OBSERVATION, ACTION, Normalizer(scalings))
-
-
-def make_windows(lengths: tuple[int, ...] = (1, 9, 2, 1, 10, 3, 4)) -> Windows:
-    """Episodes so short that most windows are padded, and unevenly."""
-    generator, total = torch.Generator().manual_seed(2), sum(lengths)
-    state = torch.randn(total, 3, generator=generator)
-    first = torch.cat([torch.full((n,), sum(lengths[:i])) for i, n in enumerate(lengths)])
-    last = torch.cat([torch.full((n,), sum(lengths[: i + 1]) - 1) for i, n in enumerate(lengths)])
-    return Windows(
-        observations={"state": state},
-        actions=torch.stack([state.sum(-1), state[:, 0]], dim=-1),
-        frames=torch.arange(total),
-        first=first,
-        last=last,
-        observation_steps=2,
-        horizon=HORIZON,
-    )
-
-
-def evaluate(policy: ChunkPolicy) -> dict[str, float]:
-    chunk = policy.predict_chunk({"state": np.zeros((1, 2, 3))}, nfe=2)
-    return {"score": -float(np.abs(chunk).mean()), "chunk": float(chunk[0, 0, 0])}
-
-
-def make_trainer(output_dir: Path, config: TrainingConfig = CONFIG, **options: Any) -> Trainer:
-    defaults: dict[str, Any] = {"evaluate": evaluate, "validation": make_windows((3, 2))}
-    model, data = options.pop("model", None) or make_policy(), options.pop("data", None) or make_windows()
-    return Trainer(
-        model, data, config, output_dir=output_dir, accelerator=Accelerator(cpu=True), **(defaults | options)
-    )
-
-
-class CrashError(Exception):
-    """Stands for a crash."""
-
-
-def run_to(trainer: Trainer, step: int) -> None:
-    """Run as if the process died after ``step``: what is then on disk was written by the steps before."""
-    train_step, pause = trainer.train_step, trainer.pause
-    logs: list[Any] = []
-
-    def die_at_the_step() -> float:
-        if trainer.step == step:
-            raise CrashError
-        return train_step()
-
-    def remember_the_log(log: Any) -> None:
-        logs.append(log)
-        pause(log)
-
-    trainer.train_step, trainer.pause = die_at_the_step, remember_the_log  # type: ignore[method-assign]
-    with pytest.raises(CrashError):
-        trainer.run()
-    logs[0].close()
-
-
-def checkpoint_tensors(output_dir: Path, name: str = "last") -> dict[str, Tensor]:
-    directory = output_dir / "checkpoints" / name
-    return {key: value for file in sorted(directory.glob("*.safetensors")) for key, value in load_file(file).items()}
-
-
-def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
-
-
-def untimed_metrics(output_dir: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in entry.items() if k != "steps_per_second"} for entry in read_metrics(output_dir)]
+from tests.policy.small_trainers import (
+    CONFIG,
+    LONG,
+    CrashError,
+    assert_same,
+    checkpoint_tensors,
+    make_policy,
+    make_trainer,
+    make_windows,
+    run_to,
+    untimed_metrics,
+)
 
 
 @pytest.fixture(scope="module")
@@ -231,16 +143,16 @@ import runpy, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-test = runpy.run_path(sys.argv[1])
-test["make_trainer"](Path(sys.argv[2]), test["LONG"]).run()
+trainers = runpy.run_path(sys.argv[1])
+trainers["make_trainer"](Path(sys.argv[2]), trainers["LONG"]).run()
 """
-LONG = TrainingConfig(steps=400, batch_size=8, log_every=3, checkpoint_every=5, evaluate_every=40)
+TRAINERS = Path(__file__).with_name("small_trainers.py")
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
     with (tmp_path / "output").open("w") as output:
-        command = [sys.executable, "-c", CRASHING, __file__, str(run_dir)]
+        command = [sys.executable, "-c", CRASHING, str(TRAINERS), str(run_dir)]
         process = subprocess.Popen(command, stdout=output, stderr=output)
         try:
             while not (run_dir / "checkpoints" / "last").exists():
@@ -257,55 +169,6 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     make_trainer(tmp_path / "straight", LONG).run()
     assert_same(checkpoint_tensors(run_dir), checkpoint_tensors(tmp_path / "straight"))
     assert untimed_metrics(run_dir) == untimed_metrics(tmp_path / "straight")
-
-
-# Several processes.
-
-PARALLEL = """
-import runpy, sys
-from pathlib import Path
-test = runpy.run_path(sys.argv[1])
-trainer = test["make_trainer"](Path(sys.argv[2]), test["SHARED"])
-assert trainer.accelerator.num_processes == 2
-trainer.run()
-"""
-SHARED = TrainingConfig(steps=15, batch_size=8, log_every=1, checkpoint_every=5, evaluate_every=5, learning_rate=1e-2)
-
-
-def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(PARALLEL)
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *(tmp_path / "script.py", __file__, tmp_path / "two"),
-        ],
-        check=True,
-        timeout=120,
-        env={**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
-    )
-    make_trainer(tmp_path / "one", SHARED).run()
-    one, two = untimed_metrics(tmp_path / "one"), untimed_metrics(tmp_path / "two")
-    assert [entry.keys() for entry in one] == [entry.keys() for entry in two]
-    assert sum("loss" in entry for entry in one) == SHARED.steps
-    for expected, got in zip(one, two, strict=True):
-        assert got == pytest.approx(expected, rel=1e-5)
-    weights = checkpoint_tensors(tmp_path / "one")
-    for name, value in checkpoint_tensors(tmp_path / "two").items():
-        torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=1e-5)
-
-
-def test_batches_that_cannot_be_shared_are_refused(tmp_path: Path) -> None:
-    class FiveProcesses:
-        num_processes = 5
-
-    with pytest.raises(ConfigurationError, match="batch_size=8 cannot be shared evenly by 5 processes"):
-        Trainer(
-            make_policy(),
-            make_windows(),
-            CONFIG,
-            output_dir=tmp_path,
-            accelerator=FiveProcesses(),
-        )
 
 
 # Learning.
