@@ -3,7 +3,8 @@
 usage: python benchmarks/generated.py OUTPUT_DIR [--only 8gaussians digits ...]
 
 Toys (flow, 16 Euler evaluations), digits (guidance 1.5, 32 network calls: 16 steps of two), the obstacle with flow and with
-plain regression, the arm on the torus. Resumable. Writes OUTPUT_DIR/results.md.
+plain regression, the arm on the torus. Resumable: a finished training or measurement is not repeated, an interrupted
+training goes on from its last checkpoint. Writes OUTPUT_DIR/results.md.
 """
 
 from __future__ import annotations
@@ -33,16 +34,22 @@ def row(name: str, folder: Path) -> str:
     training, generating = RUNS[name]
     run = folder / name
     if not (run / "minutes.txt").exists():
-        started = time.perf_counter()
-        if flowchunk(["train", *training, f"output_dir={run}"]):
+        started, is_begun = time.perf_counter(), (run / "config.yaml").exists()
+        if flowchunk(["train", *training, f"output_dir={run}", f"training.resume={str(is_begun).lower()}"]):
             raise SystemExit(1)
-        (run / "minutes.txt").write_text(f"{(time.perf_counter() - started) / 60:.1f}")
+        minutes = f"{(time.perf_counter() - started) / 60:.1f}{' (resumed)' if is_begun else ''}"
+        (run / "minutes.txt").write_text(minutes)
     if not (run / "generated" / "metrics.json").exists() and flowchunk(["generate", str(run), *generating]):
         raise SystemExit(1)
     metrics = json.loads((run / "generated" / "metrics.json").read_text())
-    names = [measure for measure in metrics if not measure.endswith("_floor")]
-    shown = "; ".join(f"{measure} {metrics[measure]:.4f} ({metrics[f'{measure}_floor']:.4f})" for measure in names)
+    names = [measure for measure in metrics if not measure.endswith(("_floor", "_std"))]
+    shown = "; ".join(f"{name} {with_std(metrics, name)} ({with_std(metrics, f'{name}_floor')})" for name in names)
     return f"| {name} | {(run / 'minutes.txt').read_text()} | {shown} |"
+
+
+def with_std(metrics: dict[str, float], name: str) -> str:
+    """A measure, and its standard deviation over draws of the data where there were several."""
+    return f"{metrics[name]:.4f}" + (f" ± {metrics[f'{name}_std']:.4f}" if f"{name}_std" in metrics else "")
 
 
 def main() -> None:

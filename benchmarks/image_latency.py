@@ -31,7 +31,7 @@ def main(calls: int) -> None:
     sizes = {**{key: field.shape for key, field in spec.values.items()}, "action": (actions.size,)}
     rows = {key: np.random.default_rng(0).normal(size=(100, *shape)) for key, shape in sizes.items()}
     scalings = {key: Scaling.fit("min_max", [values]) for key, values in rows.items()}
-    policy = ChunkPolicy(policy_config(options), spec, actions, Normalizer(scalings)).eval()
+    policy = ChunkPolicy(policy_config(options, spec), spec, actions, Normalizer(scalings)).eval()
     steps = policy.config.observation_steps
     batch = {key: np.stack([value] * steps)[None] for key, value in observation.items()}
     times = latency_ms(lambda seed: policy.predict_chunk(batch, nfe=4, seed=seed), calls=calls)

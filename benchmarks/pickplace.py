@@ -4,7 +4,7 @@ usage: python benchmarks/pickplace.py OUTPUT_DIR [--task pickplace_state|pickpla
        [--steps N] [--episodes 200]
 
 OUTPUT_DIR may be that of `flowchunk demo`, whose demonstrations and policy are then used. Steps: 3,000 from the state, as
-in the demo, and the task's own from pictures.
+in the demo, and the task's own from pictures. Resumable: an interrupted training goes on from its last checkpoint.
 
 Targets: from the state success >= 0.95 after at most 10 minutes of training, each bin chosen in at least 25 % of the
 successes; from two cameras, on 2 CPU cores, success >= 0.85 of 100 episodes after at most 60 minutes.
@@ -20,8 +20,21 @@ from pathlib import Path
 from flowchunk.cli.main import main as flowchunk
 from flowchunk.cli.simulation import environment_maker, execution_of
 from flowchunk.envs.rollout import rollout
+from flowchunk.policy.checkpoint import find_checkpoint, read_json
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.evaluation.intervals import wilson_interval
+
+
+def training_of(checkpoint: Path) -> dict[str, int]:
+    """What a checkpoint says of its training: ``step``, of ``steps``."""
+    described: dict[str, int] = read_json(checkpoint / "checkpoint.json")["training"]
+    return described
+
+
+def is_trained(run: Path) -> bool:
+    """Whether the run has come to its end."""
+    last = run / "checkpoints" / "last"
+    return last.exists() and training_of(last)["step"] >= training_of(last)["steps"]
 
 
 def main() -> None:
@@ -38,13 +51,15 @@ def main() -> None:
     steps = options.steps or {"pickplace_state": 3_000}.get(options.task)
     if not store.exists() and flowchunk(["collect", task, f"output_dir={store}", f"episodes={options.demonstrations}"]):
         raise SystemExit(1)
-    started = time.perf_counter()
-    if not run.exists():
-        arguments = [task, f"dataset.path={store}", f"output_dir={run}"]
+    if not is_trained(run):
+        started = time.perf_counter()
+        resume = f"training.resume={'true' if (run / 'config.yaml').exists() else 'false'}"
+        arguments = [task, f"dataset.path={store}", f"output_dir={run}", resume]
         if flowchunk(["train", *arguments, *([f"training.steps={steps}"] if steps else [])]):
             raise SystemExit(1)
-        print(f"training {(time.perf_counter() - started) / 60:.1f} minutes, evaluations included")
-    policy = ChunkPolicy.load(run)
+        print(f"training {(time.perf_counter() - started) / 60:.1f} minutes ({resume}), evaluations included")
+    policy, used = ChunkPolicy.load(run), training_of(find_checkpoint(run))
+    print(f"{find_checkpoint(run)}: the checkpoint of step {used['step']:,} of {used['steps']:,}")
     make_env = environment_maker("flowchunk/PickPlace-v1", {"observation": options.task.partition("_")[2]})
     result = rollout(policy, make_env, execution_of(policy.config), episodes=options.episodes, nfe=4)
     bins = Counter(int(info["bin"]) for info in result.infos if info["is_success"])

@@ -1,10 +1,10 @@
 """Push-T from states: one network and budget, every objective, at 1, 2, 4 and 10 evaluations.
 
-usage: python benchmarks/pusht_objectives.py DATASET_PATH OUTPUT_DIR [--objectives flow v ddpm regression mip flow_map]
+usage: python benchmarks/pusht_objectives.py DATASET_PATH OUTPUT_DIR [--objectives flow v x ddpm regression mip flow_map]
 
 An MLP of a million weights, 4,000 steps; 200 episodes each, the same for all. ddpm is sampled by DDIM in our few steps, and
 through `diffusers` as DDPM with 100 steps and as DDIM with 16. Resumable: what is done is not repeated. Writes
-OUTPUT_DIR/results.md.
+OUTPUT_DIR/results-SEED.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from flowchunk.cli.main import main as flowchunk
 
-OBJECTIVES = ("flow", "v", "ddpm", "regression", "mip", "flow_map")
+OBJECTIVES = ("flow", "v", "x", "ddpm", "regression", "mip", "flow_map")
 NFE = (1, 2, 4, 10)
 DIFFUSERS = (("diffusers_ddpm", 100), ("diffusers_ddim", 16))
 NETWORK = ("network=mlp", "network.width=200", "network.blocks=4")
@@ -73,7 +73,7 @@ def main() -> None:
         for solver, nfe in DIFFUSERS if objective == "ddpm" else ():
             (row,) = sweep(run, (nfe,), episodes=options.episodes, solver=solver)
             lines.append(f"| ddpm, {solver.removeprefix('diffusers_').upper()}-{nfe} | {shown(row)} | | | |")
-        (options.output_dir / "results.md").write_text("\n".join(lines) + "\n")
+        (options.output_dir / f"results-{options.seed}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

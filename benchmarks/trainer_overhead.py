@@ -20,7 +20,8 @@ from flowchunk.datasets.windows import Windows
 from flowchunk.envs.tasks.pusht import ACTION_SPEC, OBSERVATION_SPECS
 from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
 from flowchunk.policy.normalizer import Normalizer, Scaling
-from flowchunk.policy.train import Trainer, TrainingConfig
+from flowchunk.policy.train import Trainer
+from flowchunk.policy.training_config import TrainingConfig
 
 
 def push_t_policy() -> ChunkPolicy:

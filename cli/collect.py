@@ -3,12 +3,15 @@
 usage: flowchunk collect task=pickplace_state output_dir=PATH [episodes=200] [seed=0] [env.KEY=VALUE]
 
 Episode i is reset with seed + i. Failed attempts are not kept; another is made in their place. PATH becomes the store, which
-`flowchunk train ... dataset.path=PATH` reads.
+`flowchunk train ... dataset.path=PATH` reads. Until all are there, the demonstrations lie in PATH.<random>.partial, which is
+a store, too: whatever ends the command, those that were finished are kept there, and the next `collect` or `data inspect` of
+PATH says so.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,9 @@ from flowchunk.cli.options import read_options
 from flowchunk.cli.simulation import environment_maker
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
 from flowchunk.datasets.recorder import StoreWriter
+from flowchunk.envs.contract import action_spec_of, observation_spec_of
+
+INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
 
 def run(arguments: list[str]) -> None:
@@ -39,25 +45,38 @@ def collect(options: dict[str, Any]) -> None:
     expert = getattr(importlib.import_module(module), name)(np.random.default_rng(options["seed"]))
     writer = StoreWriter(
         options["output_dir"],
-        observation_spec=env.get_wrapper_attr("observation_spec"),
-        action_spec=env.get_wrapper_attr("action_spec"),
+        observation_spec=observation_spec_of(env),
+        action_spec=action_spec_of(env),
+        say=lambda text: Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True),
     )
-    kept = attempts = 0
-    with writer, Progress() as progress:
-        task = progress.add_task(f"collecting {options['episodes']} demonstrations", total=options["episodes"])
-        while kept < options["episodes"]:
-            observations, actions, success = _episode(env, expert, seed=options["seed"] + attempts)
+    try:
+        with writer:
+            attempts = _record(writer, env, expert, episodes=options["episodes"], seed=options["seed"])
+    except KeyboardInterrupt:
+        print(f"interrupted after {writer.episodes} of {options['episodes']} demonstrations", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    finally:
+        env.close()
+    text = f"{writer.episodes} demonstrations ({attempts} attempts) in {options['output_dir']}"
+    Console().print(text, markup=False, soft_wrap=True)
+
+
+def _record(writer: StoreWriter, env: Any, expert: Any, *, episodes: int, seed: int) -> int:
+    """Record so many successful episodes; returns how many attempts that took."""
+    attempts = 0
+    with Progress() as progress:
+        task = progress.add_task(f"collecting {episodes} demonstrations", total=episodes)
+        while writer.episodes < episodes:
+            observations, actions, success = _episode(env, expert, seed=seed + attempts)
             attempts += 1
             if success:
                 writer.add_episode(observations, actions)
-                kept += 1
-                progress.update(task, completed=kept)
-            elif attempts >= 10 and kept < attempts / 2:
+                progress.update(task, completed=writer.episodes)
+            elif attempts >= 10 and writer.episodes < attempts / 2:
                 raise SimulationError(
-                    f"the expert failed in {attempts - kept} of {attempts} attempts; check env.KEY=VALUE"
+                    f"the expert failed in {attempts - writer.episodes} of {attempts} attempts; check env.KEY=VALUE"
                 )
-    env.close()
-    Console().print(f"{kept} demonstrations ({attempts} attempts) in {options['output_dir']}")
+    return attempts
 
 
 def _episode(env: Any, expert: Any, *, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray, bool]:

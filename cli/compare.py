@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from flowchunk.cli.comparison.cells import all_cells, run_cell
+from flowchunk.cli.comparison.cells import Cell, all_cells, run_cell
 from flowchunk.cli.comparison.page import write_page
 from flowchunk.cli.options import read_options
+from flowchunk.cli.reports import print_written
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
 
 
@@ -49,17 +52,30 @@ def compare(options: dict[str, Any]) -> Path:
     cells = all_cells(options)
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes to come: threads of many would get in each other's way
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn) as pool, Progress(console=console) as progress:
+    with Progress(console=console) as progress:
         task = progress.add_task(f"training and measuring {len(cells)} models", total=len(cells))
-        futures = {pool.submit(run_cell, cell, folder / "cells"): cell for cell in cells}
+        _run_cells(cells, folder / "cells", processes=processes, advance=lambda: progress.advance(task))
+    page = write_page(folder, cells)
+    print_written(console, page)
+    return page
+
+
+def _run_cells(cells: Sequence[Cell], folder: Path, *, processes: int, advance: Callable[[], None]) -> None:
+    """Every cell, so many side by side. An error or Ctrl-C stops all at once: cells go on where they were another time."""
+    others = set(multiprocessing.active_children())
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_leave_interruptions_to_the_parent) as pool:
+        futures = [pool.submit(run_cell, cell, folder) for cell in cells]
         try:
             for future in as_completed(futures):
                 future.result()
-                progress.advance(task)
+                advance()
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
             raise
-    page = write_page(folder, cells)
-    console.print(f"written: {page}")
-    return page
+
+
+def _leave_interruptions_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -3,7 +3,8 @@
 usage: flowchunk data inspect PATH
        flowchunk data convert SOURCE OUT task=TASK [jpeg=QUALITY] [--skip-corrupt] [env.KEY=VALUE]
 
-inspect prints episodes, lengths, keys, shapes, ranges and specs.
+inspect prints episodes, lengths, keys, shapes, ranges and specs; of a recording that was broken off, those that were
+finished.
 
 convert writes a new store, OUT, with the task's keys and specifications: from diffusion_policy's layout, say. Pictures become
 uint8 in sharded, compressed chunks, without loss, or JPEGs of a QUALITY from 1 to 100. --skip-corrupt leaves out the
@@ -43,6 +44,8 @@ def inspect(store: Store) -> None:
         f"{store.path}: {len(lengths)} episodes, {store.frames:,} frames; lengths {lengths.min()} to {lengths.max()}, "
         f"median {np.median(lengths):g} (zarr format {store.root.metadata.zarr_format})"
     )
+    if not store.is_finished:
+        console.print("a recording that was broken off, or goes on: these are the episodes that were finished")
     table = Table("key", "shape of a frame", "type", "lowest", "highest")
     for key in store.keys:
         low, high = _range(store, key)

@@ -4,11 +4,12 @@ usage: flowchunk demo [--quick] [output_dir=DIR]
 
 collects scripted pick-and-place demonstrations, trains a policy, evaluates 50 episodes in MuJoCo and writes
 DIR/eval.json, DIR/videos/*.mp4, DIR/train/loss.png. Under 8 minutes on 2 cores; --quick shows the same in under a minute,
-with too little training to succeed often. DIR is outputs/demo-TIME by default.
+with too little training to succeed often. DIR is outputs/demo-TIME by default; what it holds already is not done again.
 """
 
 from __future__ import annotations
 
+import shlex
 import time
 from datetime import datetime
 from pathlib import Path
@@ -39,20 +40,25 @@ def run(arguments: list[str]) -> None:
 
 
 def demonstrate(output_dir: Path, *, demonstrations: int, steps: int, episodes: int, selection_episodes: int) -> None:
-    """Collect, train, evaluate and film into ``output_dir``."""
+    """Collect, train, evaluate and film into ``output_dir``, going on with what it holds."""
     console, started = Console(), time.perf_counter()
     store, run_dir = output_dir / "demonstrations.zarr", output_dir / "train"
+    print(f"into {output_dir}")
     console.rule("1 of 3: demonstrations")
-    collect(read_options("collect", [TASK, f"output_dir={store}", f"episodes={demonstrations}"]))
+    if store.exists():
+        print(f"they are in {store}, from an earlier start")
+    else:
+        collect(read_options("collect", [TASK, f"output_dir={store}", f"episodes={demonstrations}"]))
     console.rule("2 of 3: training")
-    overrides = [f"dataset.path={store}", f"output_dir={run_dir}", f"training.steps={steps}"]
+    resume = f"training.resume={'true' if (run_dir / 'config.yaml').exists() else 'false'}"
+    overrides = [f"dataset.path={store}", f"output_dir={run_dir}", f"training.steps={steps}", resume]
     train(read_options("train", [TASK, *overrides, f"evaluation.episodes={selection_episodes}"]))
     console.rule("3 of 3: evaluation")
     evaluate(run_dir, read_options("eval", [f"output_dir={output_dir}", f"episodes={episodes}", "video=2"]))
-    console.print(
+    print(
         f"\ndone in {(time.perf_counter() - started) / 60:.1f} minutes. Look at\n"
         f"  {output_dir}/eval.json     score, success and latency\n"
         f"  {output_dir}/videos/       rollouts, with the predicted chunks drawn in\n"
         f"  {run_dir}/loss.png  the losses\n"
-        f"and go on with: flowchunk eval {run_dir} nfe=1"
+        f"and go on with: flowchunk eval {shlex.quote(str(run_dir))} nfe=1"
     )

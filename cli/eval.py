@@ -6,8 +6,10 @@ usage: flowchunk eval CHECKPOINT [KEY=VALUE ...]
   episodes=100  seed=100000        episode i is reset with seed + i
   nfe=4                            network evaluations a chunk
   solver=NAME                      another way through the same field than the checkpoint's
+  noise_scale=1.0                  what the starting noise is multiplied by (default: the policy's own)
   n_action_steps=N                 actions executed before looking again (default: the policy's own)
-  env.KEY=VALUE  env_id=ID         another environment than in training
+  env.KEY=VALUE  env_id=ID         another environment than in training; MODULE:ID imports the module that registers it
+  device=cpu|auto|cuda|cuda:N|mps  where the policy runs, its latency included
   video=1                          episodes to film: eight predicted chunks drawn in, and what the policy sees
   num_envs=50  workers=false       environments side by side; a process for each
   output_dir=DIR                   default: RUN/eval
@@ -17,9 +19,9 @@ writes DIR/eval.json and DIR/videos/*.mp4, and prints a table.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,15 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
+from flowchunk.cli.devices import choose_device
 from flowchunk.cli.latency import latency_ms
-from flowchunk.cli.options import read_options
-from flowchunk.cli.simulation import MakeEnv, environment_maker, execution_of
+from flowchunk.cli.options import read_options, take_checkpoint
+from flowchunk.cli.reports import print_table, print_written, table_of, write_report
+from flowchunk.cli.simulation import MakeEnv, environment_maker, execution_of, inherited_options
 from flowchunk.datasets.errors import ConfigurationError, SimulationError, SpecMismatchError
 from flowchunk.datasets.specs import require_observations, require_same_actions
+from flowchunk.envs.contract import action_spec_of, observation_spec_of
 from flowchunk.envs.rollout import ChunkExecution, Rollout, record_episode, rollout
 from flowchunk.envs.video import write_video
 from flowchunk.policy.checkpoint import find_checkpoint, read_json, run_of
@@ -45,18 +49,16 @@ VERSIONS = ("flowchunk", "torch", "mujoco", "gymnasium", "numpy")
 
 def run(arguments: list[str]) -> None:
     """Evaluate as the arguments say."""
-    if not arguments or "=" in arguments[0]:
-        raise ConfigurationError("give the checkpoint first: flowchunk eval CHECKPOINT [KEY=VALUE ...]")
-    evaluate(arguments[0], read_options("eval", arguments[1:]))
+    checkpoint, overrides = take_checkpoint("eval", arguments)
+    evaluate(checkpoint, read_options("eval", overrides))
 
 
 def evaluate(checkpoint: str | Path, options: dict[str, Any]) -> Path:
     """Evaluate with the options of ``configs/eval.yaml``; returns the path of ``eval.json``."""
     console = Console()
     directory = find_checkpoint(checkpoint)
-    setting = set_up(directory, options)
-    policy, make_env, execution = setting.policy, setting.make_env, setting.execution
-    policy.times(options["nfe"])  # refuse what the policy does not admit before anything is run
+    setting = set_up(directory, options, console=console)
+    setting.policy.times(options["nfe"])  # refuse what the policy does not admit before anything is run
     output_dir = Path(options["output_dir"] or run_of(directory) / "eval").expanduser()
     output_dir.mkdir(parents=True, exist_ok=True)
 
@@ -67,35 +69,49 @@ def evaluate(checkpoint: str | Path, options: dict[str, Any]) -> Path:
             options, nfe=options["nfe"], advance=lambda done: progress.update(task, completed=done)
         )
     report = {
-        "task": setting.task,
-        "env_id": setting.env_id,
         "checkpoint": str(directory),
         "seed": options["seed"],
-        "nfe": _nfe(policy, options["nfe"]),
-        "n_action_steps": execution.n_action_steps,
-        "num_envs": options["num_envs"],
-        "versions": {name: version(name) for name in VERSIONS},
+        "nfe": _nfe(setting.policy, options["nfe"]),
+        **setting.conditions(options),
         **_outcome(result),
         "latency_ms": latency,
         "env_steps_per_second": result.env_steps_per_second,
     }
+    for film in (output_dir / "videos").glob("episode_*.mp4"):
+        film.unlink()  # of an earlier evaluation, whose report is replaced now
     file = output_dir / "eval.json"
-    file.write_text(json.dumps(report, indent=1))
+    write_report(file, report)
     _print_table(console, report)
-    _film(console, policy, make_env, execution, options, output_dir)
-    console.print(f"written: {file}")
+    _film(console, setting, options, output_dir / "videos")
+    print_written(console, file)
     return file
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A policy, and the environment that it is evaluated in."""
+    """A policy, and the environment that it is evaluated in. env: the options that the environment was made with."""
 
     policy: ChunkPolicy
     make_env: MakeEnv
     execution: ChunkExecution
     env_id: str
+    env: Mapping[str, Any]
     task: str | None
+
+    def conditions(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All that a measured number depends on besides checkpoint, seed and network calls, as it was in force."""
+        return {
+            "task": self.task,
+            "env_id": self.env_id,
+            "env": dict(self.env),
+            "solver": getattr(self.policy.objective, "solver", None),
+            "noise_scale": self.policy.config.noise_scale,
+            "n_action_steps": self.execution.n_action_steps,
+            "num_envs": min(options["num_envs"], options["episodes"]),
+            "workers": options["workers"],
+            "device": str(next(self.policy.parameters()).device),
+            "versions": {name: version(name) for name in VERSIONS},
+        }
 
     def roll_out(self, options: Mapping[str, Any], *, nfe: int | None, advance: Callable[[int], None]) -> Rollout:
         """Episodes as the options say."""
@@ -121,11 +137,14 @@ class Setting:
         return latency_ms(lambda number: self.policy.predict_chunk(batch, nfe=nfe, seed=number))
 
 
-def set_up(directory: Path, options: Mapping[str, Any]) -> Setting:
-    """The policy of a checkpoint in its environment, or in the one that the options name. Raises ConfigurationError."""
-    policy = ChunkPolicy.load(directory)
-    if options["solver"] is not None:
-        policy = policy.with_solver(options["solver"])
+def set_up(directory: Path, options: Mapping[str, Any], *, console: Console) -> Setting:
+    """The policy of a checkpoint in its environment, or in the one that the options name. Raises ConfigurationError.
+
+    What the environment was told in training is handed on; what another one does not take is said.
+    """
+    policy = ChunkPolicy.load(directory, device=choose_device(options["device"]))
+    changes = {name: options[name] for name in ("solver", "noise_scale") if options[name] is not None}
+    policy = policy.with_options(**changes)
     training = read_json(directory / "checkpoint.json")["training"]
     env_id = options["env_id"] or training.get("env_id")
     if env_id is None:
@@ -133,11 +152,18 @@ def set_up(directory: Path, options: Mapping[str, Any]) -> Setting:
     for name in ("episodes", "num_envs"):
         if options[name] < 1:
             raise ConfigurationError(f"{name}={options[name]} must be at least 1")
-    inherited = training["env"] if env_id == training.get("env_id") else {}
-    make_env = environment_maker(env_id, {**inherited, **options["env"]})
+    trained = training.get("env", {})
+    inherited = trained if env_id == training.get("env_id") else inherited_options(env_id, trained)
+    env = {**inherited, **options["env"]}
+    if lost := {name: value for name, value in trained.items() if name not in env}:
+        told = ", ".join(f"env.{name}={value}" for name, value in lost.items())
+        console.print(
+            f"{env_id} takes no {told}, as in training, or sets it itself", style="yellow", markup=False, soft_wrap=True
+        )
+    make_env = environment_maker(env_id, env)
     _check_env(policy, make_env, env_id)
     execution = execution_of(policy.config, n_action_steps=options["n_action_steps"])
-    return Setting(policy, make_env, execution, env_id, training.get("task"))
+    return Setting(policy, make_env, execution, env_id, env, training.get("task"))
 
 
 def _outcome(result: Rollout) -> dict[str, Any]:
@@ -159,55 +185,51 @@ def _nfe(policy: ChunkPolicy, nfe: int | None) -> int:
 def _check_env(policy: ChunkPolicy, make_env: MakeEnv, env_id: str) -> None:
     env = make_env()
     try:
-        ours, theirs = policy.observation_spec, env.get_wrapper_attr("observation_spec")
-        require_observations(ours, theirs, expected_by="the policy", got_from=env_id)
-        theirs = env.get_wrapper_attr("action_spec")
-        require_same_actions(policy.action_spec, theirs, expected_by="the policy", got_from=env_id)
-    except SpecMismatchError as error:
-        raise SpecMismatchError(f"{error}; env.KEY=VALUE, as env.observation=image, makes it another") from error
+        actions, observations = action_spec_of(env), observation_spec_of(env)
     finally:
         env.close()
+    try:
+        require_same_actions(policy.action_spec, actions, expected_by="the policy", got_from=env_id)
+    except SpecMismatchError as error:
+        raise SpecMismatchError(
+            f"{error}; evaluate in an environment of the robot and the actions it learned"
+        ) from error
+    try:
+        require_observations(policy.observation_spec, observations, expected_by="the policy", got_from=env_id)
+    except SpecMismatchError as error:
+        raise SpecMismatchError(f"{error}; env.KEY=VALUE, as env.observation=image, makes it another") from error
 
 
-def _film(
-    console: Console,
-    policy: ChunkPolicy,
-    make_env: MakeEnv,
-    execution: ChunkExecution,
-    options: dict[str, Any],
-    output_dir: Path,
-) -> None:
-    for number in range(options["video"]):
+def _film(console: Console, setting: Setting, options: Mapping[str, Any], folder: Path) -> None:
+    for number in range(min(options["video"], options["episodes"])):
         seed = options["seed"] + number
+        frames = record_episode(
+            setting.policy,
+            partial(setting.make_env, render_mode="rgb_array"),
+            setting.execution,
+            seed=seed,
+            nfe=options["nfe"],
+            observation_spec=setting.policy.observation_spec,
+        )
         try:
-            frames = record_episode(
-                policy,
-                lambda: make_env(render_mode="rgb_array"),
-                execution,
-                seed=seed,
-                nfe=options["nfe"],
-                observation_spec=policy.observation_spec,
-            )
+            write_video(folder / f"episode_{seed}.mp4", frames, fps=setting.policy.action_spec.control_hz)
         except SimulationError as error:
-            console.print(f"no video: {error}", style="yellow")
+            console.print(f"no video: {error}", style="yellow", markup=False, soft_wrap=True)
             return
-        file = output_dir / "videos" / f"episode_{seed}.mp4"
-        write_video(file, frames, fps=policy.action_spec.control_hz)
-        console.print(f"written: {file}")
+        print_written(console, folder / f"episode_{seed}.mp4")
 
 
-def _print_table(console: Console, report: dict[str, Any]) -> None:
-    table = Table(title=f"{report['env_id']}, {len(report['episodes'])} episodes from seed {report['seed']}")
-    for column in ("nfe", "n_action_steps", "score", "success", "95 % interval", "latency p50 / p95", "env steps / s"):
-        table.add_column(column, justify="right")
-    low, high = report["success_ci95"]
-    table.add_row(
-        str(report["nfe"]),
-        str(report["n_action_steps"]),
-        f"{report['score_mean']:.3f}",
-        f"{report['success_rate']:.3f}",
-        f"{low:.3f} to {high:.3f}",
-        f"{report['latency_ms']['p50']:.1f} / {report['latency_ms']['p95']:.1f} ms",
-        f"{report['env_steps_per_second']:,.0f}",
-    )
-    console.print(table)
+def _print_table(console: Console, report: Mapping[str, Any]) -> None:
+    title = f"{report['env_id']}, {len(report['episodes'])} episodes from seed {report['seed']}"
+    table = table_of("measure", "value")
+    (low, high), latency = report["success_ci95"], report["latency_ms"]
+    for name, value in report["env"].items():
+        table.add_row(f"env.{name}", str(value))
+    table.add_row("nfe", str(report["nfe"]))
+    table.add_row("n_action_steps", str(report["n_action_steps"]))
+    table.add_row("score", f"{report['score_mean']:.3f}")
+    table.add_row("success", f"{report['success_rate']:.3f}")
+    table.add_row("95 % interval", f"{low:.3f} to {high:.3f}")
+    table.add_row("latency p50 / p95", f"{latency['p50']:.1f} / {latency['p95']:.1f} ms")
+    table.add_row("env steps / s", f"{report['env_steps_per_second']:,.0f}")
+    print_table(console, title, table)

@@ -11,41 +11,50 @@ usage: flowchunk generate CHECKPOINT [KEY=VALUE ...]
   seed=0  output_dir=DIR           default: RUN/generated
 
 writes DIR/samples.npy, pictures (DIR/*.png, *.gif) and DIR/metrics.json: each measure beside its floor, which is the same
-measure of data against data.
+measure of data against data. Both are means, with standard deviations, over floor_pairs=8 pairs of draws of the data: the
+floor compares one of a pair with the other, and the samples are compared with that same other one.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from rich.progress import Progress
 
 from flowchunk.cli.domains.domain import Domain, Samples, make_domain
-from flowchunk.cli.options import read_options
+from flowchunk.cli.options import read_options, take_checkpoint
+from flowchunk.cli.reports import print_table, print_written, table_of, write_report
 from flowchunk.cli.train_generative import generate_like
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
 from flowchunk.policy.checkpoint import find_checkpoint, read_json, run_of
 from flowchunk.policy.generative_model import GenerativeModel
 
-CONDITIONS_SEED, DATA_SEED = (
-    100_000,
-    100_001,
-)  # a pair: what is generated for and what it is compared with share nothing
+Draws = list[tuple[Samples, Samples]]
+CONDITIONS_SEED = 100_000  # of what is generated for; the pairs of data to compare with follow, from two further on
 
 
 def run(arguments: list[str]) -> None:
     """Generate as the arguments say."""
-    if not arguments or "=" in arguments[0]:
-        raise ConfigurationError("give the checkpoint first: flowchunk generate CHECKPOINT [KEY=VALUE ...]")
-    generate(arguments[0], read_options("generate", arguments[1:]))
+    checkpoint, overrides = take_checkpoint("generate", arguments)
+    generate(checkpoint, read_options("generate", overrides))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A measure over several draws of the data: its mean, and its standard deviation unless there is one draw alone."""
+
+    mean: float
+    std: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f}" if self.std is None else f"{self.mean:.4f} ± {self.std:.4f}"
 
 
 def generate(checkpoint: str | Path, options: Mapping[str, Any]) -> dict[str, float]:
@@ -59,35 +68,50 @@ def generate(checkpoint: str | Path, options: Mapping[str, Any]) -> dict[str, fl
     n = how_many(options["n"], domain)
     if (pairs := options["floor_pairs"]) < 1:
         raise ConfigurationError(f"floor_pairs={pairs} must be at least 1")
+    draws = data_draws(domain, n, label=label, pairs=pairs)
     output_dir = Path(options["output_dir"] or run_of(directory) / "generated").expanduser()
     output_dir.mkdir(parents=True, exist_ok=True)
 
     generated = samples_like_data(
         model, domain, n, nfe=options["nfe"], seed=options["seed"], guidance=options["guidance"], label=label
     )
-    measured = domain.measure(generated, _of_class(domain.fresh(n, DATA_SEED), label))
-    floor = floors(domain, n, label=label, pairs=pairs, console=console)
-    both = {name: (measured[name], floor[name]) for name in measured} | domain.memorised(generated)
+    both = _beside_floors(domain, generated, draws, console)
     metrics = {
-        key: value for name, pair in both.items() for key, value in zip((name, f"{name}_floor"), pair, strict=True)
+        key: value
+        for name, pair in both.items()
+        for end, spread in zip(("", "_floor"), pair, strict=True)
+        for key, value in as_numbers(f"{name}{end}", spread).items()
     }
     np.save(output_dir / "samples.npy", generated.x.numpy())
-    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    table = Table(
-        "measure", "generated", "floor (data against data)", title=f"{len(generated):,} samples of {directory}"
-    )
-    for name, (value, least) in both.items():
-        table.add_row(name, f"{value:.4f}", f"{least:.4f}")
-    console.print(table)
-    for file in domain.draw(model, generated, output_dir, nfe=options["nfe"]):
-        console.print(f"written: {file}")
-    console.print(f"written: {output_dir / 'metrics.json'}, {output_dir / 'samples.npy'}")
+    write_report(output_dir / "metrics.json", metrics)
+    table = table_of("measure", "generated", "floor (data against data)")
+    for name, pair in both.items():
+        table.add_row(name, *map(str, pair))
+    print_table(console, f"{len(generated):,} samples of {directory}", table)
+    print_written(console, *domain.draw(model, generated, output_dir, nfe=options["nfe"]))
+    print_written(console, output_dir / "metrics.json", output_dir / "samples.npy")
     return metrics
 
 
-def load(directory: Path, *, solver: str | None = None) -> GenerativeModel:
+def _beside_floors(
+    domain: Domain, generated: Samples, draws: Draws, console: Console
+) -> dict[str, tuple[Spread, Spread]]:
+    """Every measure of the samples, and the same of data."""
+    with progress_of(2 * len(draws), console) as advance:
+        measured = against_data(domain, generated, draws, advance=advance)
+        floor = floors(domain, draws, advance=advance)
+    memorised = {name: (Spread(a, None), Spread(b, None)) for name, (a, b) in domain.memorised(generated).items()}
+    return {name: (measured[name], floor[name]) for name in measured} | memorised
+
+
+def as_numbers(name: str, spread: Spread) -> dict[str, float]:
+    """A measure as reports hold it: NAME and, where there were several draws, NAME_std."""
+    return {name: spread.mean} | ({} if spread.std is None else {f"{name}_std": spread.std})
+
+
+def load(directory: Path, *, solver: str | None = None, device: torch.device | str = "cpu") -> GenerativeModel:
     """The model of a checkpoint, with another solver where one is given."""
-    model = GenerativeModel.load(directory)
+    model = GenerativeModel.load(directory, device=device)
     return model if solver is None else model.with_solver(solver)
 
 
@@ -107,14 +131,47 @@ def how_many(n: int | None, domain: Domain) -> int:
     return n
 
 
-def floors(
-    domain: Domain, n: int, *, label: int | None = None, pairs: int = 8, console: Console | None = None
-) -> dict[str, float]:
-    """Every measure of data against data: the mean over so many pairs of independent draws as large as the samples."""
-    numbers = track(range(pairs), "data against data", console=console or Console(), transient=True)
-    draws = ([_of_class(domain.fresh(n, CONDITIONS_SEED + 2 * k + side), label) for side in (2, 3)] for k in numbers)
-    measured = [domain.measure(one, other) for one, other in draws]
-    return {name: float(np.mean([values[name] for values in measured])) for name in measured[0]}
+def data_draws(domain: Domain, n: int, *, label: int | None = None, pairs: int = 8) -> Draws:
+    """Pairs of draws of the data as large as the samples, as far as there are so many; the two of a pair share nothing."""
+    return [
+        (
+            _of_class(domain.fresh(n, CONDITIONS_SEED + 2 * k), label),
+            _of_class(domain.fresh(n, CONDITIONS_SEED + 2 * k + 1), label),
+        )
+        for k in range(1, pairs + 1)
+    ]
+
+
+def against_data(
+    domain: Domain, generated: Samples, draws: Draws, *, advance: Callable[[], None] = lambda: None
+) -> dict[str, Spread]:
+    """Every measure of samples against the second of each pair of draws."""
+    return _spreads(domain, [(generated, other) for _, other in draws], advance)
+
+
+def floors(domain: Domain, draws: Draws, *, advance: Callable[[], None] = lambda: None) -> dict[str, Spread]:
+    """Every measure of data against data: the first of each pair of draws against the second."""
+    return _spreads(domain, draws, advance)
+
+
+def _spreads(domain: Domain, pairs: Draws, advance: Callable[[], None]) -> dict[str, Spread]:
+    measured = []
+    for one, other in pairs:
+        measured.append(domain.measure(one, other))
+        advance()
+    return {name: _spread([values[name] for values in measured]) for name in measured[0]}
+
+
+def _spread(values: list[float]) -> Spread:
+    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+@contextmanager
+def progress_of(total: int, console: Console) -> Iterator[Callable[[], None]]:
+    """A bar for measuring that vanishes; gives the function that moves it on by one."""
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("measuring", total=total)
+        yield lambda: progress.advance(task)
 
 
 def samples_like_data(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_module
@@ -23,6 +26,16 @@ OPEN_NODES = (
     "policy.time_density_options.",
     "model.time_density_options.",
 )
+PATHS = (
+    "output_dir",
+    "dataset",
+    "dataset.path",
+    "dataset.cache_dir",
+    "training.init_from",
+    "vision.weights",
+    "vision.backbone",
+)
+"""Keys whose values are taken as they are, but for ~ in front: folders may have names that Hydra's grammar refuses."""
 GROUPS = ("task", "network", "vision", "hardware")
 CHOSEN = tuple(f"{group}=" for group in GROUPS)
 WHOLE_OR_NULL = (  # other nulls are text
@@ -42,7 +55,7 @@ WHOLE_OR_NULL = (  # other nulls are text
     "vision.resize",
 )
 YES_OR_NULL = ("training.prefetch",)
-NUMBER_OR_NULL = ("policy.snr_cap", "model.snr_cap")
+NUMBER_OR_NULL = ("policy.snr_cap", "model.snr_cap", "noise_scale")
 SECTION_OR_NULL = ("dataset.symmetry",)
 LIST_OR_NULL = ("policy.relative_to", "network.widths", "vision.crop")
 WHOLE_OR_NAME_OR_NULL = ("label",)
@@ -67,7 +80,7 @@ def read_options(config: str, overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         if "=" not in override or override.startswith(("-", "+", "~", "=")):
             raise ConfigurationError(f"expected KEY=VALUE, but got {override!r}; see --help")
-    opened = [f"++{override}" if override.startswith(OPEN_NODES) else override for override in overrides]
+    opened = [f"++{override}" if override.startswith(OPEN_NODES) else _quoted(override) for override in overrides]
     try:
         with initialize_config_module("flowchunk.configs", version_base="1.3"):
             composed = compose(config, overrides=opened)
@@ -82,6 +95,18 @@ def read_options(config: str, overrides: Sequence[str]) -> dict[str, Any]:
     options = {str(key): value for key, value in content.items()}
     _check_values(options, defaults)
     return options
+
+
+def take_checkpoint(config: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The path that a command's first argument is, and the arguments after it.
+
+    A path may hold "=": it is an option only where nothing is there and what stands before "=" is one. Raises
+    ConfigurationError where no path comes first.
+    """
+    first, *rest = arguments or [""]
+    if not first or ("=" in first and not Path(first).expanduser().exists() and _is_option(config, first)):
+        raise ConfigurationError(f"give the checkpoint first: flowchunk {config} CHECKPOINT [KEY=VALUE ...]")
+    return first, rest
 
 
 def fill(kind: type[T], values: dict[str, Any], *, section: str) -> T:
@@ -102,6 +127,25 @@ def choices(group: str) -> list[str]:
     """Names that ``GROUP=`` accepts."""
     folder = files("flowchunk.configs").joinpath(group)
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _quoted(override: str) -> str:
+    """A path's override as Hydra has to be given it, with ~ expanded; null and what is quoted already stay as they are."""
+    key, _, value = override.partition("=")
+    if key not in PATHS or value in ("", "null") or (value[0] == value[-1] and value[0] in "'\""):
+        return override
+    with suppress(RuntimeError):  # there is no such user
+        value = str(Path(value).expanduser()) if value.startswith("~") else value
+    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no interpolation of OmegaConf's
+    value = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    value = re.sub(r"(\\+)$", r"\1\1", value)
+    return f"{key}='{value}'"
+
+
+def _is_option(config: str, argument: str) -> bool:
+    key = argument.partition("=")[0]
+    with initialize_config_module("flowchunk.configs", version_base="1.3"):
+        return key.startswith(OPEN_NODES) or key in _keys(compose(config))
 
 
 def _check_values(values: Mapping[str, Any], defaults: Mapping[Any, Any], prefix: str = "") -> None:
@@ -150,10 +194,17 @@ def _explain(config: str, overrides: Sequence[str], error: Exception) -> str:
         if any(name.startswith(f"{key}.") for name in known) and key not in groups:
             return f"{key}={value} is not a value but a section; give {key}.KEY=VALUE"
         if key not in known and not key.startswith(OPEN_NODES) and key not in groups:
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or _in_any_section(key, known)
             meant = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
             return f"unknown option {key!r}; {meant}"
     return f"cannot use {' '.join(overrides)}: {str(error).splitlines()[0]}"
+
+
+def _in_any_section(key: str, known: Sequence[str]) -> list[str]:
+    """Options whose last part is much like the key, for those who left the section out."""
+    parts = {path.rpartition(".")[2] for path in known}
+    near = difflib.get_close_matches(key.rpartition(".")[2], parts, n=2, cutoff=0.7)
+    return sorted(path for path in known if path.rpartition(".")[2] in near)[:3]
 
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:

@@ -6,18 +6,21 @@ usage: flowchunk sweep CHECKPOINT ["nfe=[1,2,4,8,16,100]"] [KEY=VALUE ...]
   nfe=[1,2,4]                      numbers of network calls; those that the checkpoint does not admit are shown as -
   solver=NAME                      another way through the same field than the checkpoint's
   episodes=200  seed=100000        policies: episodes in simulation for each number, the same ones
+  noise_scale=1.0                  policies: what the starting noise is multiplied by
   num_envs=50  n_action_steps=N  env_id=ID  env.KEY=VALUE
+  device=cpu|auto|cuda|cuda:N|mps  where the network runs, its latency included
   n=N  guidance=1.0                models of toys and pictures: samples for each number
   output_dir=DIR                   default: RUN/sweep
 
 Prints a table (score and success with its interval, or the measures beside their floors; latency at batch 1 on one
-thread), and writes DIR/sweep.json and DIR/sweep.png.
+thread), and writes DIR/sweep.json, row by row as they are measured, and DIR/sweep.png.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +31,23 @@ from rich.progress import Progress
 from rich.table import Table
 from scipy.stats import bootstrap
 
+from flowchunk.cli.devices import choose_device
 from flowchunk.cli.domains.domain import Samples, figure, save
 from flowchunk.cli.eval import set_up
-from flowchunk.cli.generate import DATA_SEED, domain_of, floors, how_many, load, samples_like_data
+from flowchunk.cli.generate import (
+    Spread,
+    against_data,
+    as_numbers,
+    data_draws,
+    domain_of,
+    floors,
+    how_many,
+    load,
+    samples_like_data,
+)
 from flowchunk.cli.latency import latency_ms
-from flowchunk.cli.options import read_options
+from flowchunk.cli.options import read_options, take_checkpoint
+from flowchunk.cli.reports import print_table, print_written, table_of, write_report
 from flowchunk.cli.train_generative import generate_like
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.checkpoint import find_checkpoint, read_json, run_of
@@ -45,9 +60,19 @@ RESAMPLINGS = 2000
 
 def run(arguments: list[str]) -> None:
     """Sweep as the arguments say."""
-    if not arguments or "=" in arguments[0]:
-        raise ConfigurationError("give the checkpoint first: flowchunk sweep CHECKPOINT [KEY=VALUE ...]")
-    sweep(arguments[0], read_options("sweep", arguments[1:]))
+    checkpoint, overrides = take_checkpoint("sweep", arguments)
+    sweep(checkpoint, read_options("sweep", overrides))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is swept. check: raises ConfigurationError for a number of calls that is not admitted. conditions: what else
+    the numbers depend on. floor: measures of data against data, for the rows to be seen beside."""
+
+    check: Callable[[int], object]
+    measure: Callable[[int], Row]
+    conditions: Row
+    floor: Callable[[], Row]
 
 
 def sweep(checkpoint: str | Path, options: Mapping[str, Any]) -> Path:
@@ -59,34 +84,37 @@ def sweep(checkpoint: str | Path, options: Mapping[str, Any]) -> Path:
     output_dir = Path(options["output_dir"] or run_of(directory) / "sweep").expanduser()
     kind = read_json(directory / "checkpoint.json").get("kind")
     console = Console()
-    measure, floor = (_of_policy if kind == CHUNK_POLICY else _of_generative_model)(directory, options, console)
-    rows = []
+    subject = (_of_policy if kind == CHUNK_POLICY else _of_generative_model)(directory, options, console)
+    refusals = {nfe: reason for nfe in numbers if (reason := _refusal(subject, nfe)) is not None}
+    if len(refusals) == len(set(numbers)):
+        raise ConfigurationError(f"none of nfe={numbers} is admitted: {refusals[numbers[0]]}")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    file = output_dir / "sweep.json"
+    about = {"checkpoint": str(directory), "kind": kind, "seed": options["seed"], **subject.conditions}
+    report: Row = {**about, "floor": subject.floor(), "rows": []}
     with Progress(console=console) as progress:
         for nfe in progress.track(numbers, description="sweeping"):
-            try:
-                rows.append({"nfe": nfe, **measure(nfe)})
-            except ConfigurationError as error:
-                rows.append({"nfe": nfe, "refused": str(error)})
-    if all("refused" in row for row in rows):
-        raise ConfigurationError(f"none of nfe={numbers} is admitted: {rows[0]['refused']}")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    report = {"checkpoint": str(directory), "kind": kind, "seed": options["seed"], "floor": floor, "rows": rows}
-    file = output_dir / "sweep.json"
-    file.write_text(json.dumps(report, indent=1))
-    console.print(_table(report))
-    console.print(f"written: {file}, {_plot(report, output_dir / 'sweep.png')}")
+            found = {"refused": refusals[nfe]} if nfe in refusals else subject.measure(nfe)
+            report["rows"].append({"nfe": nfe, **found})
+            write_report(file, report)
+    print_table(console, str(directory), _table(report))
+    print_written(console, file, _plot(report, output_dir / "sweep.png"))
     return file
 
 
-Measure = Callable[[int], Row]
+def _refusal(subject: Subject, nfe: int) -> str | None:
+    try:
+        subject.check(nfe)
+    except ConfigurationError as error:
+        return str(error)
+    return None
 
 
-def _of_policy(directory: Path, options: Mapping[str, Any], console: Console) -> tuple[Measure, Row]:
+def _of_policy(directory: Path, options: Mapping[str, Any], console: Console) -> Subject:
     """Score and success in simulation, on the same episodes for each number of calls."""
-    setting = set_up(directory, options)
+    setting = set_up(directory, options, console=console)
 
     def measure(nfe: int) -> Row:
-        setting.policy.times(nfe)
         result = setting.roll_out(options, nfe=nfe, advance=lambda done: None)
         return {
             "score": result.score_mean,
@@ -96,7 +124,8 @@ def _of_policy(directory: Path, options: Mapping[str, Any], console: Console) ->
             "latency_ms": setting.latency_ms(nfe),
         }
 
-    return measure, {}
+    conditions = {**setting.conditions(options), "episodes": options["episodes"]}
+    return Subject(setting.policy.times, measure, conditions, floor=dict)
 
 
 def _interval_of_mean(scores: np.ndarray) -> list[float]:
@@ -107,49 +136,68 @@ def _interval_of_mean(scores: np.ndarray) -> list[float]:
     return [float(end) for end in drawn.confidence_interval]
 
 
-def _of_generative_model(directory: Path, options: Mapping[str, Any], console: Console) -> tuple[Measure, Row]:
+def _of_generative_model(directory: Path, options: Mapping[str, Any], console: Console) -> Subject:
     """The domain's measures, against the same data for each number of calls."""
-    model, domain = load(directory, solver=options["solver"]), domain_of(directory)
-    n, guidance = how_many(options["n"], domain), options["guidance"]
-    data, first = domain.fresh(n, DATA_SEED), domain.fresh(2, DATA_SEED)
-    alone = Samples(**first.batch(torch.arange(1)))
-    floor = floors(domain, n, console=console)
+    if options["noise_scale"] is not None:
+        raise ConfigurationError(f"noise_scale={options['noise_scale']} is for robots' policies; leave it out")
+    model = load(directory, solver=options["solver"], device=choose_device(options["device"]))
+    domain, guidance = domain_of(directory), options["guidance"]
+    n = how_many(options["n"], domain)
+    draws = data_draws(domain, n)
+    alone = Samples(**draws[0][0].batch(torch.arange(1)))
 
     def measure(nfe: int) -> Row:
-        model.times(nfe, guidance=guidance)
         made = samples_like_data(model, domain, n, nfe=nfe, seed=options["seed"], guidance=guidance)
 
         def one(number: int) -> None:
             generate_like(model, alone, nfe=nfe, seed=number, guidance=guidance)
 
-        return {**domain.measure(made, data), "latency_ms": latency_ms(one, calls=20, warm_up=3)}
+        latency = latency_ms(one, calls=20, warm_up=3)
+        return {**_flat(against_data(domain, made, draws)), "latency_ms": latency}
 
-    return measure, dict(floor)
+    conditions = {
+        "task": read_json(directory / "checkpoint.json")["training"]["task"],
+        "n": n,
+        "guidance": guidance,
+        "solver": getattr(model.objective, "solver", None),
+        "device": str(next(model.parameters()).device),
+        "versions": {name: version(name) for name in ("flowchunk", "torch", "numpy")},
+    }
+    return Subject(
+        check=lambda nfe: model.times(nfe, guidance=guidance),
+        measure=measure,
+        conditions=conditions,
+        floor=lambda: _flat(floors(domain, draws)),
+    )
+
+
+def _flat(spreads: Mapping[str, Spread]) -> Row:
+    return {key: value for name, spread in spreads.items() for key, value in as_numbers(name, spread).items()}
 
 
 def _table(report: Row) -> Table:
     names = [name for name in _measured(report) if name != "latency_ms"]
-    table = Table(*("nfe", *names, "latency p50 / p95"), title=f"{report['checkpoint']}")
+    table = table_of("nfe", *names, "latency p50 / p95")
     for row in report["rows"]:
         if "refused" in row:
             table.add_row(str(row["nfe"]), *["-"] * (len(names) + 1))
             continue
-        latency = row["latency_ms"]
-        cells = [_cell(row, name) for name in names]
-        table.add_row(str(row["nfe"]), *cells, f"{latency['p50']:.1f} / {latency['p95']:.1f} ms")
+        latency = f"{row['latency_ms']['p50']:.1f} / {row['latency_ms']['p95']:.1f} ms"
+        table.add_row(str(row["nfe"]), *(_cell(row, name) for name in names), latency)
     if report["floor"]:
-        table.add_row("floor", *(f"{report['floor'][name]:.4f}" for name in names), "")
+        table.add_row("floor", *(_cell(report["floor"], name) for name in names), "")
     return table
 
 
 def _cell(row: Row, name: str) -> str:
-    interval = row.get(f"{name}_ci95")
-    return f"{row[name]:.4f}" if interval is None else f"{row[name]:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+    if (interval := row.get(f"{name}_ci95")) is not None:
+        return f"{row[name]:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+    return str(Spread(row[name], row.get(f"{name}_std")))
 
 
 def _measured(report: Row) -> list[str]:
     row = next(row for row in report["rows"] if "refused" not in row)
-    return [name for name in row if name != "nfe" and not name.endswith("_ci95")]
+    return [name for name in row if name != "nfe" and not name.endswith(("_ci95", "_std"))]
 
 
 def _plot(report: Row, file: Path) -> Path:

@@ -4,6 +4,7 @@ usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]        a robo
        flowchunk train task=DOMAIN [dataset=NAME] [KEY=VALUE ...]         see below
 
   task=pusht_state|pusht_keypoints|pusht_image|pickplace_state|pickplace_image
+  task=own                         a data set of your own, by the specifications stored in it; no simulation is needed
   dataset.path=PATH                a zarr store: ours (flowchunk collect) or diffusion_policy's
   network=mlp|mixer|dit|unet1d|gru [network.width=512 ...]
   hardware=cpu|gpu                 of the _image tasks: small convolutions, or ResNet-18 in bf16, compiled
@@ -15,11 +16,13 @@ usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]        a robo
   training.steps=10000  training.batch_size=256  training.learning_rate=5e-4
   training.checkpoint_every=1000  training.log_every=100  training.evaluate_every=STEPS
   training.resume=true             go on from the last checkpoint in output_dir, bit for bit
-  training.init_from=CHECKPOINT    fine-tune; network, specs and normaliser are the checkpoint's
+  training.init_from=CHECKPOINT    fine-tune; network, specs and normaliser are the checkpoint's; policy.n_action_steps,
+                                   mask_padding, prefix_max, noise_draws, time_density, solver, … may be others
   objective=flow|ddpm|x|v|kl|regression|mip|flow_map  schedule=linear|linear_beta|cosine|sigmoid
   policy.solver=…  policy.time_density=beta|uniform|logit_normal|mode
   policy.horizon=16  policy.n_action_steps=8  policy.observation_steps=2
   evaluation.episodes=50           in simulation; the mean of score and success rate chooses `best` (0: the validation loss)
+  evaluation.noise_scale=1.0       what acting multiplies the starting noise by; saved with the policy
   env.KEY=VALUE                    an argument of the environment; eval inherits it
   seed=0  device=auto|cpu  output_dir=DIR  logging.wandb=true
 
@@ -35,7 +38,7 @@ Two processes on a CPU: torchrun --nproc-per-node 2 --no-python flowchunk train 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +46,20 @@ import numpy as np
 import torch
 
 from flowchunk.cli.domains import DOMAINS
+from flowchunk.cli.fine_tuning import CHANGEABLE, with_checkpoint
 from flowchunk.cli.options import fill, read_options
 from flowchunk.cli.simulation import MakeEnv, environment_maker, execution_of
 from flowchunk.cli.training_run import TrainingRun, prepare, with_output_dir
-from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
 from flowchunk.datasets.frame_cache import FrameCacheOptions
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec, require_observations, require_same_actions
 from flowchunk.datasets.store import Store
 from flowchunk.datasets.symmetry import Symmetry
 from flowchunk.datasets.windows import Pictures, Windows, held_bytes, load_pictures, load_windows, split_episodes
+from flowchunk.envs.contract import action_spec_of, observation_spec_of
 from flowchunk.envs.rollout import rollout
 from flowchunk.policy.chunk_policy import ACTION, KIND, ChunkPolicy, PolicyConfig
+from flowchunk.policy.encoders.observation import check_vision
 from flowchunk.policy.encoders.transformers_backbone import architecture_of
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.relative_actions import check_relative_to, relative_chunks
@@ -68,16 +74,24 @@ def run(arguments: list[str]) -> None:
 
         train_generative(with_output_dir(read_options("train_generative", arguments)))
     else:
-        train(with_output_dir(read_options("train", arguments)))
+        given = frozenset(argument.partition("=")[0] for argument in arguments)
+        train(with_output_dir(read_options("train", arguments)), given=given)
 
 
-def train(options: dict[str, Any]) -> Path:
-    """Train with the options of ``configs/train.yaml``; returns the run's directory."""
+def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
+    """Train with the options of ``configs/train.yaml``; returns the run's directory.
+
+    given: names of the options that somebody asked for, which fine-tuning has to heed or refuse.
+    """
     _check_ranges(options)
-    make_env = environment_maker(options["task"]["env_id"], options["env"])
+    if options["training"]["init_from"] is not None:
+        options = with_checkpoint(options, given)
+    env_id = options["task"]["env_id"]
+    make_env = None if env_id is None else environment_maker(env_id, options["env"])
     run = prepare(options)
     policy, windows, validation = _policy_and_data(options, make_env, run)
-    if options["evaluation"]["episodes"]:
+    evaluates = make_env is not None and options["evaluation"]["episodes"] > 0
+    if evaluates:
         policy.times(options["evaluation"]["nfe"])  # refuse what the policy does not admit before it is trained
     run.train(
         policy,
@@ -86,14 +100,14 @@ def train(options: dict[str, Any]) -> Path:
         described=f"{len(windows):,} windows to train on and {len(validation):,} to validate",
         nbytes=held_bytes(windows, validation),
         validation=validation,
-        evaluate=_evaluation(options, make_env) if options["evaluation"]["episodes"] else None,
+        evaluate=_evaluation(options, make_env) if make_env is not None and evaluates else None,
         remember={"env_id": options["task"]["env_id"], "env": options["env"]},
     )
     return run.directory
 
 
 def _policy_and_data(
-    options: Mapping[str, Any], make_env: MakeEnv, run: TrainingRun
+    options: Mapping[str, Any], make_env: MakeEnv | None, run: TrainingRun
 ) -> tuple[ChunkPolicy, Windows, Windows]:
     dataset, init_from = options["dataset"], options["training"]["init_from"]
     store = Store.open(dataset["path"], sources=dataset["sources"])
@@ -104,16 +118,11 @@ def _policy_and_data(
             policy.observation_spec, observation_spec, expected_by=str(init_from), got_from=str(store.path)
         )
         require_same_actions(policy.action_spec, action_spec, expected_by=str(init_from), got_from=str(store.path))
-        config = policy.config
-        for name in ("objective", "schedule"):
-            if options[name] not in (asked := getattr(config, name), None):
-                raise ConfigurationError(
-                    f"{name}={options[name]}: {init_from} was trained with {name}={asked}, and fine-tuning keeps it; "
-                    f"give {name}={'null' if asked is None else asked}"
-                )
+        changes = {name: options["policy"][name] for name in CHANGEABLE if name in options["policy"]}
+        config = policy.with_options(**changes, noise_scale=options["evaluation"]["noise_scale"]).config
     else:
         observation_spec = observation_spec.cropped(_crop(options["vision"]))
-        config = policy_config(options)
+        config = policy_config(options, observation_spec)
     symmetry = _symmetry(dataset["symmetry"], observation_spec, action_spec, make_env)
     pictures = _pictures(store, observation_spec, dataset, run)
     usable = np.delete(np.arange(len(store.episode_ends)), [] if pictures is None else list(pictures.frames.dropped))
@@ -145,10 +154,11 @@ def _policy_and_data(
     return policy, windows, validation
 
 
-def policy_config(options: Mapping[str, Any]) -> PolicyConfig:
+def policy_config(options: Mapping[str, Any], observation_spec: ObservationSpec) -> PolicyConfig:
     """The policy that the options of ``configs/train.yaml`` ask for. Raises ConfigurationError."""
     network, vision = dict(options["network"]), dict(options["vision"])
     name = vision.pop("name")
+    check_vision(name, observation_spec.pictures)  # before the hub is asked for a backbone
     settings = {key: value for key, value in vision.items() if key not in ("crop", "weights")}
     if name == "transformers":
         settings["architecture"] = architecture_of(settings["backbone"])
@@ -159,6 +169,7 @@ def policy_config(options: Mapping[str, Any]) -> PolicyConfig:
         "vision_options": settings,
         "objective": options["objective"],
         "schedule": options["schedule"],
+        "noise_scale": options["evaluation"]["noise_scale"],
     }
     return fill(PolicyConfig, {**options["policy"], **chosen}, section="policy")
 
@@ -169,7 +180,7 @@ def _pictures(
     options = FrameCacheOptions(
         dataset["cache"], dataset["cache_dir"], dataset["cache_limit_gb"], dataset["skip_corrupt"]
     )
-    with run.accelerator.main_process_first():  # one expands the frames, and the others find them expanded
+    with run.accelerator.local_main_process_first():  # one of each machine expands the frames, the others find them
         return load_pictures(store, observation_spec, options, device=run.accelerator.device, say=run.console.print)
 
 
@@ -197,13 +208,15 @@ def fit_normalizer(
 
 
 def _symmetry(
-    options: Mapping[str, Any], observation_spec: ObservationSpec, action_spec: ActionSpec, make_env: MakeEnv
+    options: Mapping[str, Any], observation_spec: ObservationSpec, action_spec: ActionSpec, make_env: MakeEnv | None
 ) -> Symmetry | None:
     if not options:
         return None
     sizes = {key: field.size for key, field in observation_spec.values.items()} | {ACTION: action_spec.size}
     shapes = {key: field.shape for key, field in observation_spec.pictures.items()}
     symmetry = Symmetry.from_options(options, sizes, shapes)
+    if make_env is None:
+        return symmetry
     env = make_env()
     try:
         if env.has_wrapper_attr("keeps_goal") and not env.get_wrapper_attr("keeps_goal")(symmetry.mirrors[ACTION]):
@@ -217,12 +230,21 @@ def _symmetry(
     return symmetry
 
 
-def task_specs(store: Store, make_env: MakeEnv) -> tuple[ObservationSpec, ActionSpec]:
-    """The environment's specifications. Raises SpecMismatchError where the store has its own, and they differ."""
+def task_specs(store: Store, make_env: MakeEnv | None) -> tuple[ObservationSpec, ActionSpec]:
+    """The environment's specifications, or without one the store's.
+
+    Raises SpecMismatchError where the store has its own, and they differ, or where neither has any.
+    """
+    if make_env is None:
+        if store.observation_spec is None or store.action_spec is None:
+            raise SpecMismatchError(
+                f"{store.path} does not say what its numbers mean, and task=own has no environment that does: record it with "
+                "StoreWriter, which stores specifications, or give the task that it belongs to"
+            )
+        return store.observation_spec, store.action_spec
     env = make_env()
     try:
-        observation_spec: ObservationSpec = env.get_wrapper_attr("observation_spec")
-        action_spec: ActionSpec = env.get_wrapper_attr("action_spec")
+        observation_spec, action_spec = observation_spec_of(env), action_spec_of(env)
     finally:
         env.close()
     if store.observation_spec is not None and store.action_spec is not None:

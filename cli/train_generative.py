@@ -35,22 +35,7 @@ def train_generative(options: dict[str, Any]) -> Path:
     run = prepare(options)
     domain = make_domain(task, of_domain)
     data = domain.training()
-    network = dict(options["network"])
-    config = fill(
-        GenerativeConfig,
-        {
-            **options["model"],
-            "network": network.pop("name"),
-            "network_options": network,
-            "objective": options["objective"],
-            "schedule": options["schedule"],
-            "shape": tuple(data.x.shape[1:]),
-            "condition_size": 0 if data.condition is None else data.condition.shape[1],
-            "classes": len(domain.label_names),
-            "is_wrapped": domain.is_wrapped,
-        },
-        section="model",
-    )
+    config = generative_config(options, domain, data)
     torch.manual_seed(options["seed"])
     model = GenerativeModel(config, fit_normalizer(domain, data))
     evaluation = options["evaluation"]
@@ -66,6 +51,26 @@ def train_generative(options: dict[str, Any]) -> Path:
         remember={"options": of_domain},
     )
     return run.directory
+
+
+def generative_config(options: Mapping[str, Any], domain: Domain, data: Samples) -> GenerativeConfig:
+    """The model of these data that the options ask for. Raises ConfigurationError."""
+    network = dict(options["network"])
+    return fill(
+        GenerativeConfig,
+        {
+            **options["model"],
+            "network": network.pop("name"),
+            "network_options": network,
+            "objective": options["objective"],
+            "schedule": options["schedule"],
+            "shape": tuple(data.x.shape[1:]),
+            "condition_size": 0 if data.condition is None else data.condition.shape[1],
+            "classes": len(domain.label_names),
+            "is_wrapped": domain.is_wrapped,
+        },
+        section="model",
+    )
 
 
 def fit_normalizer(domain: Domain, data: Samples) -> Normalizer:

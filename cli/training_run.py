@@ -6,25 +6,44 @@ import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from omegaconf import OmegaConf
 from rich.console import Console
 from torch import nn
 
-from flowchunk.cli.options import fill, to_yaml
+from flowchunk.cli.domains import DOMAINS
+from flowchunk.cli.options import fill, read_options, to_yaml
 from flowchunk.cli.plots import plot_loss
+from flowchunk.cli.reports import print_written
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.policy.checkpoint import replace_text
 from flowchunk.policy.sample_order import seeded
-from flowchunk.policy.train import Data, Evaluate, Trainer, TrainingConfig
+from flowchunk.policy.train import Data, Evaluate, Trainer, rows_of
+from flowchunk.policy.training_config import TrainingConfig
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
-MAY_DIFFER = ("output_dir", "training.resume", "logging.wandb")
+CONFIG = "config.yaml"
+MAY_DIFFER = (  # what a run may be resumed with, although it was started with something else
+    "output_dir",
+    "device",
+    "logging.",
+    "evaluation.",
+    "dataset.path",  # the data themselves are compared
+    "dataset.cache",
+    "training.resume",
+    "training.prefetch",
+    "training.checkpoint_every",
+    "training.evaluate_every",
+    "training.log_every",
+)
+PROCESS_TIMEOUT = timedelta(hours=6)  # the others wait while one evaluates, or expands images
 
 
 @dataclass(frozen=True)
@@ -68,17 +87,18 @@ class TrainingRun:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self.directory.mkdir(parents=True, exist_ok=True)
-            (self.directory / "config.yaml").write_text(to_yaml(dict(options)))
+            replace_text(self.directory / CONFIG, to_yaml(dict(options)))
         self._print_plan(trainer, described, nbytes)
         trainer.run()
         if accelerator.is_main_process:
             plot_loss(self.directory)
         run = self.directory
-        self.console.print(f"done: {run}/checkpoints/best, {run}/metrics.jsonl, {run}/loss.png")
+        if accelerator.is_main_process:
+            print_written(self.console, run / "checkpoints" / "best", run / "metrics.jsonl", run / "loss.png")
 
     def _print_plan(self, trainer: Trainer, described: str, nbytes: int) -> None:
         steps = trainer.config.steps - trainer.step
-        seconds = _seconds_a_step(trainer) * steps
+        seconds = _seconds_per_step(trainer) * steps
         vision = self.options.get("vision", {}).get("name")
         network = f"{vision} and {self.options['network']['name']}" if vision else self.options["network"]["name"]
         parameters = sum(parameter.numel() for parameter in trainer.module.parameters())
@@ -87,6 +107,7 @@ class TrainingRun:
             f"{network} with {parameters / 1e6:.2f} M parameters, {described}, {held:,.0f} MiB of data, weights and "
             f"optimiser on {trainer.accelerator.device};\n"
             f"{steps:,} steps of {trainer.config.batch_size}: about {seconds / 60:.1f} minutes without evaluations"
+            + (" (timed before compiling, which takes minutes and then saves some)" if trainer.config.compile else "")
         )
 
 
@@ -102,7 +123,11 @@ def prepare(options: dict[str, Any]) -> TrainingRun:
     if (kind := options["training"]["precision"]) not in PRECISIONS:
         raise ConfigurationError(f"training.precision={kind}: there are {', '.join(PRECISIONS)}")
     AcceleratorState._reset_state()  # another run of this process may have had another precision
-    accelerator = Accelerator(cpu=options["device"] == "cpu", mixed_precision=PRECISIONS[kind])
+    accelerator = Accelerator(
+        cpu=options["device"] == "cpu",
+        mixed_precision=PRECISIONS[kind],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)],
+    )
     directory = Path(options["output_dir"]).expanduser()
     console = Console(quiet=not accelerator.is_main_process)
     return TrainingRun(options, directory, accelerator, console, _is_to_be_resumed(directory, options))
@@ -120,45 +145,86 @@ def with_output_dir(options: dict[str, Any]) -> dict[str, Any]:
 
 def _is_to_be_resumed(run_dir: Path, options: Mapping[str, Any]) -> bool:
     """Whether to resume. Raises ConfigurationError where a run is in the way, or is not the one to resume."""
-    saved = run_dir / "config.yaml"
-    if not saved.exists():
+    saved = run_dir / CONFIG
+    has_checkpoint = any((run_dir / "checkpoints" / name).exists() for name in ("last", ".last.previous", "best"))
+    if not saved.exists() and not has_checkpoint:
         return False
     if not options["training"]["resume"]:
         raise ConfigurationError(
             f"{run_dir} holds a training run; add training.resume=true to continue it, or choose another output_dir"
         )
-    before, now = _comparable(OmegaConf.to_container(OmegaConf.load(saved))), _comparable(options)
-    if different := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
-        changes = ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in different)
+    if not saved.exists():
+        raise ConfigurationError(
+            f"{run_dir} holds checkpoints but no {CONFIG}, so it cannot be told what they were trained with; bring it back, "
+            "or choose another output_dir and start from these weights with training.init_from"
+        )
+    before = _saved_options(saved)
+    now, defaults = _comparable(options), _comparable(_defaults(options))
+
+    def then(key: str) -> Any:
+        """What it was; options that came since then were as they are by default."""
+        is_known = any(key == known or key.startswith(f"{known}.") for known in before)
+        return before.get(key) if is_known else defaults.get(key)
+
+    if different := sorted(key for key in before.keys() | now.keys() if then(key) != now.get(key)):
+        changes = ", ".join(f"{key}: {then(key)} then, {now.get(key)} now" for key in different)
         raise ConfigurationError(f"{run_dir} was started with other options ({changes}); resume it with the same ones")
-    return (run_dir / "checkpoints" / "last").exists() or (run_dir / "checkpoints" / ".last.previous").exists()
+    return any((run_dir / "checkpoints" / name).exists() for name in ("last", ".last.previous"))
+
+
+def _saved_options(file: Path) -> dict[str, Any]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file))
+    except Exception as error:  # of the YAML parser, too
+        raise ConfigurationError(
+            f"{file} cannot be read ({error}); bring it back, or choose another output_dir"
+        ) from error
+    if not isinstance(content, dict) or not content:
+        raise ConfigurationError(f"{file} is empty or damaged; bring it back, or choose another output_dir")
+    return _comparable(content)
+
+
+def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options would be if only what has to be chosen was."""
+    task = options["task"]["name"]
+    if task in DOMAINS:
+        return read_options("train_generative", [f"task={task}", f"dataset={options['dataset']}"])
+    return read_options("train", [f"task={task}", "dataset.path=-"])
 
 
 def _comparable(options: Any, prefix: str = "") -> dict[str, Any]:
+    """Options by their dotted names, without those that do not change what is learned from when."""
     flat: dict[str, Any] = {}
     for key, value in options.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping):
             flat |= _comparable(value, f"{path}.")
-        elif path not in MAY_DIFFER:
+        elif not path.startswith(MAY_DIFFER):
             flat[path] = value
     return flat
 
 
-def _seconds_a_step(trainer: Trainer, *, steps: int = 3) -> float:
-    """Time a few steps on a copy, which leaves the run as it was."""
-    model = copy.deepcopy(trainer.module)
-    size = trainer.config.batch_size // trainer.accelerator.num_processes
-    device = trainer.accelerator.device
+def _seconds_per_step(trainer: Trainer, *, steps: int = 3) -> float:
+    """Time a few steps on a copy, which leaves the run as it was; of a batch that is shared out, one part is timed."""
+    model, device, parts = copy.deepcopy(trainer.module), trainer.accelerator.device, trainer.config.accumulate
+    size = trainer.config.batch_size // (trainer.accelerator.num_processes * parts)
     batch = trainer.data.batch(torch.arange(size, device=device) % len(trainer.data))
-    draws = {name: values.to(device) for name, values in model.draw(size, seeded(0, 0)).items()}
+    draws = rows_of(model.draw(size, seeded(0, 0)), slice(None), device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    started = time.perf_counter()
-    for step in range(steps + 1):
+    times = []
+    for _ in range(steps + 1):
+        started = _now(device)
         with trainer.accelerator.autocast():
             total, weight = model(batch, draws)
         (total / weight).backward()
+        learned = _now(device)
         optimizer.step()
         optimizer.zero_grad()
-        started = time.perf_counter() if step == 0 else started
-    return (time.perf_counter() - started) / steps
+        times.append(parts * (learned - started) + _now(device) - learned)
+    return sum(times[1:]) / steps  # the first one warms up
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

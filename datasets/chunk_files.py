@@ -28,9 +28,9 @@ def count_files(array: zarr.Array[Any]) -> int:
     return prod(_files_along(array))
 
 
-def missing_files(array: zarr.Array[Any], folder: Path) -> list[str]:
-    """Names, relative to the array's folder, of the files that are not there."""
-    return [name for name, _ in _files(array, 0, array.shape[0]) if not (folder / name).exists()]
+def missing_files(array: zarr.Array[Any], folder: Path, rows: int) -> list[str]:
+    """Names, relative to the array's folder, of the files of its first ``rows`` that are not there."""
+    return [name for name, _ in _files(array, 0, rows) if not (folder / name).exists()]
 
 
 def find_damage(

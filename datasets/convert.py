@@ -36,7 +36,9 @@ def convert(
         store.require_shape(key, shape)
     sources = {key: PictureSource.find(store, key, one) for key, one in observation_spec.pictures.items()}
     damaged: dict[str, dict[int, str]] = {key: {} for key in sources}
-    writer = StoreWriter(out, observation_spec=observation_spec, action_spec=action_spec, jpeg=jpeg)
+    writer = StoreWriter(
+        out, observation_spec=observation_spec, action_spec=action_spec, jpeg=jpeg, keep_unfinished=False, say=say
+    )
     with writer, progress_if_slow(f"converting {store.path}", store.frames) as advance:
         for start, stop in zip(store.episode_starts.tolist(), store.episode_ends.tolist(), strict=True):
             episode = {key: _read_finite(store, key, start, stop) for key in values}

@@ -5,7 +5,8 @@
     ├── DatasetError           a data set that is missing, damaged or not what it says
     ├── SpecMismatchError      two parts that disagree about observations or actions
     ├── CheckpointError        a checkpoint that cannot be read or written
-    └── SimulationError        an environment that cannot be made, stepped or drawn
+    ├── SimulationError        an environment that cannot be made, stepped or drawn
+    └── TrainingError          a training that cannot go on
 
 A message says what was expected, what was got and what to do. The command line prints it alone; ``--debug`` adds the
 traceback.
@@ -34,3 +35,7 @@ class CheckpointError(FlowchunkError):
 
 class SimulationError(FlowchunkError):
     """An environment that cannot be made, stepped or drawn."""
+
+
+class TrainingError(FlowchunkError):
+    """A training that cannot go on, because its numbers are not finite any more."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,15 @@ MAPPED_BYTES = 128 * 2**20  # of maps that may be in the process's memory; recen
 GB = 1e9
 
 Say = Callable[[str], None]
+Write = Callable[[int, np.ndarray], object]  # takes a block of frames, and the number of its first
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """A device's own memory: free bytes, and what makes room for all frames (N, H, W, 3) of a key and then takes them."""
+
+    free: int
+    allocate: Callable[[str, tuple[int, ...]], Write]
 
 
 @dataclass(frozen=True)
@@ -62,8 +73,8 @@ class FrameCacheOptions:
 class Frames:
     """All frames of a data set's pictures.
 
-    arrays: {key: uint8 (N, H, W, 3)}, memory maps where place is "disk". dropped: {episode: why} of those that hold frames
-    which cannot be read (black here).
+    arrays: {key: uint8 (N, H, W, 3)}, memory maps, read-only, where place is "disk"; none where it is "device". dropped:
+    {episode: why} of those that hold frames which cannot be read (black here).
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -88,29 +99,31 @@ def load_frames(
     fields: Mapping[str, ObservationField],
     options: FrameCacheOptions,
     *,
-    device_free: int | None = None,
+    device: DeviceMemory | None = None,
     say: Say | None = print,
 ) -> Frames:
     """All frames of the pictures ``fields``, where the options want them.
 
-    device_free: free bytes of the device's memory, None where there is none; for "device" the frames come in memory, for the
-    caller to move. say: is told what was chosen and why, and which episodes are dropped; None for silence.
+    device: what "device" means, None where there is none. say: is told what was chosen and why, and which episodes are
+    dropped; None for silence.
     Raises DatasetError where pictures are missing, damaged, of another kind than ``fields`` says, or fit nowhere;
     ConfigurationError for mode "device" without one.
     """
     tell, visible = say or _ignore, say is not None
     sources = {key: PictureSource.find(store, key, one) for key, one in fields.items()}
     needed = sum(store.frames * one.size for one in fields.values())
-    place, files, why = _choose(sources, needed, options, device_free, visible=visible)
+    place, files, why = _choose(sources, needed, options, device.free if device else None, visible=visible)
     tell(f"{_gb(needed)} of pictures {_PLACES[place]}, cache={place} ({why})")
-    arrays, damaged, maps = {}, {}, []
+    arrays, damaged, maps = dict[str, np.ndarray](), {}, []
     for key, source in sources.items():
         if place == "disk":
             damaged[key] = _on_disk(source, files[key], options, tell, visible=visible)
             arrays[key], mapped = files[key].open()
             maps.append(mapped)
         else:
-            arrays[key], damaged[key] = _in_memory(source, options, visible=visible)
+            allocate = device.allocate if device and place == "device" else partial(_allocate, arrays)
+            write = allocate(key, (store.frames, *source.field.shape))
+            damaged[key] = _write_blocks(source, options, write, visible=visible)
     return Frames(arrays, place, name_dropped_episodes(store, sources, damaged, tell), tuple(maps))
 
 
@@ -182,7 +195,14 @@ def _disk_problem(files: list[FrameFile], options: FrameCacheOptions) -> str | N
         )
     existing = next(folder for folder in (options.folder, *options.folder.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
-    return f"the disk of {options.folder} has {_gb(free)} free and {_gb(new)} are needed" if new > free else None
+    if new > free:
+        return f"the disk of {options.folder} has {_gb(free)} free and {_gb(new)} are needed"
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=options.folder):
+            return None
+    except OSError as error:
+        return f"{options.folder} cannot be written ({error})"
 
 
 def _on_disk(
@@ -198,17 +218,25 @@ def _on_disk(
     return damaged
 
 
-def _in_memory(
-    source: PictureSource, options: FrameCacheOptions, *, visible: bool
-) -> tuple[np.ndarray, dict[int, str]]:
-    frames, filled = np.empty((source.store.frames, *source.field.shape), np.uint8), 0
+def _write_blocks(source: PictureSource, options: FrameCacheOptions, write: Write, *, visible: bool) -> dict[int, str]:
+    """Expand by ``write``; {frame: what is wrong}."""
+    written = 0
 
     def take(block: np.ndarray) -> None:
-        nonlocal filled
-        frames[filled : filled + len(block)] = block
-        filled += len(block)
+        nonlocal written
+        write(written, block)
+        written += len(block)
 
-    return frames, expand(source, take, skip_corrupt=options.skip_corrupt, visible=visible)
+    return expand(source, take, skip_corrupt=options.skip_corrupt, visible=visible)
+
+
+def _allocate(arrays: dict[str, np.ndarray], key: str, shape: tuple[int, ...]) -> Write:
+    array = arrays[key] = np.empty(shape, np.uint8)
+
+    def write(start: int, block: np.ndarray) -> None:
+        array[start : start + len(block)] = block
+
+    return write
 
 
 _PLACES = {"disk": "in a memory-mapped file", "ram": "in memory", "device": "on the device"}

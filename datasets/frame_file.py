@@ -10,9 +10,11 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from flowchunk.datasets.frames import PictureSource
 from flowchunk.datasets.progress import progress_if_slow
 
 BLOCK_BYTES = 64 * 2**20  # of the source, read at once
+SETTLED_S = 2  # of files that changed just before they were hashed, a further change might bear the same time
 STALE_S = 3600  # a partial file that nobody has written to for so long is of a build that was killed
 
 
@@ -72,9 +75,9 @@ class FrameFile:
         return damaged
 
     def open(self) -> tuple[np.ndarray, mmap.mmap]:
-        """The frames, mapped copy-on-write (torch wants writable memory; nothing reaches the file), and the map."""
+        """The frames, mapped read-only (a writable map would have to fit into memory and swap together), and the map."""
         with self.path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return np.frombuffer(mapped, np.uint8, offset=self._header_bytes()).reshape(self.shape), mapped
 
     def _header(self) -> dict[str, object]:
@@ -97,17 +100,50 @@ class FrameFile:
 
 
 def frame_file(directory: Path, source: PictureSource, *, visible: bool) -> FrameFile:
-    """The file in ``directory`` for these data, wherever they lie: named by a hash of the array's files and its part used."""
+    """The file in ``directory`` for these data, wherever they lie: named by a hash of the array's files and its part used.
+
+    The hash is noted in ``directory`` beside the files' sizes and times, so that files that did not change are hashed once.
+    """
     shape = (source.store.frames, *source.field.shape)
+    part = repr((shape, source.columns)).encode()
     files = sorted(file for file in source.folder.rglob("*") if file.is_file())
-    digest = hashlib.sha256(repr((shape, source.columns)).encode())
+    listing, is_settled = _list(files)
+    note = directory / f"{hashlib.sha256(part + listing).hexdigest()[:32]}.hash"
+    name = _read_noted(note)
+    if name is None:
+        name = _hash(source, files, part, visible=visible)
+        if is_settled:
+            with suppress(OSError):  # a folder that cannot be written only costs time
+                directory.mkdir(parents=True, exist_ok=True)
+                _write_whole(note, name)
+    return FrameFile(directory / f"{name}.npy", shape)
+
+
+def _list(files: list[Path]) -> tuple[bytes, bool]:
+    """What tells whether files changed, and whether they are so old that a change from now on is sure to tell."""
+    status = [(str(file.resolve()), file.stat()) for file in files]
+    listing = [(name, one.st_size, one.st_ino, one.st_mtime_ns, one.st_ctime_ns) for name, one in status]
+    newest = max((max(one.st_mtime, one.st_ctime) for _, one in status), default=0.0)
+    return repr(listing).encode(), newest < time.time() - SETTLED_S
+
+
+def _read_noted(note: Path) -> str | None:
+    try:
+        name = note.read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return name if re.fullmatch("[0-9a-f]{32}", name) else None
+
+
+def _hash(source: PictureSource, files: list[Path], part: bytes, *, visible: bool) -> str:
+    digest = hashlib.sha256(part)
     with progress_if_slow(f"hashing {source}", sum(file.stat().st_size for file in files), visible=visible) as advance:
         for file in files:
             with file.open("rb") as content:
                 own = hashlib.file_digest(content, "sha256")
             digest.update(file.relative_to(source.folder).as_posix().encode() + b"\0" + own.digest())
             advance(file.stat().st_size)
-    return FrameFile(directory / f"{digest.hexdigest()[:32]}.npy", shape)
+    return digest.hexdigest()[:32]
 
 
 def expand(

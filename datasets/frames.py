@@ -7,7 +7,9 @@ is of another size, channel order or range of values than the specification says
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +151,20 @@ class PictureSource:
             if is_bad.any():
                 worst = int(np.argmax(is_bad))
                 raise DatasetError(self._wrong_range(start + worst, rows[worst], what))
-        if 0 < rows.max() <= 1:
+        if 0 < rows.max() <= 1 and not self._has_bright_values:
             raise DatasetError(self._wrong_range(start + int(np.argmax(rows.max(axis=1))), rows, "no value above 1"))
+
+    @cached_property
+    def _has_bright_values(self) -> bool:
+        """Whether any value that can be read is above 1; a block of zeros and ones alone is then a dark one."""
+        step = self.array.chunks[0]
+        for start in range(0, self.store.frames, step):
+            stop = min(start + step, self.store.frames)
+            with suppress(Exception):  # codecs raise errors of their own kinds; damage is named where it is read
+                is_whole = self.store.damage(self.array, start, stop) is None
+                if is_whole and np.asarray(self.array[start:stop])[:, self.columns].max() > 1:
+                    return True
+        return False
 
     def _wrong_range(self, frame: int, values: np.ndarray, what: str) -> str:
         low, high = float(values.min()), float(values.max())

@@ -1,9 +1,11 @@
-"""Record episodes into a new store, which appears at its path only when it is whole."""
+"""Record episodes into a new store, which is whole after each of them and takes its name at the end."""
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -16,20 +18,28 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.jpeg_codec import JpegCodec
 from flowchunk.datasets.specs import ActionSpec, ObservationField, ObservationSpec
-from flowchunk.datasets.store import ACTION, ATTRIBUTE
+from flowchunk.datasets.store import ACTION, ATTRIBUTE, PARTIAL, describe_unfinished
 
 FORMAT_VERSION = 1
 CHUNK_FRAMES = 4096
 PICTURE_CHUNK_FRAMES = 16
 SHARD_FRAMES = 1024
 SHARD_BYTES = 256 * 2**20  # before compression: shards of large pictures hold fewer frames
+EXACT_INTEGERS = 2**24  # float32 holds all whole numbers up to here
+
+Say = Callable[[str], None]
 
 
 class StoreWriter:
     """Write episodes to ``path``; use it as a context manager.
 
-    Everything goes to a folder beside it, which takes the name ``path`` when the ``with`` block ends well.
+    Episodes are written to the folder ``partial`` beside it, ``PATH.<random>.partial``, which takes the name ``path`` when
+    the ``with`` block ends well. That folder opens as a store from the first episode on, so whatever else ends the recording,
+    an exception, Ctrl-C or a kill, every episode that ``add_episode`` returned from is kept there.
     jpeg: the quality, 1 to 100, of the JPEGs that pictures are stored as; by default they are stored without loss.
+    keep_unfinished: false for what can be made again, such as a conversion: an exception then leaves nothing, and writing is
+    faster, for episodes wait until they fill a file. say: is told where an unfinished recording is kept, of this writer or
+    an earlier one for the same path; None for silence.
     Raises DatasetError where ``path`` exists already: recordings are never overwritten; ConfigurationError for another
     quality.
     """
@@ -41,37 +51,108 @@ class StoreWriter:
         observation_spec: ObservationSpec,
         action_spec: ActionSpec,
         jpeg: int | None = None,
+        keep_unfinished: bool = True,
+        say: Say | None = print,
     ) -> None:
         self.path = Path(path).expanduser()
         if self.path.exists():
             raise DatasetError(f"{self.path} exists already; choose another path, or move it away first")
         self.observation_spec, self.action_spec = observation_spec, action_spec
+        self.partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
         self._jpeg = None if jpeg is None else JpegCodec(jpeg)
-        self._partial = self.path.with_name(f".{self.path.name}.partial")
+        self._keep_unfinished, self._say = keep_unfinished, say or _ignore
         self._episode_ends: list[int] = []
 
+    @property
+    def episodes(self) -> int:
+        """How many episodes were added."""
+        return len(self._episode_ends)
+
     def __enter__(self) -> Self:
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.parent.mkdir(parents=True, exist_ok=True)
-        self._root = zarr.open_group(self._partial, mode="w", zarr_format=3)
-        self._root.attrs[ATTRIBUTE] = {
-            "format_version": FORMAT_VERSION,
-            "observation_spec": self.observation_spec.to_json(),
-            "action_spec": self.action_spec.to_json(),
-        }
-        data = self._root.create_group("data")
+        for text in describe_unfinished(self.path):
+            self._say(text)
+        self.partial.parent.mkdir(parents=True, exist_ok=True)
+        self._root = zarr.open_group(self.partial, mode="w-", zarr_format=3)
+        self._describe(finished=False)
+        data, fields = self._root.create_group("data"), self.observation_spec.fields
+        options = {"keep_unfinished": self._keep_unfinished}
         self._columns: dict[str, _Column] = {
-            key: _PictureColumn(data, key, field.shape, self._jpeg) if field.is_picture else _Column(data, key)
-            for key, field in self.observation_spec.fields.items()
+            key: _PictureColumn(data, key, field.shape, jpeg=self._jpeg, **options)
+            if field.is_picture
+            else _Column(data, key, field.shape, **options)
+            for key, field in fields.items()
         }
-        self._columns[ACTION] = _Column(data, ACTION)
+        self._columns[ACTION] = _Column(data, ACTION, (self.action_spec.size,), **options)
+        self._ends = self._root.create_array("meta/episode_ends", shape=(0,), dtype=np.int64, chunks=(CHUNK_FRAMES,))
         return self
 
     def add_episode(self, observations: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
         """Append one episode of T frames: observations {key: (T, …)}, actions (T, D); action k follows observation k.
 
-        Raises DatasetError where keys, lengths or shapes are not those of the specs, or pictures are not uint8.
+        Pictures are kept as uint8 and all other values as float32, whatever their type: float64 is rounded, false and true
+        become 0 and 1. The arrays may be used again afterwards. Raises DatasetError where keys, lengths or shapes are not
+        those of the specs, pictures are not uint8, or a value is not finite or none that float32 can hold; such an episode
+        is left out and the next may be added.
         """
+        self._check_shapes(observations, actions)
+        episode = {
+            key: np.asarray(values) if key in self.observation_spec.pictures else self._as_float32(key, values)
+            for key, values in (*observations.items(), (ACTION, actions))
+        }
+        start = self._episode_ends[-1] if self._episode_ends else 0
+        for key, values in episode.items():
+            self._columns[key].add(start, values)
+        if self._keep_unfinished:
+            self._ends.resize((self.episodes + 1,))
+            self._ends[self.episodes] = start + len(actions)  # from here on the episode counts
+        self._episode_ends.append(start + len(actions))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and not self._episode_ends:
+                raise DatasetError(f"nothing was recorded, so {self.path} was not written")
+            if kind is None:
+                self._finish()
+        finally:
+            if self.partial.exists():
+                self._leave_unfinished()
+
+    def _describe(self, *, finished: bool) -> None:
+        self._root.attrs[ATTRIBUTE] = {
+            "format_version": FORMAT_VERSION,
+            "observation_spec": self.observation_spec.to_json(),
+            "action_spec": self.action_spec.to_json(),
+            "finished": finished,
+        }
+
+    def _finish(self) -> None:
+        for column in self._columns.values():
+            column.finish()
+        self._ends.resize((self.episodes,))
+        self._ends[:] = np.asarray(self._episode_ends)
+        self._describe(finished=True)
+        _sync(self.partial)
+        try:
+            self.partial.rename(self.path)
+        except OSError as error:
+            if not self.path.exists():
+                raise
+            raise DatasetError(
+                f"{self.path} exists by now, and recordings are never overwritten; choose another path"
+            ) from error
+        _sync_one(self.path.parent)
+
+    def _leave_unfinished(self) -> None:
+        if self._keep_unfinished and self._episode_ends:
+            self._say(
+                f"{self.episodes} finished episodes are kept in {self.partial}: it opens as a data set, and may be renamed"
+            )
+        else:
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _check_shapes(self, observations: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
         length = len(actions)
         for key, field in self.observation_spec.pictures.items():
             if key in observations:
@@ -82,61 +163,71 @@ class StoreWriter:
             raise DatasetError(f"an episode of {length} actions needs observations {expected} a frame, but got {got}")
         if np.shape(actions) != (length, self.action_spec.size):
             raise DatasetError(f"actions must be (T, {self.action_spec.size}), but are {np.shape(actions)}")
-        for key, values in (*observations.items(), (ACTION, actions)):
-            self._columns[key].add(np.asarray(values))
-        self._episode_ends.append(length + (self._episode_ends[-1] if self._episode_ends else 0))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is None and self._episode_ends:
-            for column in self._columns.values():
-                column.finish()
-            ends = np.asarray(self._episode_ends, dtype=np.int64)
-            self._root.create_array("meta/episode_ends", data=ends)
-            self._partial.rename(self.path)
-            return
-        shutil.rmtree(self._partial, ignore_errors=True)
-        if kind is None:
-            raise DatasetError(f"nothing was recorded, so {self.path} was not written")
+    def _as_float32(self, key: str, values: np.ndarray) -> np.ndarray:
+        """A copy of values (T, …). Raises DatasetError that names key, episode and frame of one that cannot be kept."""
+        given = np.asarray(values)
+        if given.dtype.kind not in "biuf":
+            raise DatasetError(f"{key!r} needs numbers, but got {given.dtype}")
+        with np.errstate(over="ignore"):
+            kept = given.astype(np.float32)
+        is_large = (given.dtype.kind in "iu") & ((given > EXACT_INTEGERS) | (given < -EXACT_INTEGERS))
+        for is_bad, what in (
+            (~np.isfinite(given), "NaN or infinity"),
+            (~np.isfinite(kept), "a value beyond what float32 holds"),
+            (is_large, f"whole numbers beyond {EXACT_INTEGERS}, which float32 does not hold exactly"),
+        ):
+            if is_bad.any():
+                frame = int(np.argmax(is_bad.reshape(len(given), -1).any(axis=1)))
+                raise DatasetError(
+                    f"{key!r} holds {what}, first in episode {self.episodes}, frame {frame}; repair the values, or leave the "
+                    "episode out"
+                )
+        return kept
 
 
 class _Column:
-    """One array that grows by whole files, so that none is written twice."""
+    """One array that grows by episodes.
 
-    def __init__(self, data: zarr.Group, key: str) -> None:
-        self._data, self._key = data, key
-        self._file_frames = CHUNK_FRAMES
-        self._array: zarr.Array[Any] | None = None
+    keep_unfinished: write each episode at once; otherwise rows wait until they fill a file, so that none is written twice.
+    """
+
+    def __init__(self, data: zarr.Group, key: str, shape: tuple[int, ...], *, keep_unfinished: bool) -> None:
+        self._file_frames = self._frames_a_file(shape)
+        self._array = self._create(data, key, shape)
+        self._waits = not keep_unfinished
         self._waiting: list[np.ndarray] = []
 
-    def add(self, values: np.ndarray) -> None:
-        """Append values (T, …)."""
-        self._waiting.append(values)
+    def add(self, start: int, values: np.ndarray) -> None:
+        """Take values (T, …) for the rows from ``start`` on, all before which were taken; what was there is replaced."""
+        if not self._waits:
+            self._write(start, values)
+            return
+        self._waiting.append(values.copy())
         frames = sum(map(len, self._waiting))
         if frames >= self._file_frames:
-            values = np.concatenate(self._waiting)
-            whole = frames - frames % self._file_frames
-            self._write(values[:whole])
-            self._waiting = [values[whole:].copy()] if whole < frames else []
+            rows, whole = np.concatenate(self._waiting), frames - frames % self._file_frames
+            self._write(start + len(values) - frames, rows[:whole])
+            self._waiting = [rows[whole:].copy()]
 
     def finish(self) -> None:
-        """Write what is left."""
+        """Write what is waiting."""
         if self._waiting:
-            self._write(np.concatenate(self._waiting))
+            self._write(self._array.shape[0], np.concatenate(self._waiting))
 
-    def _write(self, values: np.ndarray) -> None:
-        values = values if values.dtype in (np.uint8, np.bool_) else values.astype(np.float32)
-        if self._array is None:
-            self._array = self._create(values)
-        self._array.append(values)
+    def _write(self, start: int, values: np.ndarray) -> None:
+        self._array.resize((start + len(values), *values.shape[1:]))
+        self._array[start:] = values
 
-    def _create(self, values: np.ndarray) -> zarr.Array[Any]:
-        return self._data.create_array(
-            self._key,
-            shape=(0, *values.shape[1:]),
-            dtype=values.dtype,
-            chunks=(self._file_frames, *values.shape[1:]),
+    def _frames_a_file(self, shape: tuple[int, ...]) -> int:
+        return CHUNK_FRAMES
+
+    def _create(self, data: zarr.Group, key: str, shape: tuple[int, ...]) -> zarr.Array[Any]:
+        return data.create_array(
+            key,
+            shape=(0, *shape),
+            dtype=np.float32,
+            chunks=(self._file_frames, *shape),
             config={"write_empty_chunks": True},  # so that a missing chunk always means damage
         )
 
@@ -144,19 +235,23 @@ class _Column:
 class _PictureColumn(_Column):
     """Pictures: chunks of a few frames, or one JPEG each, many to a file; all carry a checksum."""
 
-    def __init__(self, data: zarr.Group, key: str, shape: tuple[int, ...], jpeg: JpegCodec | None) -> None:
-        super().__init__(data, key)
+    def __init__(
+        self, data: zarr.Group, key: str, shape: tuple[int, ...], *, jpeg: JpegCodec | None, keep_unfinished: bool
+    ) -> None:
         self._jpeg = jpeg
-        fitting = SHARD_BYTES // prod(shape) // PICTURE_CHUNK_FRAMES * PICTURE_CHUNK_FRAMES
-        self._file_frames = max(PICTURE_CHUNK_FRAMES, min(SHARD_FRAMES, fitting))
+        super().__init__(data, key, shape, keep_unfinished=keep_unfinished)
 
-    def _create(self, values: np.ndarray) -> zarr.Array[Any]:
-        return self._data.create_array(
-            self._key,
-            shape=(0, *values.shape[1:]),
-            dtype=values.dtype,
-            shards=(self._file_frames, *values.shape[1:]),
-            chunks=(PICTURE_CHUNK_FRAMES if self._jpeg is None else 1, *values.shape[1:]),
+    def _frames_a_file(self, shape: tuple[int, ...]) -> int:
+        fitting = SHARD_BYTES // prod(shape) // PICTURE_CHUNK_FRAMES * PICTURE_CHUNK_FRAMES
+        return max(PICTURE_CHUNK_FRAMES, min(SHARD_FRAMES, fitting))
+
+    def _create(self, data: zarr.Group, key: str, shape: tuple[int, ...]) -> zarr.Array[Any]:
+        return data.create_array(
+            key,
+            shape=(0, *shape),
+            dtype=np.uint8,
+            shards=(self._file_frames, *shape),
+            chunks=(PICTURE_CHUNK_FRAMES if self._jpeg is None else 1, *shape),
             serializer="auto" if self._jpeg is None else self._jpeg,
             compressors=ZstdCodec(level=1, checksum=True) if self._jpeg is None else Crc32cCodec(),
             config={"write_empty_chunks": True},
@@ -170,3 +265,21 @@ def _require_picture(key: str, field: ObservationField, values: np.ndarray, leng
             f"{key!r} needs pictures, uint8 {(length, *field.shape)} (frames, height, width, RGB) from 0 to 255, but got "
             f"{got.dtype} {got.shape}"
         )
+
+
+def _sync(folder: Path) -> None:
+    """Wait until a folder and all in it are on the disk."""
+    for path in (*folder.rglob("*"), folder):
+        _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _ignore(_: str) -> None:
+    pass

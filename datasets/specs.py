@@ -7,7 +7,7 @@ both sides, because a silent mismatch (another unit, another rotation convention
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import prod
 from typing import Any, Literal
 
@@ -159,7 +159,7 @@ def require_same_actions(expected: ActionSpec, got: ActionSpec, *, expected_by: 
     for one, other in zip(expected.dimensions, got.dimensions, strict=True):
         if one != other:
             raise SpecMismatchError(
-                f"action dimension {one.name!r} differs: {expected_by} says {one}, but {got_from} says {other}"
+                f"action dimension {one.name!r} differs: {_difference(one, other, expected_by, got_from)}"
             )
     if expected.control_hz != got.control_hz:
         raise SpecMismatchError(
@@ -176,8 +176,18 @@ def require_observations(expected: ObservationSpec, got: ObservationSpec, *, exp
             )
         if got.fields[key] != wanted:
             raise SpecMismatchError(
-                f"observation {key!r} differs: {expected_by} says {wanted}, but {got_from} says {got.fields[key]}"
+                f"observation {key!r} differs: {_difference(wanted, got.fields[key], expected_by, got_from)}"
             )
+
+
+def _difference(expected: Any, got: Any, expected_by: str, got_from: str) -> str:
+    """The first field in which two descriptions of one thing differ; of fields with an entry a dimension, the entry."""
+    name = next(f.name for f in fields(expected) if f.compare and getattr(expected, f.name) != getattr(got, f.name))
+    one, other = getattr(expected, name), getattr(got, name)
+    if isinstance(one, tuple) and len(one) == len(other) > 1 and name != "shape":
+        place = next(place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+        name, one, other = f"{name}[{place}]", one[place], other[place]
+    return f"{expected_by} says {name}={one!r}, but {got_from} says {name}={other!r}"
 
 
 def _names(spec: ActionSpec) -> list[str]:

@@ -6,9 +6,11 @@ format 2 and 3 are read. Our own stores add the observation and action specifica
 
 from __future__ import annotations
 
+import glob
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +27,7 @@ from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 
 ATTRIBUTE = "flowchunk"
 ACTION = "action"
+PARTIAL = ".partial"  # what the name of a recording ends with until it is finished
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Store:
         """
         path = Path(path).expanduser()
         if not path.exists():
-            raise DatasetError(f"no data set at {path}: the path does not exist; check dataset.path")
+            what_there_is = "; ".join(describe_unfinished(path)) or "the path does not exist; check dataset.path"
+            raise DatasetError(f"no data set at {path}: {what_there_is}")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ZarrUserWarning)
@@ -68,7 +72,8 @@ class Store:
     @cached_property
     def episode_ends(self) -> np.ndarray:
         """(E,) whole numbers: episode i holds the frames ``episode_ends[i - 1] … episode_ends[i] - 1``."""
-        return _read(self.path, "meta/episode_ends", self.root["meta/episode_ends"], slice(None)).astype(np.int64)
+        ends = _read(self.path, "meta/episode_ends", self.root["meta/episode_ends"], slice(None)).astype(np.int64)
+        return ends if self.is_finished else ends[ends > 0]  # the last is 0 where a recording was killed as it wrote it
 
     @property
     def episode_starts(self) -> np.ndarray:
@@ -113,6 +118,11 @@ class Store:
         """The stored specification; None in stores that are not ours."""
         attributes = self._attributes
         return ActionSpec.from_json(attributes["action_spec"]) if attributes else None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the recording ended well; the arrays of others may hold a part of one more episode."""
+        return self._attributes is None or bool(self._attributes.get("finished", True))
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of one frame of ``key``."""
@@ -185,7 +195,7 @@ class Store:
     def _require_all_files(self, array: zarr.Array[Any]) -> None:
         if array.basename in self._checked or not self._was_written_whole(array):
             return
-        if missing := missing_files(array, self._folder(array)):
+        if missing := missing_files(array, self._folder(array), self.frames):
             raise DatasetError(
                 f"data/{array.basename} in {self.path} is incomplete: {len(missing)} of {count_files(array)} chunk files "
                 "are missing; copy the data set again"
@@ -222,11 +232,25 @@ class Store:
                 f"meta/episode_ends in {self.path} must increase from above 0, but entry {worst} is {ends[worst]} after "
                 f"{ends[worst - 1] if worst else 0}; rebuild it from the episodes' lengths"
             )
-        if ACTION in self.arrays and (rows := self.arrays[ACTION].shape[0]) != self.frames:
+        rows = self.arrays[ACTION].shape[0] if ACTION in self.arrays else self.frames
+        if rows < self.frames or (rows > self.frames and self.is_finished):
             raise DatasetError(
                 f"{self.path} does not add up: meta/episode_ends says {self.frames} frames, but data/action has {rows}; "
                 "one of the two is truncated"
             )
+
+
+def describe_unfinished(path: Path) -> list[str]:
+    """What is to be said of recordings for this path that were broken off, or that go on, one sentence each."""
+    sentences = []
+    for folder in sorted(path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL}")):
+        with suppress(DatasetError):  # broken off before the first episode was finished
+            episodes = len(Store.open(folder).episode_ends)
+            sentences.append(
+                f"{folder} holds {episodes} finished episodes of a recording for {path.name} that was broken off or goes on; "
+                "it opens as a data set, and may be renamed once nothing writes to it"
+            )
+    return sentences
 
 
 _EXPECTED = "expected a zarr folder with data/action, other arrays beside it, and meta/episode_ends"

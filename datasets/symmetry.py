@@ -17,16 +17,17 @@ from flowchunk.datasets.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Mirror:
-    """One key's image: ``sign · x[order] + offset`` over its dimensions (..., D), in the key's units."""
+    """One key's image: ``sign · x[order] + offset`` over its D dimensions, in flattened (C) order and the key's units."""
 
     order: tuple[int, ...]
     sign: tuple[float, ...]
     offset: tuple[float, ...]
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """The image of values (N, D), in their type."""
-        image = values[:, list(self.order)] * np.asarray(self.sign) + np.asarray(self.offset)
-        return image.astype(values.dtype)
+        """The image of values (N, …) of D dimensions each, in their shape and type."""
+        rows = values.reshape(len(values), len(self.order))
+        image = rows[:, list(self.order)] * np.asarray(self.sign) + np.asarray(self.offset)
+        return image.reshape(values.shape).astype(values.dtype)
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,6 @@ class PictureMirror:
     transpose: bool = False
     flip_rows: bool = False
     flip_columns: bool = False
-
-    def places(self, height: int, width: int) -> np.ndarray:
-        """For every pixel of the image of a picture, row after row, the number of the pixel it shows, (height · width,)."""
-        numbers = np.arange(height * width).reshape(height, width)
-        numbers = numbers.T if self.transpose else numbers
-        numbers = numbers[::-1] if self.flip_rows else numbers
-        return (numbers[:, ::-1] if self.flip_columns else numbers).ravel()
 
 
 PICTURE_MIRRORS = {
@@ -94,7 +88,7 @@ class Symmetry:
         return cls(mirrors, {key: _picture_mirror(key, options[key], shape) for key, shape in shapes.items()})
 
     def both(self, key: str, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """Each block (N, D) of a key and its image."""
+        """Each block (N, …) of a key and its image."""
         for block in blocks:
             yield block
             yield self.mirrors[key](block)

@@ -1,23 +1,28 @@
 """Training windows: for every frame k, the observations up to it and the actions from it.
 
 ``observation[-1]`` and ``action[0]`` share frame k: action k is commanded after observation k was read. (Diffusion Policy
-starts its chunk at the first observation.) At an episode's start the first observation is repeated; at its end the last
-action is held, and ``mask`` tells the held ones. Pictures stay where the frame cache keeps them; a batch gathers its own.
+starts its chunk at the first observation.) At an episode's start the first observation is repeated; behind its end the last
+action is held, or, where a dimension is a step from the target before, there is no motion; ``mask`` tells which those are.
+Pictures stay where the frame cache keeps them; a batch gathers its own.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowchunk.datasets.frame_cache import FrameCacheOptions, Frames, Say, load_frames
+from flowchunk.datasets.frame_cache import DeviceMemory, FrameCacheOptions, Frames, Say, Write, load_frames
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.datasets.store import ACTION, Store
 from flowchunk.datasets.symmetry import PictureMirror, Symmetry
+
+IDENTITY_6D = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # no turn, as ``rotation_6d_from_matrix`` writes it
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Pictures:
         pictures = tensor.index_select(0, wanted % len(tensor))
         if mirror is not None:
             images = (wanted >= len(tensor)).nonzero().flatten()
-            pictures.index_copy_(0, images, _image(pictures.index_select(0, images), mirror))
+            pictures.index_copy_(0, images, mirrored(pictures.index_select(0, images), mirror))
         self.frames.release_pages()
         pictures = pictures.view(*rows.shape, *tensor.shape[1:])
         if rows.is_cuda and not pictures.is_cuda:
@@ -56,7 +61,7 @@ class Windows:
 
     observations: {key: (N, …)}, actions: (N, D), both over all frames. frames: (W,) the current frame k of each window;
     first, last: (W,) the first and last frame of its episode. pictures: those of the specification, and mirrors: their
-    images, for frames from N on.
+    images, for frames from N on. rest: (D,) what stands behind an episode's end, NaN or None where the last action is held.
     """
 
     observations: Mapping[str, Tensor]
@@ -68,6 +73,7 @@ class Windows:
     horizon: int
     pictures: Pictures | None = None
     mirrors: Mapping[str, PictureMirror] = field(default_factory=dict)
+    rest: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -91,7 +97,10 @@ class Windows:
         if self.pictures is not None:
             for key in self.pictures.tensors:
                 batch[f"observation.{key}"] = self.pictures.read(key, seen, self.mirrors.get(key))
-        return {**batch, "action": self.actions[torch.minimum(k + future, last)], "mask": k + future <= last}
+        mask, actions = k + future <= last, self.actions[torch.minimum(k + future, last)]
+        if self.rest is not None:
+            actions = torch.where(mask[..., None] | self.rest.isnan(), actions, self.rest)
+        return {**batch, "action": actions, "mask": mask}
 
 
 def load_pictures(
@@ -108,12 +117,18 @@ def load_pictures(
     """
     if not observation_spec.pictures:
         return None
-    free = torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else None
-    frames = load_frames(store, observation_spec.pictures, options, device_free=free, say=say)
-    tensors = {key: torch.from_numpy(array) for key, array in frames.arrays.items()}
-    if frames.place == "device":
-        tensors = {key: tensor.to(device) for key, tensor in tensors.items()}
-        frames = replace(frames, arrays={})
+    tensors: dict[str, Tensor] = {}
+
+    def allocate(key: str, shape: tuple[int, ...]) -> Write:
+        tensor = tensors[key] = torch.empty(shape, dtype=torch.uint8, device=device)
+        return lambda start, block: tensor[start : start + len(block)].copy_(torch.from_numpy(block))
+
+    is_gpu = torch.device(device).type == "cuda"
+    memory = DeviceMemory(torch.cuda.mem_get_info(device)[0], allocate) if is_gpu else None
+    frames = load_frames(store, observation_spec.pictures, options, device=memory, say=say)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # these tensors are only read
+        tensors |= {key: torch.from_numpy(array) for key, array in frames.arrays.items()}
     return Pictures(tensors, frames)
 
 
@@ -155,7 +170,15 @@ def load_windows(
         horizon=horizon,
         pictures=pictures,
         mirrors={} if symmetry is None else symmetry.pictures,
+        rest=_rest(action_spec, device),
     )
+
+
+def mirrored(pictures: Tensor, mirror: PictureMirror) -> Tensor:
+    """The images of pictures (B, H, W, …) in the mirror."""
+    pictures = pictures.transpose(1, 2) if mirror.transpose else pictures
+    pictures = pictures.flip([1] * mirror.flip_rows + [2] * mirror.flip_columns)
+    return pictures.contiguous()  # copying them to where they belong is slow otherwise
 
 
 def held_bytes(*windows: Windows) -> int:
@@ -184,6 +207,17 @@ def _read_float32(store: Store, key: str, symmetry: Symmetry | None) -> Tensor:
     return torch.as_tensor(rows)
 
 
+def _rest(action_spec: ActionSpec, device: torch.device | str) -> Tensor | None:
+    """(D,) no motion for each dimension that is a step from the target before, NaN for the others; None without steps."""
+    rest, sixth = [], 0
+    for dimension in action_spec.dimensions:
+        is_step = dimension.reference == "delta"
+        is_rotation = is_step and dimension.rotation == "rotation_6d"
+        rest.append(IDENTITY_6D[sixth] if is_rotation else 0.0 if is_step else math.nan)
+        sixth = (sixth + 1) % len(IDENTITY_6D) if is_rotation else 0
+    return None if all(map(math.isnan, rest)) else torch.tensor(rest, device=device)
+
+
 def _cut(store: Store, episodes: np.ndarray, symmetry: Symmetry | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First frame of the episode, current frame, last frame of the episode, of every window, (W,) each."""
     lengths, starts = store.episode_lengths[episodes], store.episode_starts[episodes]
@@ -193,10 +227,3 @@ def _cut(store: Store, episodes: np.ndarray, symmetry: Symmetry | None) -> tuple
     if symmetry is not None:  # the images stand behind all recorded frames
         first, frames, last = (np.concatenate([rows, rows + store.frames]) for rows in (first, frames, last))
     return first, frames, last
-
-
-def _image(pictures: Tensor, mirror: PictureMirror) -> Tensor:
-    """Pictures (B, H, W, 3) in the mirror."""
-    _, height, width, _ = pictures.shape
-    places = torch.as_tensor(mirror.places(height, width), device=pictures.device)
-    return pictures.flatten(1, 2).index_select(1, places).view_as(pictures)

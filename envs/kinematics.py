@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import mujoco
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from flowchunk.datasets.errors import SimulationError
+from flowchunk.envs.mujoco_import import mujoco
 
 _DAMPING = 0.02
 _LONGEST_STEP = 0.5  # rad, of any joint in one iteration: the linearisation is worthless beyond
@@ -49,8 +51,11 @@ class Kinematics:
         """Joint positions (J,) in radians, within the joints' ranges, that bring the site to ``target``.
 
         start: (J,), where the search begins; of many solutions the nearest is found. A target out of reach gives the
-        joint positions of the last iteration, close to it.
+        joint positions of the last iteration, which may lie centimetres from the nearest that can be reached. Raises
+        SimulationError for a target or start that is not finite.
         """
+        if not all(np.isfinite(values).all() for values in (target.position, target.rotation, start)):
+            raise SimulationError(f"expected a finite pose to reach and a finite start, got {target} from {start!r}")
         joints = np.clip(np.asarray(start, dtype=np.float64), self._low, self._high)
         for _ in range(max_iterations):
             error = _pose_error(self.forward(joints), target)

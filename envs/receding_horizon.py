@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict
 
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
+from flowchunk.envs.contract import with_outcome
 
 Observation = dict[str, np.ndarray]
 Step = tuple[Observation, float, bool, bool, dict[str, Any]]
@@ -26,6 +27,9 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
     the last step's, with ``steps``, the environment steps since the reset. ``reset(options={"idle": True})`` lets it
     wait: until the next reset a chunk does nothing, so that in a vector of environments one without an episode costs
     nothing.
+
+    ``score`` and ``is_success`` in ``info`` become a float and a bool, as ``contract.with_outcome`` says. Raises
+    ConfigurationError for sizes that make no sense, and for spaces other than Dict and Box.
     """
 
     n_action_steps: int
@@ -46,17 +50,18 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
                 f"n_action_steps={n_action_steps}, horizon={horizon}, observation_steps={observation_steps}: "
                 "expected 1 <= n_action_steps <= horizon and 1 <= observation_steps"
             )
-        space = env.action_space
-        assert isinstance(space, Box)
+        space, observations = env.action_space, env.observation_space
+        if not isinstance(space, Box) or not isinstance(observations, Dict):
+            raise ConfigurationError(
+                f"expected an environment with Dict observations and Box actions, but {env} has {observations} and "
+                f"{space}; wrap it so that it has (gymnasium.ObservationWrapper, gymnasium.ActionWrapper)"
+            )
         self.action_space = Box(
             np.broadcast_to(space.low, (horizon, *space.shape)),
             np.broadcast_to(space.high, (horizon, *space.shape)),
             dtype=space.dtype.type,
         )
-        assert isinstance(env.observation_space, Dict)
-        self.observation_space = Dict(
-            {key: _stacked(box, observation_steps) for key, box in env.observation_space.items()}
-        )
+        self.observation_space = Dict({key: _stacked(box, observation_steps) for key, box in observations.items()})
         self.n_action_steps = n_action_steps
         self._history: deque[Observation] = deque(maxlen=observation_steps)
         self._steps = 0
@@ -65,11 +70,17 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode, its history the first observation repeated; or wait, with ``options={"idle": True}``."""
-        self._idle = bool(options and options.get("idle"))
+        """Start an episode, its history the first observation repeated; or wait, with ``options={"idle": True}``.
+
+        The other options are the environment's. Raises SimulationError for waiting before a first episode.
+        """
+        options = dict(options or {})
+        self._idle = bool(options.pop("idle", False))
         if self._idle:
+            if not self._history:
+                raise SimulationError("an environment can wait once it has had an episode; reset it without idle first")
             return self._observation(), {"steps": self._steps}
-        observation, info = self.env.reset(seed=seed, options=options)
+        observation, info = self.env.reset(seed=seed, options=options or None)
         self._history.extend([observation] * (self._history.maxlen or 1))
         self._steps = 0
         return self._observation(), {**info, "steps": 0}
@@ -88,7 +99,7 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
             total += float(reward)
             if terminated or truncated:
                 break
-        return self._observation(), total, terminated, truncated, {**info, "steps": self._steps}
+        return self._observation(), total, terminated, truncated, {**with_outcome(info), "steps": self._steps}
 
     def _observation(self) -> Observation:
         return {key: np.stack([frame[key] for frame in self._history]) for key in self._history[-1]}

@@ -15,12 +15,12 @@ import threading
 from collections.abc import Hashable
 from typing import Any, ClassVar
 
-import mujoco
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flowchunk.datasets.errors import SimulationError
 from flowchunk.envs.loading_order import load_triton_before_mesa
+from flowchunk.envs.mujoco_import import mujoco
 
 _LIBRARIES = {"egl": ("libEGL.so.1",), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6")}
 _NATIVE = {"darwin": "cgl", "win32": "glfw"}
@@ -37,6 +37,7 @@ _WHAT_TO_DO = (
     "install `libegl1 libgl1` (EGL) or `libosmesa6` (slower, no driver needed), both Debian packages, and leave the "
     "variable MUJOCO_GL unset, or work without pictures (render_mode=None, observation='state')"
 )
+_NEAREST = 0.01  # m in front of a camera, where pixels still mean something
 
 
 def choose_backend() -> str | None:
@@ -100,13 +101,17 @@ class _Canvas:
     """An OpenGL context that holds what drawing a model needs, for all renderers of equal models in one thread.
 
     A context of its own costs each environment 0.1 s and 12 MB, and drawing in turn slows all of them by a quarter.
+    OpenGL does not survive a fork: in a forked child the driver waits for threads that only the parent has.
     """
 
     _open: ClassVar[dict[Hashable, _Canvas]] = {}
+    _process: ClassVar[int | None] = None
+    """The process that opened the first context."""
 
     def __init__(self, model: mujoco.MjModel, key: Hashable) -> None:
         self._key = key
         self._users = 0
+        _Canvas._process = os.getpid()
         self._gl: Any = _open_gl_context(model.vis.global_.offwidth, model.vis.global_.offheight)
         try:
             self._gl.make_current()
@@ -119,7 +124,11 @@ class _Canvas:
 
     @classmethod
     def shared_by(cls, model: mujoco.MjModel) -> _Canvas:
-        """This thread's canvas for models that equal ``model`` byte for byte, the pictures' size among them."""
+        """This thread's canvas for models that equal ``model`` byte for byte, the pictures' size among them.
+
+        Raises SimulationError in a process that was forked from one that had drawn.
+        """
+        cls._require_no_fork()
         content = np.empty(mujoco.mj_sizeModel(model), dtype=np.uint8)
         mujoco.mj_saveModel(model, None, content)
         key = (threading.get_ident(), content.tobytes())
@@ -129,22 +138,42 @@ class _Canvas:
         return canvas
 
     def make_current(self) -> mujoco.MjrContext:
-        """Let MuJoCo draw here."""
-        self._gl.make_current()
+        """Let MuJoCo draw here. Raises SimulationError in another thread or process than the one that opened it."""
+        self._require_no_fork()
+        try:
+            self._gl.make_current()
+        except Exception as error:  # PyOpenGL and the drivers raise whatever they like
+            raise SimulationError(
+                f"expected a free OpenGL context, got {error!r}; draw and close an environment in the thread that made it"
+            ) from error
         return self._context
 
     def give_back(self) -> None:
-        """One renderer less uses it."""
-        self._users -= 1
-        if self._users == 0:
+        """One renderer less uses it. Raises SimulationError, and changes nothing, where the last one cannot free it."""
+        if self._users == 1:
+            self._free()
             del self._open[self._key]
             atexit.unregister(self._free)
-            self._free()
+        self._users -= 1
 
     def _free(self) -> None:
-        self._gl.make_current()
+        if self._is_forked():
+            return  # it is the parent's
+        self.make_current()
         self._context.free()
         self._gl.free()
+
+    @classmethod
+    def _is_forked(cls) -> bool:
+        return cls._process not in (None, os.getpid())
+
+    @classmethod
+    def _require_no_fork(cls) -> None:
+        if cls._is_forked():
+            raise SimulationError(
+                "expected a process of its own to draw in, got one that was forked from another that had drawn; make "
+                "environments in spawned processes, as AsyncVectorEnv does with context='spawn'"
+            )
 
 
 def project_to_pixels(
@@ -152,11 +181,12 @@ def project_to_pixels(
 ) -> NDArray[np.float64]:
     """Where points of the world appear in a camera's picture (pinhole projection).
 
-    points: (N, 3) in metres, in front of the camera. Returns (N, 2) in pixels, x to the right and y down from the top
-    left corner; points out of the picture have pixels out of it.
+    points: (N, 3) in metres. Returns (N, 2) in pixels, x to the right and y down from the top left corner; points out
+    of the picture have pixels out of it, and points that are not in front of the camera NaN.
     """
     view = data.camera(camera)
     right, up, back = ((np.asarray(points) - view.xpos) @ view.xmat.reshape(3, 3)).T
+    back = np.where(back < -_NEAREST, back, np.nan)
     focal_length = 0.5 * height / np.tan(0.5 * np.deg2rad(model.camera(camera).fovy[0]))
     return np.stack([0.5 * width - focal_length * right / back, 0.5 * height + focal_length * up / back], axis=-1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.specs import ObservationSpec
+from flowchunk.envs.contract import observation_spec_of, require_outcome
 from flowchunk.envs.receding_horizon import RecedingHorizon
 from flowchunk.envs.video import Film
 
@@ -87,7 +88,8 @@ def rollout(
     """Run ``episodes`` episodes; episode i is reset with ``seed + i`` and its noise depends on that seed alone.
 
     num_envs: environments side by side. workers: a process for each (pays where a step costs much more than a
-    message). advance: called with the number of finished episodes after every round.
+    message). advance: called with the number of finished episodes after every round. Raises SimulationError where an
+    episode ends without ``score`` and ``is_success`` in its info.
     """
     num_envs = min(num_envs, episodes)
     environments = _vector_env(make_env, execution, num_envs, workers=workers)
@@ -112,8 +114,10 @@ def record_episode(
     nfe: int | None = None,
     samples: int = 8,
     observation_spec: ObservationSpec | None = None,
-) -> list[np.ndarray]:
-    """Run the episode of this seed once more and return a picture (height, width, 3) of every step, chunks drawn in.
+) -> Iterator[np.ndarray]:
+    """Run the episode of this seed once more and give a picture (height, width, 3) of every step, chunks drawn in.
+
+    The pictures come as the episode runs, so that a long one need not be held in memory.
 
     samples: chunks predicted for each observation, so that what else the policy might have done is seen too; the first,
     with the noise that ``rollout`` draws, is executed. observation_spec: the policy's; its pictures are shown with their
@@ -121,11 +125,24 @@ def record_episode(
     """
     if samples < 1:
         raise ConfigurationError(f"samples={samples} must be at least 1: the first is executed")
+    return _film(policy, make_env, execution, seed=seed, nfe=nfe, samples=samples, observation_spec=observation_spec)
+
+
+def _film(
+    policy: Policy,
+    make_env: Callable[[], gymnasium.Env[Any, Any]],
+    execution: ChunkExecution,
+    *,
+    seed: int,
+    nfe: int | None,
+    samples: int,
+    observation_spec: ObservationSpec | None,
+) -> Iterator[np.ndarray]:
+    """The pictures of ``record_episode``, whose arguments were looked at before the first is asked for."""
     scene = make_env()
-    spec: ObservationSpec = observation_spec or scene.get_wrapper_attr("observation_spec")
-    film = Film(scene, pictures=spec.pictures)
-    env = _receding(film, execution)
     try:
+        film = Film(scene, pictures=(observation_spec or observation_spec_of(scene)).pictures)
+        env = _receding(film, execution)
         observation, _ = env.reset(seed=seed)
         over, rounds = False, 0
         while not over:
@@ -133,9 +150,9 @@ def record_episode(
             film.chunks = policy.predict_chunk(batch, nfe=nfe, seed=noise_seeds(seed, rounds, samples))
             observation, _, terminated, truncated, _ = env.step(film.chunks[0])
             over, rounds = terminated or truncated, rounds + 1
-        return film.frames
+            yield from film.take_frames()
     finally:
-        env.close()
+        scene.close()
 
 
 def noise_seed(episode_seed: int, rounds: int) -> int:
@@ -175,7 +192,8 @@ def _run(
         if not done:
             continue
         for slot in done:
-            outcome[episode_of[slot]] = {key: values[slot] for key, values in info.items() if not key.startswith("_")}
+            outcome[episode_of[slot]] = _info_of(info, int(slot))
+            require_outcome(outcome[episode_of[slot]])
             episode_of[slot], rounds[slot] = (begun if begun < episodes else -1), 0
             begun += 1
         finished += len(done)
@@ -188,6 +206,15 @@ def _run(
                 ]
                 observation, _ = environments.reset(seed=seeds_or_none, options={"reset_mask": mask, **options})
     return outcome
+
+
+def _info_of(info: Mapping[str, Any], slot: int) -> dict[str, Any]:
+    """What one environment of a vector of them reported."""
+    return {
+        key: _info_of(values, slot) if isinstance(values, dict) else values[slot]
+        for key, values in info.items()
+        if not key.startswith("_") and info[f"_{key}"][slot]
+    }
 
 
 def _vector_env(

@@ -25,6 +25,7 @@ from flowchunk.datasets.errors import CheckpointError
 
 FORMAT_VERSION = 1
 DESCRIPTION = "checkpoint.json"
+READ_TRIES = 5
 SHARD_BYTES = 15 * 2**20 - 2**16  # room for the header
 
 
@@ -61,9 +62,34 @@ def write_checkpoint(
 def read_checkpoint(path: str | Path, *, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The description and the weights at ``path``, a checkpoint or a run directory.
 
-    Raises CheckpointError where nothing is there, a file is missing or damaged, or the format is newer than this code.
+    A checkpoint that training replaces meanwhile is read anew, so both are of one moment. Raises CheckpointError where
+    nothing is there, a file is missing or damaged, or the format is newer than this code.
     """
-    directory = find_checkpoint(path)
+    for is_last_try in (False,) * (READ_TRIES - 1) + (True,):
+        seen = None
+        try:
+            directory = find_checkpoint(path)
+            seen = _identity(directory)
+            content = _read(directory, kind=kind)
+        except CheckpointError:
+            if is_last_try or (seen is not None and seen == _identity(directory)):
+                raise
+            continue
+        if seen == _identity(directory):
+            return content
+    raise CheckpointError(f"{path} was replaced {READ_TRIES} times while it was read; try again")
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    """What changes when another checkpoint takes this name."""
+    try:
+        found = (directory / DESCRIPTION).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read(directory: Path, *, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     description = read_json(directory / DESCRIPTION)
     found = description.get("format_version")
     if not isinstance(found, int) or found > FORMAT_VERSION:
@@ -125,6 +151,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def replace_text(file: Path, text: str) -> None:
+    """Write a text file whole or not at all: under another name, flushed to disk, then renamed."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text)
+    _flush_to_disk(partial)
+    partial.replace(file)
+
+
 def save_tensors(
     directory: Path, name: str, tensors: Mapping[str, Tensor], *, sharded: bool = False
 ) -> dict[str, list[str]]:
@@ -147,11 +181,13 @@ def load_tensors(directory: Path, files: Mapping[str, list[str]]) -> dict[str, T
     """Read back what ``save_tensors`` wrote. Raises CheckpointError for a missing or damaged file."""
     pieces: dict[str, Tensor] = {}
     for file, names in files.items():
+        if Path(file).name != file:
+            raise CheckpointError(f"{directory} names the file {file!r}, outside of its folder; do not trust it")
         if not (directory / file).is_file():
             raise CheckpointError(f"{directory} is incomplete: {file} is missing; copy the whole directory again")
         try:
             pieces |= load_file(directory / file)
-        except (OSError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{directory / file} is damaged ({error}); copy it again") from error
         if missing := set(names) - pieces.keys():
             raise CheckpointError(f"{directory / file} lacks {sorted(missing)}; copy it again")

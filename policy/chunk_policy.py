@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError, SpecMismatchError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.policy.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
+from flowchunk.policy.diffusers_sampling import DIFFUSERS_SOLVERS
 from flowchunk.policy.encoders.observation import ObservationEncoder
 from flowchunk.policy.flow import prefix_mask
 from flowchunk.policy.networks import NETWORKS
@@ -39,7 +41,8 @@ class PolicyConfig:
     that the network predicts it relative to, or None; policies take and give absolute actions all the same. vision,
     vision_options: the network that looks at pictures, see ``ObservationEncoder``. noise_draws: how many times each
     encoded observation is learned from, with noise and a time of their own (default: 4 with pictures, whose encoding
-    is what costs, else 1). objective, schedule, time_density, time_density_options, snr_cap, solver, eta: see
+    is what costs, else 1). noise_scale: what acting multiplies the starting noise by: below 1, chunks are more alike and
+    nearer to the mean one. objective, schedule, time_density, time_density_options, snr_cap, solver, eta: see
     ``make_objective``.
     """
 
@@ -61,6 +64,7 @@ class PolicyConfig:
     vision: str | None = None
     vision_options: Mapping[str, Any] = field(default_factory=dict)
     noise_draws: int | None = None
+    noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
         _require_known("network", self.network, NETWORKS)
@@ -76,11 +80,28 @@ class PolicyConfig:
             raise ConfigurationError(f"noise_draws={self.noise_draws} must be at least 1")
         if self.prefix_max and objective.valid_nfe is not None:
             raise ConfigurationError(f"prefix_max={self.prefix_max}: objective={self.objective} cannot take a prefix")
+        if self.prefix_max and objective.solver in DIFFUSERS_SOLVERS:
+            raise ConfigurationError(
+                f"prefix_max={self.prefix_max}: solver={objective.solver} cannot keep a prefix; use ddim or ancestral"
+            )
+        if self.noise_scale != 1 and objective.valid_nfe is not None:
+            raise ConfigurationError(
+                f"noise_scale={self.noise_scale}: objective={self.objective} does not start from noise; leave it out"
+            )
+        check_noise_scale(self.noise_scale)
 
     @property
     def draws_a_sample(self) -> int:
         """Noise draws for each encoded observation."""
         return self.noise_draws or (1 if self.vision is None else 4)
+
+
+def check_noise_scale(noise_scale: float) -> None:
+    """Raise ConfigurationError unless it is a finite number from 0 up."""
+    if not 0 <= noise_scale < math.inf:
+        raise ConfigurationError(
+            f"noise_scale={noise_scale} must be at least 0, and finite; 1 is the noise of training"
+        )
 
 
 class ChunkPolicy(nn.Module):
@@ -113,6 +134,8 @@ class ChunkPolicy(nn.Module):
             raise ConfigurationError(f"cannot make network {config.network!r}: {error}") from error
 
     # -- training -----------------------------------------------------------------------------------------------------
+
+    pair_noise = None  # chunks are conditioned: their noise is independent of them
 
     def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Everything random in one training step, a row a sample: noise (B, H, D), time (B,), prefix length (B,), …, and
@@ -174,23 +197,29 @@ class ChunkPolicy(nn.Module):
         nfe: int | None = None,
         seed: int | Sequence[int] = 0,
         prefix: np.ndarray | None = None,
+        noise_scale: float | None = None,
     ) -> np.ndarray:
         """Actions (B, H, D) in physical units for observations {key: (B, To, …)} in raw units.
 
         nfe: network evaluations, 4 by default. seed: of the noise; a sequence gives every row its own, so that a row
         does not depend on its neighbours. prefix: (B, d, D) actions already committed, for policies trained with them;
-        they come back unchanged. Raises ConfigurationError for an nfe or a prefix that this policy does not admit,
-        SpecMismatchError where the observation is not what the policy was trained on.
+        they come back unchanged. noise_scale: what the starting noise is multiplied by (default: the configuration's).
+        Raises ConfigurationError for an nfe, a prefix or a noise_scale that this policy does not admit, SpecMismatchError
+        where the observation is not what the policy was trained on, or not finite.
         """
         times = self.times(nfe)
+        if noise_scale is not None and noise_scale != self.config.noise_scale:
+            replace(self.config, noise_scale=noise_scale)  # refuses what does not fit
         tensors = self._observation_tensors(observation)
+        _require_finite(tensors, self.observation_spec)
         batch = len(next(iter(tensors.values())))
         device = self.normalizer.get_buffer("action_offset").device
         generators = seeded_rows(batch, seed)
         x_0 = draw_normal((batch, self.config.horizon, self.action_spec.size), generators).to(device)
+        x_0 = x_0 * (self.config.noise_scale if noise_scale is None else noise_scale)
         known = {} if prefix is None else {"prefix": self.to_network(self._prefix_tensor(prefix, batch), tensors)}
         x_1 = self.objective.generate(
-            self.network, x_0, times.to(device), condition=self.encode(tensors), generator=generators, **known
+            self.network, x_0, times, condition=self.encode(tensors), generator=generators, **known
         )
         chunk = self.from_network(x_1, tensors).cpu().numpy()
         if prefix is not None:
@@ -220,14 +249,16 @@ class ChunkPolicy(nn.Module):
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
 
-    def with_solver(self, solver: str) -> Self:
-        """This policy, acting with another solver. Raises ConfigurationError where it does not fit the objective."""
-        self.config = replace(self.config, solver=solver)
+    def with_options(self, **options: Any) -> Self:
+        """This policy with other options of its configuration that its weights do not depend on, such as ``solver`` or
+        ``noise_scale``. Raises ConfigurationError for what does not fit.
+        """
+        self.config = replace(self.config, **options)
         self.objective = objective_of(self.config, x_1_limit=self.normalizer.reach(ACTION))
         return self
 
     def out_of_range(self, observation: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Per key that is no picture, the fraction of observed values outside the range of the training data."""
+        """Per key that is no picture, the fraction of values outside the range of the training data, or not finite."""
         tensors = self._observation_tensors(observation)
         return {
             key: self.normalizer.out_of_range(key, tensors[key], wraps=field.wraps)
@@ -284,18 +315,25 @@ class ChunkPolicy(nn.Module):
         """Write a checkpoint directory. training: what to remember of how it came about; for the other options see
         ``checkpoint.write_checkpoint``. Raises CheckpointError where it cannot be written.
         """
-        description = {
+        write_checkpoint(
+            path,
+            kind=KIND,
+            description={**self.describe(), "training": dict(training or {})},
+            weights=self.state_dict(),
+            sharded=sharded,
+            write_more=write_more,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """All of the policy but its weights, as JSON takes it."""
+        return {
             "config": asdict(self.config),
             "observation_spec": self.observation_spec.to_json(),
             "action_spec": self.action_spec.to_json(),
             "normalizer": self.normalizer.to_json(),
             "valid_nfe": "any" if self.valid_nfe is None else list(self.valid_nfe),
             "prefix_max": self.config.prefix_max,
-            "training": dict(training or {}),
         }
-        write_checkpoint(
-            path, kind=KIND, description=description, weights=self.state_dict(), sharded=sharded, write_more=write_more
-        )
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:
@@ -314,6 +352,15 @@ class ChunkPolicy(nn.Module):
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SpecMismatchError) as error:
             raise CheckpointError(f"{find_checkpoint(path)} does not describe a chunk policy: {error}") from error
         return policy.eval().to(device)
+
+
+def _require_finite(tensors: Mapping[str, Tensor], spec: ObservationSpec) -> None:
+    for key in spec.values:
+        if not tensors[key].isfinite().all():
+            raise SpecMismatchError(
+                f"observation {key!r} holds values that are not finite (NaN or infinite): no action follows from it; look "
+                "at the sensor, or hold still"
+            )
 
 
 def seeded_rows(batch: int, seed: int | Sequence[int]) -> Generators:

@@ -16,8 +16,10 @@ def averaged(model: nn.Module, *, max_decay: float = 0.9999, every: int = 1) -> 
     so many steps at once the average is the same but for the weights in between.
     """
 
-    def blend(averages: Sequence[Tensor], live: Sequence[Tensor], count: Tensor | int) -> None:
-        decay = min(1.0 - (1.0 + int(count) * every) ** -0.75, max_decay) ** every
+    def blend(averages: Sequence[Tensor], live: Sequence[Tensor], _: Tensor | int) -> None:
+        count = int(average.n_averaged)  # on the CPU; the copy that is handed in would make us wait for the GPU
+        decay = min(1.0 - (1.0 + count * every) ** -0.75, max_decay) ** every
         torch._foreach_lerp_(list(averages), list(live), 1.0 - decay)
 
-    return AveragedModel(model, multi_avg_fn=blend)
+    average = AveragedModel(model, multi_avg_fn=blend)
+    return average

@@ -88,16 +88,23 @@ def with_prefix_time(t: Tensor, prefix_length: Tensor, horizon: int) -> Tensor:
 
 
 def uniform_times(nfe: int, *, method: str = "euler", path: Path = FLOW) -> Tensor:
-    """The grid 0 … 1 of equal steps that costs ``nfe`` network calls with this solver.
+    """The grid of equal steps, 0 … 1, that costs ``nfe`` network calls with this solver.
 
-    On curved schedules, whose derivatives are infinite at an end, solvers on the velocity stay 1e-3 inside. Raises
-    ValueError where nfe < 1 or where the solver's evaluations a step do not divide it.
+    A prediction of the noise (or of the posterior) says nothing of the data while alpha is about 0: its estimate of the
+    data is its error divided by alpha, and a first step of 1/nfe would carry that along. Such grids begin where alpha
+    reaches ``MIN_ALPHA``; x is noise until there. Solvers on the velocity begin there too on curved schedules, whose
+    slopes may be infinite at an end, and stay 1e-3 away from t = 1. Raises ValueError if nfe < 1, or if the solver's
+    evaluations per step do not divide it.
     """
     stages = solver(method)[1]
     if nfe < 1 or nfe % stages:
         raise ValueError(f"nfe={nfe}: {method} needs a positive multiple of {stages} evaluations")
-    curved = isinstance(path, GaussianPath) and not path.schedule.is_straight and method not in OPEN_ENDED
-    return torch.linspace(END if curved else 0.0, 1 - END if curved else 1.0, nfe // stages + 1)
+    start, end = 0.0, 1.0
+    if isinstance(path, GaussianPath):
+        needs_slopes = method not in OPEN_ENDED and not path.schedule.is_straight
+        start = path.first_informative_time if needs_slopes or not path.predicts_from_start else start
+        end = 1 - END if needs_slopes else end
+    return torch.linspace(start, end, nfe // stages + 1)
 
 
 def integrate(
@@ -115,17 +122,20 @@ def integrate(
 ) -> Tensor:
     """Carry x_0 along the velocity through ``times`` and return it like x_0; keeps no state.
 
-    times: (N + 1,) instants, usually 0 … 1. path: what the network was trained on. prefix: (B, d, D) known first tokens
-    of x (B, H, D); they are set, at time 1, before every step and after the last, so they come back exactly. eta,
-    generator: for the ancestral sampler, the only one that draws. callback: called with (t, x) at every instant.
+    times: (N + 1,) instants, usually 0 … 1, best on the CPU. path: what the network was trained on. prefix: (B, d, D)
+    known first tokens of x (B, H, D); they are set, at time 1, before every step and after the last, so they come back
+    exactly. eta, generator: for the ancestral sampler, the only one that draws. callback: called with (t, x) at every
+    instant.
     """
     step, _ = solver(method)
     field = Field(velocity, path, condition, prefix, eta=eta, generator=generator)
+    reaches_data = float(times[-1]) > 1 - 2 * END
     times = times.to(x_0)
     x = field.with_prefix(x_0)
-    for t, t_end in pairwise(times):
+    for number, (t, t_end) in enumerate(pairwise(times), start=2):
         if callback is not None:
             callback(t, x)
+        field.is_last = reaches_data and number == len(times)
         x = field.with_prefix(step(field, x, t, t_end))
     if callback is not None:
         callback(times[-1], x)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,9 @@ KIND = "generative_model"
 X, CONDITION = "x", "condition"
 COUPLINGS = ("independent", "ot")
 DEFAULT_NFE = 16
+
+Labels = int | np.integer | Sequence[int] | np.ndarray | Tensor
+"""A class for all, or one for each."""
 
 
 @dataclass(frozen=True)
@@ -135,17 +139,26 @@ class GenerativeModel(nn.Module):
 
     def losses(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> Tensor:
         """(B,) mean squared error of each sample."""
-        x_1 = self.normalizer.normalize(X, batch[X])
-        if self.config.augment:
-            x_1 = augment(x_1, draws["augmentation"])
-        x_1 = self._as_network_sees(x_1)
-        if self.config.coupling == "ot":
-            draws = {**draws, "x_0": optimal_coupling(draws["x_0"], x_1)}
+        x_1 = self._data(batch, draws)
         label = batch.get("label")
         if label is not None:
             label = torch.where(draws["is_hidden"], self.config.classes, label)
         condition = self.encode(len(x_1), batch.get(CONDITION), label)
         return self.objective.errors(self.network, x_1, draws=draws, condition=condition).flatten(1).mean(1)
+
+    @property
+    def pair_noise(self) -> Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]] | None:
+        """With coupling=ot, what gives the draws of a whole batch back with each noise at its datum; else None."""
+        return self._pair_noise if self.config.coupling == "ot" else None
+
+    def _pair_noise(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        x_1 = self._data(batch, {name: value.to(batch[X].device) for name, value in draws.items()})
+        return {**draws, "x_0": optimal_coupling(draws["x_0"].to(x_1), x_1)}
+
+    def _data(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> Tensor:
+        """x_1 as the network is to make it."""
+        x_1 = self.normalizer.normalize(X, batch[X])
+        return self._as_network_sees(augment(x_1, draws["augmentation"]) if self.config.augment else x_1)
 
     def encode(self, batch_size: int, condition: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         """What the network knows: (B, condition_size + classes + 1); the label ``classes`` stands for none."""
@@ -162,7 +175,7 @@ class GenerativeModel(nn.Module):
         n: int,
         *,
         condition: Tensor | None = None,
-        label: int | Tensor | None = None,
+        label: Labels | None = None,
         guidance: float = 1.0,
         nfe: int | None = None,
         seed: int = 0,
@@ -174,18 +187,19 @@ class GenerativeModel(nn.Module):
         class is left open. guidance: beyond 1, more typical of the class, at two network calls a step. nfe: network
         calls, 16 by default. callback: called with (t, x in its own units) at every instant. Raises ConfigurationError.
         """
-        self._check_conditions(n, condition, label)
+        device = self.normalizer.get_buffer("x_offset").device
+        condition = None if condition is None else condition.to(device)
+        labels = None if label is None else self._labels(n, label).to(device)
+        self._check_condition(n, condition)
         times = self.times(nfe, guidance=guidance)
         generator = torch.Generator().manual_seed(seed)
-        device = self.normalizer.get_buffer("x_offset").device
         x_0 = self.objective.path.noise((n, *self._network_shape), generator=generator).to(device)
-        labels = torch.full((n,), label, device=device) if isinstance(label, int) else label
         network: Any = self.network
         if guidance != 1.0:
             network = guided(network, guidance=guidance, without=self.encode(n, condition))
         told = {} if callback is None else {"callback": lambda t, x: callback(t, self._own_units(x))}
         known = self.encode(n, condition, labels)
-        x_1 = self.objective.generate(network, x_0, times.to(device), condition=known, generator=generator, **told)
+        x_1 = self.objective.generate(network, x_0, times, condition=known, generator=generator, **told)
         return self._own_units(x_1)
 
     def times(self, nfe: int | None, *, guidance: float = 1.0) -> Tensor:
@@ -211,14 +225,20 @@ class GenerativeModel(nn.Module):
         self.objective = self.config.make_objective(x_1_limit=self.normalizer.reach(X))
         return self
 
-    def _check_conditions(self, n: int, condition: Tensor | None, label: int | Tensor | None) -> None:
-        classes, size = self.config.classes, self.config.condition_size
-        if label is not None and not classes:
+    def _labels(self, n: int, label: Labels) -> Tensor:
+        classes, labels = self.config.classes, torch.as_tensor(label)
+        if not classes:
             raise ConfigurationError(f"label={label}: this model knows no classes")
-        if label is not None and not all(0 <= int(one) < classes for one in torch.as_tensor(label).reshape(-1)):
+        if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+            raise ConfigurationError(f"label={label} must be whole numbers, from 0 to {classes - 1}")
+        if ((labels < 0) | (labels >= classes)).any():
             raise ConfigurationError(f"label={label} must be from 0 to {classes - 1}")
-        if isinstance(label, Tensor) and label.shape != (n,):
-            raise ConfigurationError(f"labels of shape {tuple(label.shape)} for {n} data: give {n}, or one for all")
+        if labels.ndim and labels.shape != (n,):
+            raise ConfigurationError(f"labels of shape {tuple(labels.shape)} for {n} data: give {n}, or one for all")
+        return labels.long().expand(n)
+
+    def _check_condition(self, n: int, condition: Tensor | None) -> None:
+        size = self.config.condition_size
         given = None if condition is None else tuple(condition.shape)
         if given != (expected := (n, size) if size else None):
             raise ConfigurationError(f"this model needs a condition of shape {expected}, but got {given}")
@@ -249,14 +269,17 @@ class GenerativeModel(nn.Module):
         write_more: Callable[[Path], None] | None = None,
     ) -> None:
         """Write a checkpoint directory. Raises CheckpointError where it cannot be written."""
+        description = {**self.describe(), "training": dict(training or {})}
+        write_checkpoint(path, kind=KIND, description=description, weights=self.state_dict(), write_more=write_more)
+
+    def describe(self) -> dict[str, Any]:
+        """All of the model but its weights, as JSON takes it."""
         valid = self.objective.valid_nfe
-        description = {
+        return {
             "config": asdict(self.config),
             "normalizer": self.normalizer.to_json(),
             "valid_nfe": "any" if valid is None else list(valid),
-            "training": dict(training or {}),
         }
-        write_checkpoint(path, kind=KIND, description=description, weights=self.state_dict(), write_more=write_more)
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:

@@ -25,10 +25,12 @@ class RunningStatistics:
     """Statistics of rows (N, …) that pass by once, in float64: minimum, maximum, mean, deviation and quantiles.
 
     Quantiles are exact up to 200,000 rows, beyond that from a uniform reservoir of so many rows (Vitter's algorithm R).
+    keep_sample: false where no quantiles are wanted: nothing is kept of the rows then.
     """
 
-    def __init__(self, *, seed: int = 0) -> None:
+    def __init__(self, *, seed: int = 0, keep_sample: bool = True) -> None:
         self.count = 0
+        self._keep_sample = keep_sample
         self._random = np.random.default_rng(seed)
         self._reservoir = np.empty((0,))
 
@@ -45,7 +47,8 @@ class RunningStatistics:
         shift, total = rows.mean(0) - self.mean, self.count + len(rows)
         self._squares += rows.var(0) * len(rows) + shift**2 * self.count * len(rows) / total  # Chan et al. 1979
         self.mean += shift * len(rows) / total
-        self._sample(rows)
+        if self._keep_sample:
+            self._sample(rows)
         self.count = total
 
     @property
@@ -82,7 +85,7 @@ class Scaling:
         """Fit to blocks (N, …) in one pass. identity: flattened dimensions left as they are (angles that wrap)."""
         if mode not in MODES:
             raise ConfigurationError(f"unknown normaliser mode {mode!r}; there are {', '.join(MODES)}")
-        statistics = RunningStatistics()
+        statistics = RunningStatistics(keep_sample=mode == "quantile")
         for block in blocks:
             statistics.update(block)
         low, high = statistics.low, statistics.high
@@ -128,14 +131,14 @@ class Normalizer(nn.Module):
     def out_of_range(self, key: str, values: Tensor, *, tolerance: float = 1e-3, wraps: tuple[int, ...] = ()) -> float:
         """Fraction of physical values (…, *frame) outside the range seen in training, give or take tolerance of its width.
 
-        wraps: flattened dimensions that are angles: they are never outside.
+        wraps: flattened dimensions that are angles: they are never outside. What is not finite always is.
         """
         low, high = self._tensor(key, "low"), self._tensor(key, "high")
         slack = tolerance * (high - low) + 1e-6
         is_outside = (values < low - slack) | (values > high + slack)
         if wraps:
             is_outside.flatten(values.ndim - low.ndim)[..., list(wraps)] = False
-        return float(is_outside.float().mean())
+        return float((is_outside | ~values.isfinite()).float().mean())
 
     def reach(self, key: str) -> float:
         """The largest normalised value that training saw, either sign."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
@@ -27,6 +28,7 @@ from flowchunk.policy.schedules import LINEAR, Schedule
 
 READINGS = ("flow", "noise", "x", "v", "posterior")
 END = 1e-3  # how near to an end a division by alpha or sigma may come
+MIN_ALPHA = 0.08  # below this, a noise prediction tells nothing of the data: their estimate is its error over alpha
 
 
 class Estimate(NamedTuple):
@@ -74,7 +76,8 @@ class GaussianPath:
 
     snr_cap: for the reading ``x`` alone, weigh the error by min(SNR, snr_cap). grid_steps: for ``posterior`` alone, into how
     many steps of equal length the way is cut. x_1_limit: estimated data are kept within ± this, as DDPM does, because
-    noise says little about data where alpha is small; None for the readings that need it not.
+    noise says little about data where alpha is small; None for the readings that need it not. For the same reason such
+    readings are sampled from ``first_informative_time`` on, see ``uniform_times``.
     """
 
     schedule: Schedule = LINEAR
@@ -87,6 +90,22 @@ class GaussianPath:
     def is_straight_flow(self) -> bool:
         """Whether the output is the velocity of a straight line, so that nothing has to be converted."""
         return self.reading == "flow" and self.schedule.is_straight
+
+    @property
+    def predicts_from_start(self) -> bool:
+        """Whether the output says something of the data where the way begins: it does not where alpha divides it."""
+        return self.reading not in ("noise", "posterior")
+
+    @property
+    def has_velocity_at_end(self) -> bool:
+        """Whether the velocity can be read at t = 1: not where the noise's slope is infinite, or sigma divides the output."""
+        return self.schedule.is_straight and self.reading not in ("x", "posterior")
+
+    @cached_property
+    def first_informative_time(self) -> float:
+        """The first instant (to 1e-3) at which alpha is MIN_ALPHA: until there x_t is noise to within that share."""
+        t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+        return float(t[self.schedule.alpha(t) >= MIN_ALPHA][0])
 
     def noise(self, size: tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
         return torch.randn(size, generator=generator)

@@ -34,6 +34,11 @@ def check_relative_to(relative_to: RelativeTo, observation_spec: ObservationSpec
                 f"policy.relative_to: expected KEY.INDEX of an observed value or null, got {entry!r}; the keys are "
                 f"{ {key: field.size for key, field in observation_spec.fields.items()} }"
             )
+        if field is not None and int(index) in field.wraps:
+            raise ConfigurationError(
+                f"policy.relative_to: {entry} is an angle that wraps, so a chunk across ±π would be torn apart; give null "
+                "for this action dimension"
+            )
 
 
 def reference(observation: Mapping[str, Tensor], relative_to: RelativeTo) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,24 @@ from torch.utils.tensorboard import SummaryWriter
 
 from flowchunk.datasets.errors import ConfigurationError
 
-METRICS = "metrics.jsonl"
+METRICS, WANDB_ID = "metrics.jsonl", "wandb_id.txt"
 
 
 class RunLog:
     """Append metrics of a run to ``metrics.jsonl``, ``tensorboard/`` and, if asked, W&B.
 
-    start: the step a resumed run continues from; lines past it come from work that a crash lost, and are dropped.
+    start: the step a resumed run continues from; lines past it come from work that a crash lost, and are dropped, and if
+    it ``is_evaluated`` not yet, that of its evaluation too. A resumed run goes on in the same W&B run.
     """
 
-    def __init__(self, output_dir: Path, *, start: int = 0, wandb: bool = False) -> None:
+    def __init__(self, output_dir: Path, *, start: int = 0, is_evaluated: bool = True, wandb: bool = False) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
-        kept = [entry for entry in read_metrics(output_dir) if entry["step"] <= start]
+
+        def is_kept(entry: Mapping[str, Any]) -> bool:
+            is_lost = entry["step"] == start and "score" in entry and not is_evaluated
+            return entry["step"] <= start and not is_lost
+
+        kept = [entry for entry in read_metrics(output_dir) if is_kept(entry)]
         rewritten = output_dir / f".{METRICS}.partial"
         rewritten.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
         rewritten.replace(output_dir / METRICS)
@@ -64,4 +71,7 @@ def _start_wandb(output_dir: Path) -> Any:
         import wandb
     except ImportError as error:
         raise ConfigurationError("logging.wandb=true needs W&B: pip install 'flowchunk[wandb]'") from error
-    return wandb.init(project="flowchunk", dir=output_dir, resume="allow")
+    file = output_dir / WANDB_ID
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex)
+    return wandb.init(project="flowchunk", dir=output_dir, id=file.read_text(), resume="allow")

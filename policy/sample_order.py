@@ -27,7 +27,12 @@ class SampleOrder:
         return self._permutations[epoch]
 
 
-def seeded(seed: int, number: int, *, stream: int = 0) -> torch.Generator:
-    """A generator that is a function of a seed, a step or epoch, and a stream that keeps different uses apart."""
+def mixed_seed(seed: int, number: int, *, stream: int = 0) -> int:
+    """A seed that is a function of a seed, a step or epoch, and a stream that keeps different uses apart."""
     mixed = np.random.SeedSequence([seed, number, stream]).generate_state(2)
-    return torch.Generator().manual_seed(int(mixed[0]) << 31 ^ int(mixed[1]))
+    return int(mixed[0]) << 31 ^ int(mixed[1])
+
+
+def seeded(seed: int, number: int, *, stream: int = 0) -> torch.Generator:
+    """A generator of its own for each ``mixed_seed``."""
+    return torch.Generator().manual_seed(mixed_seed(seed, number, stream=stream))

@@ -31,7 +31,8 @@ class Field:
     """What solvers ask: a network on its path, with the condition and the known prefix (B, d, D) filled in.
 
     eta: how much of the noise that the ancestral sampler takes away it adds again. generator: of that noise.
-    before: the multistep solver's memory, log(alpha/sigma) and the estimate of x_1 at the instant before.
+    is_last: whether this step is the one that reaches the data. before: the multistep solver's memory, log(alpha/sigma) and
+    the estimate of x_1 at the instant before.
     """
 
     network: Callable[..., Tensor]
@@ -40,6 +41,7 @@ class Field:
     prefix: Tensor | None = None
     eta: float = 1.0
     generator: Generators | None = None
+    is_last: bool = False
     before: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -59,6 +61,11 @@ class Field:
 
     def step(self, x: Tensor, displacement: Tensor) -> Tensor:
         return self.path.step(x, displacement)
+
+    @property
+    def has_velocity_at_end(self) -> bool:
+        """Whether the velocity can be read where this step ends: at t = 1 of some paths only errors would be."""
+        return not self.is_last or not isinstance(self.path, GaussianPath) or self.path.has_velocity_at_end
 
     def with_prefix(self, x: Tensor) -> Tensor:
         """x with its known first tokens set."""
@@ -95,15 +102,19 @@ def midpoint_step(field: Field, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
 
 
 def heun_step(field: Field, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
-    """Second order, two evaluations: the mean of the slopes at both ends."""
+    """Second order, two evaluations: the mean of the slopes at both ends; where the end has none, the midpoint's."""
+    if not field.has_velocity_at_end:
+        return midpoint_step(field, x, t, t_end)
     h = t_end - t
     slope = field(x, t)
     return field.step(x, h / 2 * (slope + field(field.step(x, h * slope), t_end)))
 
 
 def rk4_step(field: Field, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
-    """Fourth order, four evaluations: the classical Runge-Kutta step."""
+    """Fourth order, four evaluations: the classical Runge-Kutta step; where the end has no slope, two of the midpoint."""
     h = t_end - t
+    if not field.has_velocity_at_end:
+        return midpoint_step(field, midpoint_step(field, x, t, t + h / 2), t + h / 2, t_end)
     k1 = field(x, t)
     k2 = field(field.step(x, h / 2 * k1), t + h / 2)
     k3 = field(field.step(x, h / 2 * k2), t + h / 2)

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,20 +20,40 @@ from accelerate import Accelerator
 from rich.progress import Progress, TextColumn
 from torch import Tensor, nn
 
-from flowchunk.datasets.errors import CheckpointError, ConfigurationError
-from flowchunk.policy.checkpoint import find_checkpoint, load_tensors, read_checkpoint, read_json, save_tensors
+from flowchunk.datasets.errors import CheckpointError, ConfigurationError, TrainingError
+from flowchunk.policy.checkpoint import (
+    find_checkpoint,
+    load_tensors,
+    read_checkpoint,
+    read_json,
+    replace_text,
+    save_tensors,
+)
 from flowchunk.policy.ema import averaged
 from flowchunk.policy.prefetch import Prefetched
 from flowchunk.policy.run_log import RunLog
-from flowchunk.policy.sample_order import SampleOrder, seeded
-from flowchunk.policy.training_state import optimizer_tensors, restore_optimizer
+from flowchunk.policy.sample_order import SampleOrder, mixed_seed, seeded
+from flowchunk.policy.training_config import TrainingConfig
+from flowchunk.policy.training_state import optimizer_tensors, require_same_data, restore_optimizer
 
 STATE = "training_state"
 AVERAGE_EVERY = 4  # steps; a pass over all weights, so each step would be felt
 
 
+PairNoise = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
+
+
 class Trainable(Protocol):
-    """What can be trained: a module that draws its own noise and whose forward gives (weighted error sum, weight sum)."""
+    """What can be trained: a module that draws its own noise and whose forward gives (weighted error sum, weight sum).
+
+    pair_noise: goes over the draws of a whole batch, before it is shared out between processes and parts; mostly None.
+    describe: what a checkpoint says of it, as JSON takes it.
+    """
+
+    @property
+    def pair_noise(self) -> PairNoise | None: ...
+
+    def describe(self) -> dict[str, Any]: ...
 
     def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]: ...
 
@@ -54,56 +73,6 @@ class Data(Protocol):
 
 
 Evaluate = Callable[[Any], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How long and how to train.
-
-    batch_size: over all processes. warmup_steps: by default min(500, steps / 10). evaluate_every: by default a fifth of
-    the steps. accumulate: in how many parts a batch is learned from, for less memory. channels_last: how convolutions'
-    weights lie in memory. compile: by ``torch.compile``. prefetch: prepare the next batch in a thread (by default where
-    another device than the CPU does the learning).
-    """
-
-    steps: int = 10_000
-    batch_size: int = 256
-    learning_rate: float = 5e-4
-    weight_decay: float = 1e-4
-    warmup_steps: int | None = None
-    gradient_clip: float = 1.0
-    ema_max_decay: float = 0.9999
-    log_every: int = 100
-    checkpoint_every: int = 1000
-    evaluate_every: int | None = None
-    accumulate: int = 1
-    channels_last: bool = False
-    compile: bool = False
-    prefetch: bool | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"training.{name}={getattr(self, name)} must be at least 1")
-        for name in ("learning_rate", "gradient_clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"training.{name}={getattr(self, name)} must be above 0")
-        for name, lowest in (("weight_decay", 0), ("warmup_steps", 0), ("evaluate_every", 1)):
-            if (value := getattr(self, name)) is not None and value < lowest:
-                raise ConfigurationError(f"training.{name}={value} must be at least {lowest}")
-
-    @property
-    def evaluation_interval(self) -> int:
-        return self.evaluate_every or max(1, math.ceil(self.steps / 5))
-
-    def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then a cosine to zero at the last step."""
-        warmup = min(500, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        progress = (step - warmup) / max(1, self.steps - warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Trainer:
@@ -147,47 +116,58 @@ class Trainer:
         self.order = SampleOrder(len(data), config.batch_size, config.seed)
         self.batch_of = self.share_of_batch
         self.step = 0
+        self.logged_step = 0
         self.best_score: float | None = None
+        self.is_evaluated = True  # whether what this step asks for was measured
         self.loss_sum = torch.zeros((), device=accelerator.device)
+        self.failed_step = torch.full((), -1, device=accelerator.device)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Train from the current step to the last."""
+        """Train from the current step to the last.
+
+        Raises TrainingError at the first step whose loss or gradient is not finite; checkpoints on disk stay as they were.
+        """
         main = self.accelerator.is_main_process
-        open_log = closing(RunLog(self.output_dir, start=self.step, wandb=self.wandb)) if main else nullcontext()
+        log_options: dict[str, Any] = {"start": self.step, "is_evaluated": self.is_evaluated, "wandb": self.wandb}
+        open_log = closing(RunLog(self.output_dir, **log_options)) if main else nullcontext()
         start, started, loss = self.step, time.perf_counter(), math.nan
         with (
             open_log as log,
             training_progress(self.config.steps, self.step, visible=main) as advance,
             self.prefetching(),
         ):
+            if not self.is_evaluated:  # it was interrupted there
+                self.evaluate_and_keep_best(log)
             while self.step < self.config.steps:
                 norm = self.train_step()
                 advance(self.step, loss)
                 if self.step % self.config.log_every == 0:
+                    self.require_finite()
                     loss = self.take_mean_loss()
                     speed = (self.step - start) / (time.perf_counter() - started)
                     if log is not None:
-                        learning_rate = self.config.learning_rate_at(self.step - 1)
-                        log.write(
-                            self.step,
-                            {
-                                "loss": loss,
-                                "learning_rate": learning_rate,
-                                "gradient_norm": norm,
-                                "steps_per_second": speed,
-                            },
-                        )
+                        metrics = {"loss": loss, "learning_rate": self.config.learning_rate_at(self.step - 1)}
+                        log.write(self.step, {**metrics, "gradient_norm": float(norm), "steps_per_second": speed})
                 self.pause(log)
 
-    def train_step(self) -> float:
-        """One step of the optimiser, now and then of the average; returns the gradient's norm before clipping."""
+    def train_step(self) -> Tensor:
+        """One step of the optimiser, now and then of the average; returns the gradient's norm before clipping.
+
+        Where the device computes behind our back (CUDA) nothing here waits for it.
+        """
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.step) * group["scale"]
-        loss = self.learn_from(*self.batch_of(self.step))
+        batch, draws = self.batch_of(self.step)
+        torch.manual_seed(mixed_seed(config.seed, self.step, stream=2 + self.accelerator.process_index))  # for dropout
+        loss = self.learn_from(batch, draws)
         norm = self.clip_gradients()
+        is_new_failure = ~(norm + loss).isfinite() & (self.failed_step < 0)
+        self.failed_step = torch.where(is_new_failure, self.step, self.failed_step)
+        if self.accelerator.device.type == "cpu":
+            self.require_finite()
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
         if self.step % AVERAGE_EVERY == 0:
@@ -195,6 +175,15 @@ class Trainer:
         self.loss_sum += loss
         self.step += 1
         return norm
+
+    def require_finite(self) -> None:
+        """Raise TrainingError where the loss or the gradient of a step was not finite."""
+        if (step := int(self.failed_step)) >= 0:
+            raise TrainingError(
+                f"the loss or its gradient is not finite at step {step} of {self.config.steps}; checkpoints/last and best "
+                "are of earlier steps and whole: look for values that are not finite in the data, or give a lower "
+                "training.learning_rate or training.gradient_clip"
+            )
 
     def learn_from(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
         """Leave the gradient of the batch's mean error in the parameters; returns that mean.
@@ -218,22 +207,25 @@ class Trainer:
         torch._foreach_div_([p.grad for p in self.parallel.parameters() if p.grad is not None], weights)
         return total / weights
 
-    def clip_gradients(self) -> float:
-        """Shorten the gradient to the configured norm, and return the norm it had; one that is short is not touched."""
+    def clip_gradients(self) -> Tensor:
+        """Shorten the gradient to the configured norm, and return the norm it had; one that is short is not changed."""
         parameters = list(self.parallel.parameters())
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if not norm <= self.config.gradient_clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
-        return float(norm)
+        if norm.device.type == "cpu" and norm <= self.config.gradient_clip:
+            return norm  # saves a pass over the gradients; elsewhere asking would cost more than the pass
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
+        return norm
 
     def share_of_batch(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """This process's rows of the global batch and of its draws."""
         accelerator, size = self.accelerator, self.config.batch_size // self.accelerator.num_processes
         rows = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
         draws = self.module.draw(self.config.batch_size, seeded(self.config.seed, step))
-        batch = self.data.batch(self.order.indices(step)[rows].to(accelerator.device))
-        return batch, {name: values[rows].to(accelerator.device) for name, values in draws.items()}
+        indices = self.order.indices(step).to(accelerator.device)
+        if (pair_noise := self.module.pair_noise) is not None:
+            draws = pair_noise(self.data.batch(indices), draws)
+        return self.data.batch(indices[rows]), rows_of(draws, rows, accelerator.device)
 
     @contextmanager
     def prefetching(self) -> Iterator[None]:
@@ -242,7 +234,7 @@ class Trainer:
         if not (self.accelerator.device.type != "cpu" if is_wanted is None else is_wanted):
             yield
             return
-        prefetched = Prefetched(self.share_of_batch, last=self.config.steps)
+        prefetched = Prefetched(self.share_of_batch, last=self.config.steps, device=self.accelerator.device)
         self.batch_of = prefetched
         try:
             yield
@@ -252,24 +244,37 @@ class Trainer:
 
     def take_mean_loss(self) -> float:
         """Mean loss since this was last asked, over all processes."""
-        mean = float(self.accelerator.reduce(self.loss_sum, "sum")) / self.config.log_every
-        self.loss_sum = torch.zeros_like(self.loss_sum)
+        mean = float(self.accelerator.reduce(self.loss_sum, "sum")) / max(1, self.step - self.logged_step)
+        self.loss_sum, self.logged_step = torch.zeros_like(self.loss_sum), self.step
         return mean
 
     def pause(self, log: RunLog | None) -> None:
-        """Evaluate and save, where this step asks for it."""
-        config, last = self.config, self.step == self.config.steps
-        due = last or self.step % config.evaluation_interval == 0
-        if due and log is not None:
-            metrics = self.measure()
-            log.write(self.step, metrics)
-            if self.best_score is None or not metrics["score"] < self.best_score:
-                self.best_score = metrics["score"]
-                self.averaged.save(self.output_dir / "checkpoints" / "best", training=self.summary(metrics))
-        if (last or self.step % config.checkpoint_every == 0) and log is not None:
-            self.save_last()
-        if due or last or self.step % config.checkpoint_every == 0:
-            self.accelerator.wait_for_everyone()
+        """Save and evaluate, where this step asks for it: ``last`` is on disk before an evaluation begins."""
+        config, is_last = self.config, self.step == self.config.steps
+        is_due = is_last or self.step % config.evaluation_interval == 0
+        if not is_due and self.step % config.checkpoint_every:
+            return
+        self.require_finite()
+        self.is_evaluated = not is_due
+        loss_sum = self.accelerator.reduce(self.loss_sum, "sum")
+        if log is not None:
+            self.save_last(loss_sum)
+        if is_due:
+            self.evaluate_and_keep_best(log)
+        self.accelerator.wait_for_everyone()
+
+    def evaluate_and_keep_best(self, log: RunLog | None) -> None:
+        """Measure the averaged module on the main process, and save it as ``best`` where no finite score was higher."""
+        self.is_evaluated = True
+        if log is None:
+            return
+        metrics = self.measure()
+        log.write(self.step, metrics)
+        score = metrics["score"]
+        if math.isfinite(score) and (self.best_score is None or score >= self.best_score):
+            self.best_score = score
+            self.averaged.save(self.output_dir / "checkpoints" / "best", training=self.summary(metrics))
+        self.note_evaluated()
 
     @property
     def averaged(self) -> Any:
@@ -292,13 +297,17 @@ class Trainer:
     def validation_loss(self, data: Data, *, batches: int = 16) -> float:
         """Mean loss of the averaged module on up to so many batches, with the same samples and noise every time."""
         size = min(self.config.batch_size, len(data))
-        order = SampleOrder(len(data), size, seed=0)
+        at_once = self.config.batch_size // (self.accelerator.num_processes * self.config.accumulate)
+        order, device = SampleOrder(len(data), size, seed=0), self.accelerator.device
         total, weight = 0.0, 0.0
         for number in range(min(batches, math.ceil(len(data) / size))):
-            draws = self.averaged.draw(size, seeded(0, number))
-            draws = {name: values.to(self.accelerator.device) for name, values in draws.items()}
-            error, count = self.averaged(data.batch(order.indices(number).to(self.accelerator.device)), draws)
-            total, weight = total + float(error), weight + float(count)
+            draws, indices = self.averaged.draw(size, seeded(0, number)), order.indices(number).to(device)
+            if (pair_noise := self.averaged.pair_noise) is not None:
+                draws = pair_noise(data.batch(indices), draws)
+            for start in range(0, size, at_once):  # no more at once than in training
+                rows = slice(start, start + at_once)
+                error, count = self.averaged(data.batch(indices[rows]), rows_of(draws, rows, device))
+                total, weight = total + float(error), weight + float(count)
         return total / max(weight, 1.0)
 
     def summary(self, metrics: Mapping[str, float] | None = None) -> dict[str, Any]:
@@ -308,24 +317,47 @@ class Trainer:
 
     # -- surviving ----------------------------------------------------------------------------------------------------
 
-    def save_last(self) -> None:
+    def save_last(self, loss_sum: Tensor) -> None:
         """Write ``last``: the averaged weights to act with, and beside them all that resuming needs."""
 
         def write_state(directory: Path) -> None:
             live = {f"live.{name}": value for name, value in self.module.state_dict().items()}
-            tensors = {**live, **optimizer_tensors(self.optimizer), "loss_sum": self.loss_sum}
+            tensors = {**live, **optimizer_tensors(self.optimizer), "loss_sum": loss_sum}
             files = save_tensors(directory, STATE, tensors)
-            state = {"step": self.step, "best_score": self.best_score, "files": files}
-            (directory / f"{STATE}.json").write_text(json.dumps(state))
+            (directory / f"{STATE}.json").write_text(json.dumps({**self.state(), "files": files}))
 
         self.averaged.save(self.output_dir / "checkpoints" / "last", training=self.summary(), write_more=write_state)
 
+    def note_evaluated(self) -> None:
+        """Tell ``last`` that its step was evaluated, and the best score since."""
+        file = self.output_dir / "checkpoints" / "last" / f"{STATE}.json"
+        if file.exists():
+            replace_text(file, json.dumps({**read_json(file), **self.state()}))
+
+    def state(self) -> dict[str, Any]:
+        """What resuming needs beside tensors."""
+        return {
+            "step": self.step,
+            "logged_step": self.logged_step,
+            "is_evaluated": self.is_evaluated,
+            "best_score": self.best_score,
+            "samples": len(self.data),
+        }
+
     def resume(self, *, kind: str) -> None:
-        """Continue from ``last``: afterwards everything is as it was at that step. Raises CheckpointError."""
+        """Continue from ``last``: afterwards everything is as it was at that step.
+
+        Raises CheckpointError where there is nothing to resume, or where it was trained on other data.
+        """
         directory = find_checkpoint(self.output_dir / "checkpoints" / "last")
-        _, weights = read_checkpoint(directory, kind=kind)
+        description, weights = read_checkpoint(directory, kind=kind)
         state = read_json(directory / f"{STATE}.json")
         tensors = load_tensors(directory, state["files"])
+        require_same_data(
+            {**description, "samples": state.get("samples", len(self.data))},
+            {**self.module.describe(), "samples": len(self.data)},
+            run=self.output_dir,
+        )
         try:
             self.averaged.load_state_dict(weights)
             self.module.load_state_dict({name[5:]: v for name, v in tensors.items() if name.startswith("live.")})
@@ -333,8 +365,11 @@ class Trainer:
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{directory} does not fit this training run: {error}") from error
         self.step, self.best_score = state["step"], state["best_score"]
+        self.is_evaluated = state.get("is_evaluated", True)
+        self.logged_step = state.get("logged_step", self.step - self.step % self.config.log_every)
         self.ema.n_averaged.fill_(math.ceil(self.step / AVERAGE_EVERY))
-        self.loss_sum = tensors["loss_sum"].to(self.accelerator.device)
+        if self.accelerator.is_main_process:  # it is the sum over all
+            self.loss_sum = tensors["loss_sum"].to(self.accelerator.device)
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -349,8 +384,14 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     }
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter in model.parameters():
-        groups.setdefault(scale_of.get(parameter, 1.0), []).append(parameter)
+        if parameter.requires_grad:
+            groups.setdefault(scale_of.get(parameter, 1.0), []).append(parameter)
     return [{"params": parameters, "scale": scale} for scale, parameters in groups.items()]
+
+
+def rows_of(draws: Mapping[str, Tensor], rows: slice, device: torch.device) -> dict[str, Tensor]:
+    """Some rows of every tensor, on the device."""
+    return {name: values[rows].to(device) for name, values in draws.items()}
 
 
 def part_of(rows: Mapping[str, Tensor], part: int, parts: int) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from flowchunk.cli.domains.domain import make_domain
 from flowchunk.cli.domains.images import write_grid
 from flowchunk.cli.domains.toy2d import trajectories
 from flowchunk.cli.options import read_options
+from flowchunk.cli.reports import write_report
 from flowchunk.cli.sweep import sweep
 from flowchunk.cli.train import train
 from flowchunk.cli.train_generative import DOMAIN_OPTIONS, generate_like, train_generative
@@ -43,6 +44,7 @@ DIGIT_PAIRS = {
 }
 PUSHT_OBJECTIVES = ("flow", "v", "ddpm", "regression", "mip")
 TOY_NFE, DIGIT_NFE, PUSHT_NFE = (1, 2, 4, 8, 16, 32), (1, 2, 4, 8, 16, 32), (1, 2, 4, 10)
+MEASURES = 2  # raised where what is measured changes: 2 judges digits by pictures set aside, over several draws
 TIMES = torch.linspace(0.02, 0.98, 25)
 
 
@@ -103,12 +105,13 @@ def run_cell(cell: Cell, folder: Path) -> str:
     Raises ConfigurationError where the folder holds this cell with other options.
     """
     run, result = folder / cell.name, folder / cell.name / "cell.json"
-    told = {"training": list(cell.training), "sweeping": list(cell.sweeping)}
+    told = {"training": list(cell.training), "sweeping": list(cell.sweeping), "measures": MEASURES}
     if result.exists():
         done = json.loads(result.read_text())
-        if any(done[name] != arguments for name, arguments in told.items()):
+        if any(done.get(name) != arguments for name, arguments in told.items()):
             raise ConfigurationError(
-                f"{run} was measured with other options ({' '.join(done['training'])}); choose another output_dir"
+                f"{run} was measured with other options ({' '.join(done['training'])}) or by another flowchunk; "
+                "choose another output_dir"
             )
         return cell.name
     run.mkdir(parents=True, exist_ok=True)
@@ -124,7 +127,7 @@ def run_cell(cell: Cell, folder: Path) -> str:
     found = {**told, "section": cell.section, "key": list(cell.key), "floor": swept["floor"], "rows": swept["rows"]}
     if cell.section != "pusht":
         found |= _looked_into(cell, run)
-    result.write_text(json.dumps(found, indent=1))
+    write_report(result, found)
     return cell.name
 
 
@@ -139,7 +142,7 @@ def _looked_into(cell: Cell, run: Path) -> dict[str, Any]:
         mean, deviation = loss_over_time(model, batch.batch(torch.arange(len(batch))), TIMES)
         looked = {"loss_mean": mean.tolist(), "loss_std": deviation.tolist()}
     if cell.section == "toys" and model.objective.valid_nfe is None:
-        looked["straightness"] = straightness(torch.from_numpy(trajectories(model, 2000, nfe=32)))
+        looked["straightness"] = straightness(torch.from_numpy(trajectories(model, 2000, nfe=32).points))
     if cell.section == "digits":
         data = domain.fresh(60, 2)
         write_grid(generate_like(model, data, nfe=16, seed=0).x, run / "samples.png", columns=12, pixels=24)

@@ -69,7 +69,10 @@ class Domain(Protocol):
         """What to train on."""
 
     def fresh(self, n: int, seed: int) -> Samples:
-        """Up to n data, a different draw for each seed; an even seed and the odd one after it share no datum."""
+        """Up to n data, a different draw for each seed.
+
+        An even seed and the odd one after it share no datum, and hold the classes, if any, in the same shares.
+        """
 
     def measure(self, generated: Samples, data: Samples) -> dict[str, float]:
         """How far the generated are from data with the same conditions; the same of data and data is the floor."""

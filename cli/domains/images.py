@@ -14,20 +14,30 @@ from torch import Tensor
 
 from flowchunk.cli.domains.domain import Samples
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
-from flowchunk.datasets.generated.pictures import Pictures, disjoint_halves, load_pictures, subset
+from flowchunk.datasets.generated.pictures import (
+    Pictures,
+    disjoint_halves,
+    evenly_mixed,
+    load_pictures,
+    split_off,
+    subset,
+)
 from flowchunk.policy.evaluation.generative import copied_share, kernel_distance, nearest_neighbour_ratio
 from flowchunk.policy.evaluation.picture_classifier import PictureClassifier, train_classifier
 from flowchunk.policy.generative_model import GenerativeModel
 
 COLUMNS = 10  # of the grid
-HALVES_SEED = 0
-FEWEST = 4
+SPLIT_SEED = 0
+JUDGES_SHARE = 1 / 3
+FEWEST = 9
 
 
 class Images:
     """``dataset=digits|FOLDER|ZIP``: pictures (N, C, size, size) in [-1, 1].
 
-    half=0|1: train on one of two disjoint halves; the other then shows what has been learnt by heart. samples=N: on so many.
+    A third of them is set aside for the classifier that judges: it has seen neither what a model trains on nor what the
+    model's samples are compared with. half=0|1: train on one of two disjoint halves of the rest; the other then shows what
+    has been learnt by heart. samples=N: on so many.
     """
 
     is_wrapped, n, own_options = False, 1000, ("size", "invert", "half")
@@ -39,34 +49,36 @@ class Images:
         self.all = load_pictures(options["dataset"], size=options["size"], invert=options["invert"])
         _require_square_and_several(self.all, options["dataset"])
         self.label_names = self.all.label_names if self.all.labels is not None else ()
-        parts = [self.all]
+        self.judges, self.rest = split_off(self.all, JUDGES_SHARE, np.random.default_rng(SPLIT_SEED))
+        parts = [self.rest]
         if half is not None:
-            halves = disjoint_halves(self.all, np.random.default_rng(HALVES_SEED))
+            halves = disjoint_halves(self.rest, np.random.default_rng(SPLIT_SEED))
             parts = [halves[half], halves[1 - half]]
         if samples is not None:
             if not 2 <= samples <= (count := len(parts[0].images)):
                 raise ConfigurationError(f"samples={samples}: there are {count} pictures to choose from")
-            parts = [subset(part, samples, np.random.default_rng(HALVES_SEED)) for part in parts]
+            parts = [subset(part, samples, np.random.default_rng(SPLIT_SEED)) for part in parts]
         self.mine, self.other = parts[0], None if half is None else parts[1]
 
     def training(self) -> Samples:
         return _samples(self.mine)
 
     def fresh(self, n: int, seed: int) -> Samples:
-        drawn = _samples(self.all)  # a finite data set: up to a half, and the other half for the odd seed that follows
-        order = np.random.default_rng(seed // 2).permutation(len(drawn))
-        half = np.array_split(order, 2)[seed % 2]
-        return Samples(**drawn.batch(torch.from_numpy(half[:n])))
+        """A finite data set: up to a half, and the other half for the odd seed that follows; the classes in equal shares."""
+        random = np.random.default_rng(seed // 2)
+        half = evenly_mixed(disjoint_halves(self.rest, random)[seed % 2], random)
+        return Samples(**_samples(half).batch(torch.arange(min(n, len(half.images)))))
 
     @cached_property
     def classifier(self) -> PictureClassifier:
-        """Its features are what the kernel distance compares; trained on all pictures, in seconds."""
-        data = _samples(self.all)
-        return train_classifier(data.x, data.label, seed=0)
+        """Its features are what the kernel distance compares; trained in seconds, on pictures set aside for it."""
+        data = _samples(self.judges)
+        return train_classifier(data.x, data.label, classes=len(self.label_names) or None, seed=0)
 
     def measure(self, generated: Samples, data: Samples) -> dict[str, float]:
         features = [self.classifier.features(samples.x) for samples in (generated, data)]
-        measured = {"kernel_distance": float(kernel_distance(*features))}
+        distance = kernel_distance(*features, classes_a=generated.label, classes_b=data.label)
+        measured = {"kernel_distance": float(distance)}
         if generated.label is not None:
             with torch.no_grad():
                 named = self.classifier(generated.x).argmax(1)
@@ -105,7 +117,7 @@ def _require_square_and_several(pictures: Pictures, source: str) -> None:
         )
     if count < FEWEST:
         raise DatasetError(
-            f"{source}: {count} pictures are too few; at least {FEWEST} are needed, to compare two draws"
+            f"{source}: {count} pictures are too few; at least {FEWEST} are needed, to train, to judge and to compare"
         )
 
 

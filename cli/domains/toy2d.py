@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +51,20 @@ class Toy2D:
         return {}
 
     def draw(self, model: GenerativeModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
-        way, reach = trajectories(model, 2000, nfe=nfe), MARGIN * float(self.fresh(1000, 0).x.abs().max())
+        reach = MARGIN * float(self.fresh(1000, 0).x.abs().max())
         return [
-            save(self._picture(model, generated, way, reach), folder / "samples.png"),
+            save(self._picture(model, generated, trajectories(model, 2000, nfe=nfe), reach), folder / "samples.png"),
             animate(trajectories(model, 1500, nfe=finest(model)), folder / "animation.gif", reach=reach),
         ]
 
-    def _picture(self, model: GenerativeModel, generated: Samples, way: np.ndarray, reach: float) -> Any:
+    def _picture(self, model: GenerativeModel, generated: Samples, way: Trajectories, reach: float) -> Any:
         drawn, axes = figure(1, 4)
         data = self.fresh(len(generated), 1).x[:, 0]
         for place, title, points in ((0, "data", data), (1, "samples", generated.x[:, 0])):
             bare(axes[0, place], title, reach=reach).scatter(points[:4000, 0], points[:4000, 1], s=1, alpha=0.4)
-        bare(axes[0, 2], "from noise to data", reach=reach).plot(*way[:, :150].transpose(2, 0, 1), lw=0.5, color="0.4")
-        axes[0, 2].scatter(way[-1, :150, 0], way[-1, :150, 1], s=4)
+        few = way.points[:, :150]
+        bare(axes[0, 2], "from noise to data", reach=reach).plot(*few.transpose(2, 0, 1), lw=0.5, color="0.4")
+        axes[0, 2].scatter(few[-1, :, 0], few[-1, :, 1], s=4)
         if model.objective.valid_nfe is not None:
             bare(axes[0, 3], "no velocity: it was trained for\na fixed number of calls", reach=reach)
             return drawn
@@ -79,13 +81,27 @@ def finest(model: GenerativeModel) -> int | None:
     return 32 if model.objective.valid_nfe is None else None
 
 
-def trajectories(model: GenerativeModel, n: int, *, nfe: int | None, seed: int = 1) -> np.ndarray:
-    """(instants, n, 2) where points are on their way from noise to data."""
-    way: list[Tensor] = []
-    last = model.generate(n, nfe=nfe, seed=seed, callback=lambda t, x: way.append(x[:, 0]))
-    if not way:  # regression and its like have no way
-        way = [torch.zeros(n, 2), last[:, 0]]
-    return torch.stack(way).numpy()
+@dataclass(frozen=True)
+class Trajectories:
+    """Points on their way from noise to data: points (instants, n, 2) at times (instants,), 0 for noise and 1 for data."""
+
+    times: np.ndarray
+    points: np.ndarray
+
+
+def trajectories(model: GenerativeModel, n: int, *, nfe: int | None, seed: int = 1) -> Trajectories:
+    """Where points are at each time that sampling stops at."""
+    times: list[float] = []
+    points: list[Tensor] = []
+
+    def note(t: Any, x: Tensor) -> None:
+        times.append(float(t))
+        points.append(x[:, 0])
+
+    last = model.generate(n, nfe=nfe, seed=seed, callback=note)
+    if not points:  # regression and its like have no way
+        times, points = [0.0, 1.0], [torch.zeros(n, 2), last[:, 0]]
+    return Trajectories(np.array(times), torch.stack(points).numpy())
 
 
 @torch.inference_mode()
@@ -97,15 +113,15 @@ def velocity_at(model: GenerativeModel, points: Tensor, t: float) -> np.ndarray:
     return (model.normalizer.denormalize("x", x + velocity) - points[:, None])[:, 0].numpy()
 
 
-def animate(way: np.ndarray, file: Path, *, reach: float, frames_a_second: int = 12) -> Path:
-    """A film of points (instants, n, 2) from noise to data, with a rest at the end."""
+def animate(way: Trajectories, file: Path, *, reach: float, frames_a_second: int = 12) -> Path:
+    """A film of points from noise to data, with a rest at the end."""
     drawn, axes = figure(1, 1, size=4)
-    dots = bare(axes[0, 0], reach=reach).scatter(way[0, :, 0], way[0, :, 1], s=2)
-    order = [*range(len(way)), *[len(way) - 1] * frames_a_second]
+    dots = bare(axes[0, 0], reach=reach).scatter(way.points[0, :, 0], way.points[0, :, 1], s=2)
+    order = [*range(len(way.times)), *[len(way.times) - 1] * frames_a_second]
 
     def show(number: int) -> list[Any]:
-        dots.set_offsets(way[number])
-        axes[0, 0].set_title(f"t = {number / (len(way) - 1):.2f}")
+        dots.set_offsets(way.points[number])
+        axes[0, 0].set_title(f"t = {way.times[number]:.2f}")
         return [dots]
 
     FuncAnimation(drawn, show, frames=order, blit=False).save(file, writer=PillowWriter(fps=frames_a_second), dpi=80)

@@ -73,6 +73,31 @@ def disjoint_halves(pictures: Pictures, rng: np.random.Generator) -> tuple[Pictu
     return _take(pictures, np.sort(first)), _take(pictures, np.sort(second))
 
 
+def split_off(pictures: Pictures, share: float, rng: np.random.Generator) -> tuple[Pictures, Pictures]:
+    """A random share of the pictures, as large a share of each class as it goes, and the rest; both in their old order.
+
+    share: in (0, 1). Raises ConfigurationError where that leaves nothing on one side.
+    """
+    count = round(share * len(pictures.images))
+    if not 0 < count < len(pictures.images):
+        raise ConfigurationError(f"cannot split {len(pictures.images)} pictures at {share:g}; more are needed")
+    order = _evenly_mixed(pictures, rng)
+    return _take(pictures, np.sort(order[:count])), _take(pictures, np.sort(order[count:]))
+
+
+def evenly_mixed(pictures: Pictures, rng: np.random.Generator) -> Pictures:
+    """The pictures in a random order that begins, however early it is cut, with the classes in their shares."""
+    return _take(pictures, _evenly_mixed(pictures, rng))
+
+
+def _evenly_mixed(pictures: Pictures, rng: np.random.Generator) -> np.ndarray:
+    grouped, labels = _shuffled_by_class(pictures, rng)
+    _, starts, classes, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
+    place_in_class = np.arange(len(labels)) - starts[classes]
+    quantile = (place_in_class + rng.random(len(sizes))[classes]) / sizes[classes]  # one turn a class: evenly spaced
+    return grouped[np.argsort(quantile, kind="stable")]
+
+
 def _shuffled_by_class(pictures: Pictures, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Indices of all pictures, class after class and random within each, and the sorted labels that go with them."""
     shuffled = rng.permutation(len(pictures.images))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -20,7 +19,9 @@ from flowchunk.datasets.actions import matrix_from_rotation_6d, rotation_6d_from
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.envs.kinematics import Kinematics, Pose
+from flowchunk.envs.mujoco_import import mujoco
 from flowchunk.envs.rendering import OffscreenRenderer, project_to_pixels
+from flowchunk.envs.stability import require_stable
 
 ActionKind = Literal["joint_position", "end_effector_pose"]
 ObservationKind = Literal["state", "image"]
@@ -244,7 +245,7 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
         for targets in np.linspace(before, after, self._substeps + 1)[1:]:
             servo_targets[:] = targets
             mujoco.mj_step(self.model, self.data)
-        self._require_finite_state()
+        require_stable(self.data)
         self._update_poses()
         self._judge()
         return self._observation(), self._score, self._is_success, False, self._info()
@@ -301,13 +302,6 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
         """Bring bodies and cameras up to date: mj_step leaves them one substep old."""
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
-
-    def _require_finite_state(self) -> None:
-        if not (np.isfinite(self.data.qpos).all() and np.isfinite(self.data.qvel).all()):
-            raise SimulationError(
-                f"expected a finite state, got an unstable simulation at {self.data.time:.2f} s; reset the "
-                "environment, and send targets that move more slowly"
-            )
 
     # Observation, score and info
 

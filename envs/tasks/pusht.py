@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 import shapely
 
 from flowchunk.datasets.errors import ConfigurationError, FlowchunkError, SimulationError
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
+from flowchunk.envs.mujoco_import import mujoco
+from flowchunk.envs.stability import require_stable
 from flowchunk.envs.tasks.pusht_picture import Window, draw_picture, has_display, to_pixels
 
 MODEL_PATH = Path(__file__).with_name("pusht.xml")
@@ -203,12 +204,13 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
         Returns observation, reward = coverage / 0.95 clipped to [0, 1], terminated = coverage above 0.95, truncated =
         False, and info: ``coverage``, ``is_success`` (reached now or earlier in the episode) and ``score``, the best
         reward of the episode so far, its start included. Further steps may follow a success. Raises SimulationError
-        for an action of the wrong shape or one that is not finite.
+        for an action of the wrong shape or one that is not finite, and where the physics becomes unstable.
         """
         numbers = finite_numbers(action, ("target_x", "target_y"), "action", SimulationError)
         target = numbers.clip(0.0, PLANE_SIZE) * METRES_PER_PX
         for _ in range(SERVO_PERIODS_PER_STEP):
             self._drive_agent(target)
+        require_stable(self._data)
         info = self._judge()
         self._show()
         return self._observe(), _reward(info["coverage"]), info["coverage"] > SUCCESS_COVERAGE, False, info

@@ -24,6 +24,7 @@ VISION: dict[str, Callable[..., Any]] = {
     "transformers": TransformersBackbone,
 }
 NEED_SIZE = ("timm", "transformers")
+ESCAPED = "camera:"  # begins the name of a network whose camera's own name torch does not allow
 
 
 class ObservationEncoder(nn.Module):
@@ -46,7 +47,7 @@ class ObservationEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.pictures = observation_spec.pictures
-        _check_vision(vision, self.pictures)
+        check_vision(vision, self.pictures)
         settings = dict(options or {})
         self.is_shared = bool(settings.pop("shared", False))
         self.picture_steps = settings.pop("picture_steps", None) or observation_steps
@@ -57,7 +58,7 @@ class ObservationEncoder(nn.Module):
         self.condition_size = self.state.condition_size
         for key, field in self.pictures.items():
             if not self.is_shared or not self.cameras:
-                network = self.cameras[key] = _make(str(vision), field, settings)
+                network = self.cameras[_module_name(key)] = _make(str(vision), field, settings)
             self.condition_size += self.picture_steps * network.features
 
     def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -84,7 +85,7 @@ class ObservationEncoder(nn.Module):
 
     def camera(self, key: str) -> nn.Module:
         """The network that looks at this picture."""
-        return next(iter(self.cameras.values())) if self.is_shared else self.cameras[key]
+        return next(iter(self.cameras.values())) if self.is_shared else self.cameras[_module_name(key)]
 
     def load_weights(self, weights: str) -> None:
         """Let every vision network start from these weights. Raises CheckpointError or ConfigurationError."""
@@ -114,7 +115,8 @@ class ObservationEncoder(nn.Module):
             raise ConfigurationError(f"vision.shared=true needs pictures of one size, but these have {sorted(sizes)}")
 
 
-def _check_vision(vision: str | None, pictures: Mapping[str, ObservationField]) -> None:
+def check_vision(vision: str | None, pictures: Mapping[str, ObservationField]) -> None:
+    """Raise ConfigurationError unless this vision network and these pictures go together, or neither is there."""
     if vision is not None and vision not in VISION:
         raise ConfigurationError(f"unknown vision {vision!r}; there are {', '.join(VISION)}")
     if pictures and vision is None:
@@ -125,6 +127,13 @@ def _check_vision(vision: str | None, pictures: Mapping[str, ObservationField]) 
         raise ConfigurationError(
             f"vision={vision}, but nothing observed is a picture; leave it out, or use another task"
         )
+
+
+def _module_name(key: str) -> str:
+    """The camera's name where torch allows it for a module, which weights are named by; otherwise escaped, each uniquely."""
+    if key and "." not in key and not hasattr(nn.ModuleDict(), key) and not key.startswith(ESCAPED):
+        return key
+    return ESCAPED + key.replace("%", "%25").replace(".", "%2E")
 
 
 def _make(vision: str, field: ObservationField, options: Mapping[str, Any]) -> Any:

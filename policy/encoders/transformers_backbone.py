@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
@@ -51,6 +52,21 @@ class TransformersBackbone(nn.Module):
         channels = config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
         self.keypoints = SpatialSoftmax(channels, keypoints=keypoints)
         self.features = self.keypoints.features
+        self._freeze_unused(picture_size)
+
+    def _freeze_unused(self, picture_size: Sequence[int]) -> None:
+        """Leave out of training what no feature depends on, such as mask tokens and pooling heads.
+
+        It never gets a gradient, which an optimiser that is resumed and processes that share gradients would wait for.
+        """
+        was_training = self.training
+        with torch.inference_mode(False), torch.enable_grad():
+            features = self.eval()(torch.zeros(1, 3, *picture_size))
+            parameters = list(self.body.parameters())
+            gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
+        self.train(was_training)
 
     def forward(self, pictures: Tensor) -> Tensor:
         found = self.body(pixel_values=self.input(pictures), **self._options).last_hidden_state

@@ -33,6 +33,7 @@ def loss_over_time(
     losses = []
     for t in times:
         draws = model.draw(size, torch.Generator().manual_seed(seed))
+        draws = draws if model.pair_noise is None else model.pair_noise(batch, draws)
         losses.append(model.losses(batch, {**draws, "t": t.expand(size)}))
     each = torch.stack(losses)  # (T, B)
     return each.mean(1), each.std(1)

@@ -59,21 +59,25 @@ def angular_energy_distance(a: Tensor, b: Tensor, *, geodesic: bool = False) -> 
     return energy_distance(*(torch.cat([x.double().cos(), x.double().sin()], dim=1) for x in (a, b)))
 
 
-def kernel_distance(features_a: Tensor, features_b: Tensor) -> Tensor:
+def kernel_distance(
+    features_a: Tensor, features_b: Tensor, *, classes_a: Tensor | None = None, classes_b: Tensor | None = None
+) -> Tensor:
     """Squared maximum mean discrepancy under the kernel (x·y/d + 1)³ of KID (Bińkowski et al. 1801.01401).
 
     features_a: (n, d), features_b: (m, d). Unbiased (U statistic): about zero, thus also negative, for draws of one
-    distribution. Raises ValueError where the shapes do not fit or there are fewer than two samples on a side.
+    distribution. classes_a: (n,), classes_b: (m,) whole numbers, for draws that hold their classes in fixed shares and
+    not as chance has it: pairs of one class are rarer within such a draw than across two, and are weighed up for it
+    where no class has one member alone. Raises ValueError where the shapes do not fit or there are fewer than two samples
+    on a side.
     """
     _check(features_a, features_b)
     a, b = features_a.double(), features_b.double()
-    n, m = len(a), len(b)
-    if min(n, m) < 2:
-        raise ValueError(f"an unbiased kernel distance needs 2 samples on each side at least, got {n} and {m}")
-    with_itself_a, with_itself_b = (((x.square().mean(dim=1) + 1) ** 3).sum() for x in (a, b))
-    within_a = (_sum_over_pairs(a, a, _kid_kernel) - with_itself_a) / (n * (n - 1))
-    within_b = (_sum_over_pairs(b, b, _kid_kernel) - with_itself_b) / (m * (m - 1))
-    return within_a + within_b - 2 * _sum_over_pairs(a, b, _kid_kernel) / (n * m)
+    if min(len(a), len(b)) < 2:
+        raise ValueError(
+            f"an unbiased kernel distance needs 2 samples on each side at least, got {len(a)} and {len(b)}"
+        )
+    across = _sum_over_pairs(a, b, _kid_kernel) / (len(a) * len(b))
+    return _kernel_within(a, classes_a) + _kernel_within(b, classes_b) - 2 * across
 
 
 def metric_floor(metric: Callable[[Tensor, Tensor], Tensor], pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -134,6 +138,23 @@ def _arc(x: Tensor, y: Tensor) -> Tensor:
     """Geodesic distances on the torus, of angles (n, d) and (m, d): (n, m)."""
     arcs = (torch.remainder(p[:, None] - q + math.pi, 2 * math.pi) - math.pi for p, q in zip(x.T, y.T, strict=True))
     return sum((arc.square() for arc in arcs), start=x.new_zeros(())).sqrt()
+
+
+def _kernel_within(x: Tensor, classes: Tensor | None) -> Tensor:
+    """The mean kernel of two different samples, each class at its share of x (n, d)."""
+    if classes is None or torch.unique(classes, return_counts=True)[1].min() < 2:
+        n = len(x)
+        return (_sum_over_pairs(x, x, _kid_kernel) - _kernel_with_itself(x)) / (n * (n - 1))
+    total = _sum_over_pairs(x, x, _kid_kernel)
+    for number in torch.unique(classes):
+        members = x[classes == number]
+        pairs, n = _sum_over_pairs(members, members, _kid_kernel), len(members)
+        total = total - pairs + (pairs - _kernel_with_itself(members)) * n / (n - 1)
+    return total / len(x) ** 2
+
+
+def _kernel_with_itself(x: Tensor) -> Tensor:
+    return ((x.square().mean(dim=1) + 1) ** 3).sum()
 
 
 def _kid_kernel(x: Tensor, y: Tensor) -> Tensor:

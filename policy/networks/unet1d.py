@@ -32,7 +32,9 @@ class UNet1D(nn.Module):
         super().__init__()
         reduction = 2 ** (len(channels) - 1)
         if horizon % reduction:
-            raise ValueError(f"horizon={horizon} must be a multiple of {reduction} for {len(channels)} U-Net levels")
+            raise ValueError(
+                f"horizon={horizon} must be a multiple of {reduction} for {len(channels)} levels; give fewer network.channels"
+            )
 
         def block(inputs: int, outputs: int) -> FiLMBlock:
             return FiLMBlock(inputs, outputs, width, kernel=kernel, groups=groups)

@@ -8,6 +8,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import torch
 import zarr
 from PIL import Image
 
@@ -94,7 +95,7 @@ def interrupted_run(pusht_store: Path, tmp_path_factory: pytest.TempPathFactory)
     run = tmp_path_factory.mktemp("runs") / "interrupted"
     train_step = Trainer.train_step
 
-    def interrupted(self: Trainer) -> float:
+    def interrupted(self: Trainer) -> torch.Tensor:
         if self.step == 3:
             raise KeyboardInterrupt
         return train_step(self)

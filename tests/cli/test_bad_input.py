@@ -81,7 +81,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
         lambda at: at.train("training.stpes=5"),
         ["'training.stpes'", "did you mean training.steps"],
     ),
-    "option of no section": (lambda at: at.train("stepz=5"), ["'stepz'"]),
+    "option of no section": (lambda at: at.train("stepz=5"), ["'stepz'", "training.steps"]),
     "no KEY=VALUE": (lambda at: at.train("fast"), ["KEY=VALUE", "'fast'"]),
     "added option": (lambda at: at.train("+training.speed=5"), ["KEY=VALUE", "'+training.speed=5'"]),
     "removed option": (lambda at: at.train("~training.steps=10000"), ["KEY=VALUE", "'~training.steps=10000'"]),
@@ -116,7 +116,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     "nothing as a number": (lambda at: at.train("training.steps=null"), ["training.steps=", "a whole number"]),
     "fine-tuning for another objective": (
         lambda at: at.train(f"training.init_from={at.run}", "objective=x"),
-        ["objective=x", "was trained with objective=flow", "give objective=flow"],
+        ["objective=x", "was trained with objective=flow", "fine-tuning keeps it; leave it out"],
     ),
     "mirror that moves the goal": (
         lambda at: at.train("env.goal_pose=[200,300,0.5]"),

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +17,7 @@ import pytest
 
 import flowchunk.envs  # noqa: F401 -- registers the ids
 from flowchunk.cli.main import main
-from flowchunk.datasets.errors import SimulationError
+from flowchunk.datasets.errors import DatasetError, SimulationError
 from flowchunk.datasets.store import Store
 from flowchunk.envs.tasks.pick_place_expert import PickPlaceExpert
 
@@ -75,6 +81,79 @@ def test_arguments_of_the_environment_are_used(tmp_path: Path) -> None:
     spec = Store.open(tmp_path / "poses.zarr").action_spec
     assert spec is not None
     assert spec.size == 10
+
+
+@contextmanager
+def collecting(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own, with three demonstrations recorded."""
+    command = [sys.executable, "-m", "flowchunk.cli.main", "collect", "task=pickplace_state", f"output_dir={path}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until(lambda: len(episode_ends(path)) >= 3 or process.poll() is not None)
+            assert process.poll() is None, process.communicate()
+            yield process
+        finally:
+            process.kill()
+
+
+def episode_ends(path: Path) -> np.ndarray:
+    """Of the recording for this path that goes on."""
+    for kept in path.parent.glob(f"{path.name}.*.partial"):
+        with suppress(DatasetError):  # before the first episode
+            return Store.open(kept).episode_ends
+    return np.empty(0)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def require_first_demonstrations(kept: Path, pickplace_store: Path) -> int:
+    """The number of episodes of what was kept, whose first are those of an undisturbed collection."""
+    store, expected = Store.open(kept), Store.open(pickplace_store)
+    frames = min(store.frames, expected.frames)
+    for key in ("state", "action"):
+        np.testing.assert_array_equal(store.read(key, 0, frames), expected.read(key, 0, frames))
+    return len(store.episode_ends)
+
+
+def test_an_interruption_keeps_the_finished_demonstrations_and_says_where(
+    tmp_path: Path, pickplace_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with collecting(tmp_path / "store.zarr") as process:
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (kept,) = tmp_path.iterdir()
+    episodes = require_first_demonstrations(kept, pickplace_store)
+    assert f"{episodes} finished episodes are kept in {kept}" in said
+    assert f"interrupted after {episodes} of 200 demonstrations" in said
+    assert "training.resume" not in said
+    assert main(["data", "inspect", str(kept)]) == 0
+    shown = capsys.readouterr().out
+    assert f"{episodes} episodes" in shown
+    assert "a recording that was broken off, or goes on" in shown
+
+
+def test_after_a_kill_the_next_command_says_what_is_kept(
+    tmp_path: Path, pickplace_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "store.zarr"
+    with collecting(path) as process:
+        process.kill()
+        process.communicate(timeout=60)
+    (kept,) = tmp_path.iterdir()
+    episodes = require_first_demonstrations(kept, pickplace_store)
+    assert episodes >= 3
+    assert main(["data", "inspect", str(path)]) == 1
+    assert f"{kept} holds {episodes} finished episodes" in capsys.readouterr().err
+    assert collect(path, "episodes=1") == 0
+    assert f"{kept} holds {episodes} finished episodes" in capsys.readouterr().err
+    assert len(Store.open(path).episode_ends) == 1
+    assert require_first_demonstrations(kept, pickplace_store) == episodes
 
 
 class Halfhearted(PickPlaceExpert):

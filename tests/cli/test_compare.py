@@ -5,7 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from html.parser import HTMLParser
@@ -13,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +28,7 @@ from PIL import Image
 from flowchunk.cli.comparison import cells as cells_module
 from flowchunk.cli.comparison.cells import DIGIT_NFE, PUSHT_NFE, TOY_NFE, Cell, all_cells, run_cell
 from flowchunk.cli.comparison.page import write_page
-from flowchunk.cli.main import main
+from flowchunk.cli.main import AFTER_INTERRUPTION, main
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.evaluation.picture_classifier import train_classifier
 from flowchunk.policy.objectives import make_objective
@@ -190,10 +198,21 @@ def test_a_cell_measured_otherwise_is_not_taken_for_this_one(comparison: tuple[P
     assert contents(folder) == before
 
 
+def test_a_cell_of_an_earlier_flowchunk_is_not_shown_beside_new_ones(
+    comparison: tuple[Path, list[Cell]], tmp_path: Path
+) -> None:
+    folder, (cell, *_) = comparison
+    earlier = {name: value for name, value in cell_json(folder / "cells", cell).items() if name != "measures"}
+    (tmp_path / cell.name).mkdir()
+    (tmp_path / cell.name / "cell.json").write_text(json.dumps(earlier))
+    with pytest.raises(ConfigurationError, match=r"by another flowchunk; choose another output_dir"):
+        run_cell(cell, tmp_path)
+
+
 def test_a_cell_holds_what_was_measured(comparison: tuple[Path, list[Cell]]) -> None:
     folder, cells = comparison
     toy, regression, digits, pusht = (cell_json(folder / "cells", cell) for cell in cells)
-    measured = {"training", "sweeping", "section", "key", "floor", "rows"}
+    measured = {"training", "sweeping", "measures", "section", "key", "floor", "rows"}
     looked_into = {*measured, "loss_mean", "loss_std"}
     assert toy.keys() == {*looked_into, "straightness"}
     assert regression.keys() == pusht.keys() == measured
@@ -207,7 +226,7 @@ def test_an_interrupted_cell_goes_on(where: str, tmp_path: Path, monkeypatch: py
     (cell,) = chosen(None, ("checkerboard", "flow"))
     train_step = Trainer.train_step
 
-    def interrupted(self: Trainer) -> float:
+    def interrupted(self: Trainer) -> torch.Tensor:
         if self.step == 3:
             raise KeyboardInterrupt
         return train_step(self)
@@ -271,6 +290,72 @@ def test_the_command_runs_the_cells_and_writes_the_page(
     assert main(["compare", "objectives", f"output_dir={tmp_path}", "processes=1"]) == 0
     assert f"written: {tmp_path / 'index.html'}" in capsys.readouterr().out
     assert [row[0] for row in read(tmp_path / "index.html").tables[0][1:]] == ["mip"]
+
+
+COMPARE_SMALL = """if True:
+    import sys
+    from dataclasses import replace
+    from flowchunk.cli import compare
+    from flowchunk.cli.comparison import cells
+    from flowchunk.cli.main import AFTER_INTERRUPTION, main
+
+    def few(options):
+        chosen = [cell for cell in cells.all_cells(options) if cell.key[:2] == ("8gaussians", "ddpm")]
+        broken = replace(chosen[0], key=("8gaussians", "broken"), training=("task=toy2d", "dataset=spirals"))
+        return [broken, *chosen] if sys.argv[1] == "broken" else chosen
+
+    if __name__ == "__main__":  # the workers import this file too
+        compare.all_cells = few
+        sys.exit(main(["compare", "objectives", f"output_dir={sys.argv[2]}", f"processes={sys.argv[3]}"]))
+"""
+
+
+@contextmanager
+def comparing(tmp_path: Path, which: str) -> Iterator[subprocess.Popen[str]]:
+    """The command in processes of its own, which are gone afterwards."""
+    script = tmp_path / "small.py"
+    script.write_text(textwrap.dedent(COMPARE_SMALL.replace("if True:", "", 1)))
+    command = [sys.executable, str(script), which, str(tmp_path / "out"), "1" if which == "whole" else "2"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as started:
+        try:
+            yield started
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+
+
+def wait_for_training(folder: Path, started: subprocess.Popen[str]) -> None:
+    """Wait until a cell trains."""
+    while not list(folder.glob("cells/*/metrics.jsonl")):
+        assert started.poll() is None
+        time.sleep(0.2)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals go otherwise there")
+def test_an_interruption_stops_all_cells_at_once(tmp_path: Path) -> None:
+    with comparing(tmp_path, "whole") as started:
+        wait_for_training(tmp_path / "out", started)
+        workers = psutil.Process(started.pid).children(recursive=True)
+        assert workers
+        os.killpg(started.pid, signal.SIGINT)  # as a terminal does
+        _, errors = started.communicate(timeout=20)
+    assert started.returncode == 130
+    assert errors.strip() == f"interrupted; {AFTER_INTERRUPTION['compare']}"
+    gone, alive = psutil.wait_procs(workers, timeout=10)
+    assert gone
+    assert not alive
+    assert not list((tmp_path / "out").glob("cells/*/cell.json"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals go otherwise there")
+def test_an_error_in_one_cell_stops_the_others(tmp_path: Path) -> None:
+    with comparing(tmp_path, "broken") as started:
+        _, errors = started.communicate(timeout=90)
+    assert started.returncode == 1
+    assert errors.startswith("error: ")
+    assert "spirals" in errors
+    assert not list((tmp_path / "out").glob("cells/*/cell.json"))
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import av
 import gymnasium
 import pytest
+import torch
 
 from flowchunk.cli import demo
 from flowchunk.cli.eval import evaluate
@@ -17,6 +19,8 @@ from flowchunk.cli.options import read_options
 from flowchunk.datasets.errors import SimulationError
 from flowchunk.datasets.store import Store
 from flowchunk.envs.tasks.pick_place import PickPlace
+from flowchunk.policy.train import Trainer
+from tests.cli.folders import contents
 
 
 def can_draw() -> bool:
@@ -45,7 +49,7 @@ def output_dir(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[str, ...]) 
 
         patch.setattr(demo, "evaluate", evaluate_briefly)
         patch.setattr(demo, "read_options", read_small_options)
-        demo.demonstrate(path, demonstrations=3, steps=3, episodes=1, selection_episodes=0)
+        demo.demonstrate(path, demonstrations=3, steps=3, episodes=2, selection_episodes=0)
     return path
 
 
@@ -53,7 +57,7 @@ def test_the_demo_leaves_demonstrations_a_policy_and_its_evaluation(output_dir: 
     assert len(Store.open(output_dir / "demonstrations.zarr").episode_ends) == 3
     report = json.loads((output_dir / "eval.json").read_text())
     assert report["task"] == "pickplace_state"
-    assert len(report["episodes"]) == 1
+    assert len(report["episodes"]) == 2
     assert (output_dir / "train" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -65,6 +69,37 @@ def test_the_demo_leaves_films(output_dir: Path) -> None:
     with av.open(films[0]) as container:
         assert container.streams.video[0].average_rate == 20
         assert next(container.decode(video=0)).width == 640
+
+
+def test_a_demo_goes_on_with_what_its_folder_holds(
+    pickplace_store: Path, tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a folder, named 'so' = (1)"
+    shutil.copytree(pickplace_store, folder / "demonstrations.zarr")
+    before = contents(folder)
+    train_step, seen = Trainer.train_step, []
+
+    def interrupted_once(self: Trainer) -> torch.Tensor:
+        seen.append(self.step)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return train_step(self)
+
+    def small_options(config: str, overrides: list[str]) -> dict[str, Any]:
+        return read_options(config, [*tiny, *overrides] if config == "train" else overrides)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted_once)
+    monkeypatch.setattr(demo, "read_options", small_options)
+    monkeypatch.setattr(demo, "FULL", {"demonstrations": 6, "steps": 6, "episodes": 1, "selection_episodes": 0})
+    monkeypatch.setattr(gymnasium.spec("flowchunk/PickPlace-v1"), "max_episode_steps", 20)
+    assert main(["demo", f"output_dir={folder}"]) == 130
+    assert not (folder / "eval.json").exists()
+    assert main(["demo", f"output_dir={folder}"]) == 0
+    assert seen == [0, 1, 2, 3, 2, 3, 4, 5], "from the checkpoint of step 2"
+    assert json.loads((folder / "eval.json").read_text())["checkpoint"] == str(
+        folder / "train" / "checkpoints" / "best"
+    )
+    assert contents(folder / "demonstrations.zarr").items() <= before.items()
 
 
 @pytest.mark.parametrize(("flags", "size"), [([], demo.FULL), (["--quick"], demo.QUICK)])

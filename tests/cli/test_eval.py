@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import av
 import pytest
 
+from flowchunk.cli.devices import choose_device
 from flowchunk.cli.main import main
 from flowchunk.envs.rollout import rollout
 from flowchunk.policy.evaluation.intervals import wilson_interval
+from tests.cli.test_main import CONSOLE_SCRIPT
 
 KEYS = {
     "task",
     "env_id",
+    "env",
     "checkpoint",
     "seed",
     "nfe",
+    "solver",
+    "noise_scale",
     "n_action_steps",
     "num_envs",
+    "workers",
+    "device",
     "versions",
     "episodes",
     "score_mean",
@@ -49,7 +58,9 @@ def test_the_report_says_what_was_measured(report: dict[str, Any], trained_run: 
     assert report["task"] == "pusht_state"
     assert report["env_id"] == "flowchunk/PushT-v1"
     assert report["checkpoint"] == str(trained_run / "checkpoints" / "best")
-    assert (report["seed"], report["nfe"], report["n_action_steps"], report["num_envs"]) == (100_000, 4, 4, 50)
+    assert (report["seed"], report["nfe"], report["n_action_steps"], report["num_envs"]) == (100_000, 4, 4, 3)
+    assert (report["env"], report["solver"]) == ({"observation": "state"}, "euler")
+    assert (report["workers"], report["device"]) == (False, "cpu")
     assert {"flowchunk", "torch", "mujoco", "gymnasium", "numpy"} <= report["versions"].keys()
 
 
@@ -113,6 +124,19 @@ def test_each_option_changes_what_happens(
     assert seen[name] == int(value)
 
 
+def test_the_report_tells_other_conditions_apart(trained_run: Path, tmp_path: Path) -> None:
+    options = ("nfe=2", "solver=midpoint", "env.goal_pose=[200,300,0.5]", "episodes=2", "num_envs=1")
+    moved = evaluate(trained_run, tmp_path, *options)
+    assert (moved["solver"], moved["nfe"], moved["num_envs"]) == ("midpoint", 2, 1)
+    assert moved["env"] == {"observation": "state", "goal_pose": [200, 300, 0.5]}
+
+
+def test_a_device_can_be_chosen(report: dict[str, Any], trained_run: Path, tmp_path: Path) -> None:
+    assert evaluate(trained_run, tmp_path, "episodes=3", "device=cpu")["episodes"] == report["episodes"]
+    found = evaluate(trained_run, tmp_path, "episodes=1", "device=auto")["device"]
+    assert found.partition(":")[0] == choose_device("auto").type
+
+
 def test_the_report_stands_beside_the_run_by_default(trained_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained_run, run)
@@ -130,6 +154,54 @@ def test_a_video_of_the_first_episode_is_written(trained_run: Path, tmp_path: Pa
         assert (stream.width, stream.height) == (128, 128)
         assert stream.average_rate == 10
         assert len(list(container.decode(stream))) == report["episodes"][0]["steps"]
+
+
+def films(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "videos").iterdir())
+
+
+def test_films_are_of_the_episodes_in_the_report(trained_run: Path, tmp_path: Path) -> None:
+    evaluate(trained_run, tmp_path, "episodes=1", "seed=5", "video=3", "env.render_size=32")
+    assert films(tmp_path) == ["episode_5.mp4"]
+    (tmp_path / "videos" / "mine.mp4").touch()
+    evaluate(trained_run, tmp_path, "episodes=2", "seed=9", "video=2", "env.render_size=32")
+    assert films(tmp_path) == ["episode_10.mp4", "episode_9.mp4", "mine.mp4"]
+    evaluate(trained_run, tmp_path, "episodes=1")
+    assert films(tmp_path) == ["mine.mp4"]
+
+
+def test_a_film_too_small_to_see_is_no_reason_to_lose_the_report(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(trained_run, tmp_path, "episodes=1", "video=1", "env.render_size=1")
+    assert "no video: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", ["80", "30"])
+def test_a_narrow_terminal_cuts_nothing(
+    columns: str, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    report = evaluate(trained_run, tmp_path, "episodes=1", "n_action_steps=3")
+    _, title, shown = capsys.readouterr().out.partition("flowchunk/PushT-v1, 1 episodes from seed 100000\n")
+    assert title
+    assert "…" not in shown
+    assert f"written: {tmp_path / 'eval.json'}\n" in shown, "in one piece, to be copied"
+    for text in ("n_action_steps", f"{report['score_mean']:.3f}", f"{report['env_steps_per_second']:,.0f}"):
+        assert columns == "30" or text in shown
+
+
+def test_a_terminal_that_knows_ascii_alone_gets_the_table_and_the_film(trained_run: Path, tmp_path: Path) -> None:
+    command = ["eval", str(trained_run), f"output_dir={tmp_path}", "episodes=1", "env.render_size=32"]
+    done = subprocess.run(
+        [str(CONSOLE_SCRIPT), *command],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "40"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"n_action_steps" in done.stdout
+    assert films(tmp_path) == ["episode_100000.mp4"]
 
 
 def test_the_table_shows_the_numbers(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from flowchunk.cli.domains import DOMAINS
-from flowchunk.cli.domains.domain import Samples
-from flowchunk.cli.domains.images import Images
 from flowchunk.cli.main import main
 from flowchunk.policy.generative_model import GenerativeModel
 from flowchunk.policy.networks import NETWORKS
@@ -113,7 +111,8 @@ def test_samples_have_the_shape_of_data(generated: Generated) -> None:
 
 def test_every_measure_stands_beside_its_floor(generated: Generated) -> None:
     measured = measures(generated.folder)
-    assert measured.keys() == {f"{name}{end}" for name in generated.expected.measures for end in ("", "_floor")}
+    ends = ("", "_std", "_floor", "_floor_std")
+    assert measured.keys() == {f"{name}{end}" for name in generated.expected.measures for end in ends}
     assert all(type(value) is float and np.isfinite(value) for value in measured.values())
 
 
@@ -183,7 +182,7 @@ def test_pictures_without_classes_have_no_labels(
     run = train(tmp_path / "run", "task=images", f"dataset={picture_folder / 'cats'}", *tiny_generative)
     folder = generate(run, tmp_path / "made")
     assert samples(folder).shape == (12, 1, 8, 8)
-    assert measures(folder).keys() == {"kernel_distance", "kernel_distance_floor"}
+    assert measures(folder).keys() == {"kernel_distance", "kernel_distance_floor"}, "one draw has no deviation"
     assert GenerativeModel.load(run).config.classes == 0
 
 
@@ -192,45 +191,6 @@ def test_pictures_are_resized_and_inverted(
 ) -> None:
     train(tmp_path / "run", "task=images", f"dataset={picture_folder}", "size=6", "invert=true", *tiny_generative)
     assert samples(generate(tmp_path / "run", tmp_path / "made")).shape == (12, 1, 6, 6)
-
-
-# Learning by heart
-
-
-def halved(picture_folder: Path, *, samples: int | None = 20) -> Images:
-    options = {"dataset": str(picture_folder), "half": 0, "samples": samples, "size": None, "invert": False, "seed": 0}
-    return Images(options)
-
-
-def test_a_model_of_a_half_is_asked_whether_it_copies(
-    picture_folder: Path, tmp_path: Path, tiny_generative: tuple[str, ...]
-) -> None:
-    chosen = (f"dataset={picture_folder}", "half=0", "samples=30")
-    run = train(tmp_path / "run", "task=images", *chosen, *tiny_generative)
-    measured = measures(generate(run, tmp_path / "made"))
-    assert measured["nearer_to_training_share_floor"] == 0.5
-    assert {"nearer_to_training_share", "copied_share", "copied_share_floor"} <= measured.keys()
-
-
-def test_copies_are_told_from_pictures_never_seen(picture_folder: Path) -> None:
-    domain = halved(picture_folder)
-    assert domain.other is not None
-    never_seen = torch.from_numpy(domain.other.images).permute(0, 3, 1, 2) / 127.5 - 1
-    for x, share in ((domain.training().x, 1.0), (never_seen, 0.0)):
-        memorised = domain.memorised(Samples(x))
-        assert {name: pair[0] for name, pair in memorised.items()} == {
-            "nearer_to_training_share": share,
-            "copied_share": share,
-        }
-        assert [pair[1] for pair in memorised.values()] == [0.5, 0.0]
-
-
-@pytest.mark.parametrize("count", [20, None])
-def test_pictures_never_seen_are_as_many_of_each_class_as_those_seen(count: int | None, picture_folder: Path) -> None:
-    domain = halved(picture_folder, samples=count)
-    assert domain.other is not None
-    mine, other = (np.bincount(np.asarray(pictures.labels)) for pictures in (domain.mine, domain.other))
-    assert mine.tolist() == other.tolist() == [(count or 32) // 2] * 2
 
 
 # Training
@@ -263,11 +223,11 @@ def test_a_resumed_run_ends_as_if_it_had_not_been_interrupted(
         assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
-def interrupted_at(step: int) -> Callable[[Trainer], float]:
+def interrupted_at(step: int) -> Callable[[Trainer], torch.Tensor]:
     """``Trainer.train_step`` as if someone pressed Ctrl-C before this step."""
     train_step = Trainer.train_step
 
-    def interrupted(self: Trainer) -> float:
+    def interrupted(self: Trainer) -> torch.Tensor:
         if self.step == step:
             raise KeyboardInterrupt
         return train_step(self)

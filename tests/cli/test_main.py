@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import sysconfig
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flowchunk.cli.main import COMMANDS, main
+from flowchunk.cli.main import AFTER_INTERRUPTION, COMMANDS, USAGE, main
 
 CONSOLE_SCRIPT = Path(sysconfig.get_path("scripts")) / ("flowchunk.exe" if sys.platform == "win32" else "flowchunk")
 
@@ -74,10 +76,102 @@ def test_a_traceback_is_shown_only_when_asked_for() -> None:
     assert "DatasetError: no data set at no/such/store" in debug.stderr
 
 
-def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt(arguments: list[str]) -> None:
+class WhenInterrupted:
+    """A command that Ctrl-C stops, with or without words of its own."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def __call__(self, arguments: list[str]) -> None:
+        raise KeyboardInterrupt(*self.words)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_interruption_says_what_is_true_of_the_command(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(f"flowchunk.cli.{name}.run", WhenInterrupted())
+    assert main([name]) == 130
+    said = capsys.readouterr().err
+    assert said == f"\ninterrupted; {AFTER_INTERRUPTION[name]}\n"
+    assert ("training.resume=true" in said) == (name == "train")
+
+
+def test_an_interruption_may_know_more_than_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flowchunk.cli.collect.run", WhenInterrupted("17 episodes are in some/where"))
+    assert main(["collect"]) == 130
+    assert capsys.readouterr().err == "\ninterrupted; 17 episodes are in some/where\n"
+
+
+def test_an_interruption_of_the_imports_is_one_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flowchunk.cli.train.run", interrupt)
-    assert main(["train"]) == 130
-    assert "training.resume=true" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    assert main(["eval", "run"]) == 130
+    assert "interrupted; " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["help", "eval"], ["eval", "help"], ["eval", "--help"]])
+def test_help_is_a_word_too(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    assert "usage: flowchunk eval CHECKPOINT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["help"], ["--help"]])
+def test_help_alone_lists_the_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == USAGE
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes close otherwise there")
+@pytest.mark.parametrize("arguments", ["--help", "train --help"])
+def test_a_reader_who_has_seen_enough_is_no_error(arguments: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [str(CONSOLE_SCRIPT), *arguments.split()], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode == 141
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(arguments: list[str]) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("flowchunk.cli.eval.run", broken)
+    assert main(["eval"]) == 1
+    assert "Broken pipe; another process" in capsys.readouterr().err
+
+
+def test_output_that_knows_ascii_alone_gets_help_too() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([str(CONSOLE_SCRIPT), "train", "--help"], capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"vision.shared=true ?" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.EEXIST, "a file stands where"), (errno.ENOSPC, "disk space"), (errno.EIO, None)]
+)
+def test_advice_fits_what_the_system_says(
+    number: int, advice: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: list[str]) -> None:
+        raise OSError(number, os.strerror(number), "a/path")
+
+    monkeypatch.setattr("flowchunk.cli.eval.run", fail)
+    assert main(["eval"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: [Errno {number}]")
+    assert advice is None or advice in said
+    assert ("; " in said) == (advice is not None)
+    assert number == errno.ENOSPC or "disk" not in said

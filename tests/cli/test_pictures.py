@@ -120,7 +120,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(
     assert main(train(recorded, tmp_path / "whole", *more)) == 0
     train_step = Trainer.train_step
 
-    def interrupted(self: Trainer) -> float:
+    def interrupted(self: Trainer) -> torch.Tensor:
         if self.step == 3:
             raise KeyboardInterrupt
         return train_step(self)

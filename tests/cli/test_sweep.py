@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from flowchunk.cli.main import main
+from flowchunk.envs.rollout import rollout
 from flowchunk.policy.evaluation.intervals import wilson_interval
 from flowchunk.policy.objectives import OBJECTIVES, VALID_NFE
 
@@ -59,6 +60,10 @@ def test_a_policy_gets_score_success_and_latency(of_policy: Path, trained_run: P
     assert content["kind"] == "chunk_policy"
     assert content["checkpoint"] == str(trained_run / "checkpoints" / "best")
     assert (content["seed"], content["floor"]) == (100_000, {})
+    assert (content["env_id"], content["env"]) == ("flowchunk/PushT-v1", {"observation": "state"})
+    assert (content["episodes"], content["num_envs"], content["n_action_steps"]) == (3, 3, 4)
+    assert (content["solver"], content["device"], content["workers"]) == ("euler", "cpu", False)
+    assert {"flowchunk", "torch", "mujoco"} <= content["versions"].keys()
     assert [row["nfe"] for row in content["rows"]] == [1, 4]
     for row in content["rows"]:
         assert row.keys() == {"nfe", "score", "score_ci95", "success", "success_ci95", "latency_ms"}
@@ -111,11 +116,13 @@ def test_a_robots_policy_of_every_objective_is_trained_evaluated_and_swept(
 def test_a_generative_model_gets_its_measures_beside_their_floor(of_toy: Path) -> None:
     content = report(of_toy)
     assert content["kind"] == "generative_model"
-    assert content["floor"].keys() == MEASURES
+    assert content["floor"].keys() == MEASURES | {f"{name}_std" for name in MEASURES}
+    assert (content["task"], content["n"], content["guidance"]) == ("toy2d", 50, 1.0)
+    assert (content["solver"], content["device"]) == ("heun", "cpu")
     refused, *rows = content["rows"]
     assert [row["nfe"] for row in rows] == [2, 4]
     for row in rows:
-        assert row.keys() == {"nfe", *MEASURES, "latency_ms"}
+        assert row.keys() == {"nfe", *MEASURES, *(f"{name}_std" for name in MEASURES), "latency_ms"}
         assert all(row[name] > 0 and content["floor"][name] > 0 for name in MEASURES)
     assert refused == {"nfe": 1, "refused": "nfe=1: heun needs a positive multiple of 2 evaluations"}
 
@@ -131,7 +138,8 @@ def test_the_same_sweep_gives_the_same_measures(of_toy: Path, toy_run: Path, tmp
 def test_guidance_is_swept(picture_run: Path, tmp_path: Path) -> None:
     odd, even = swept(picture_run, tmp_path, "nfe=[1,2]", "guidance=1.5", "n=12")["rows"]
     assert "give an even number" in odd["refused"]
-    assert even.keys() == {"nfe", "kernel_distance", "class_accuracy", "latency_ms"}
+    measures = ("kernel_distance", "class_accuracy")
+    assert even.keys() == {"nfe", *measures, *(f"{name}_std" for name in measures), "latency_ms"}
 
 
 # What is shown
@@ -150,9 +158,52 @@ def test_the_table_shows_refused_numbers_as_dashes(
     content = swept(toy_run, tmp_path, "nfe=[1,2]", "n=50", "solver=heun")
     lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
     assert ["1", "-", "-", "-"] in lines
-    assert ["floor", *(f"{content['floor'][name]:.4f}" for name in ("sliced_wasserstein", "energy_distance"))] in lines
-    (shown,) = [line for line in lines if line[:1] == ["2"]]
-    assert shown[1] == f"{content['rows'][1]['sliced_wasserstein']:.4f}"
+    for name, values in (("floor", content["floor"]), ("2", content["rows"][1])):
+        (shown,) = [line for line in lines if line[:1] == [name]]
+        assert shown[1:4] == [f"{values['sliced_wasserstein']:.4f}", "±", f"{values['sliced_wasserstein_std']:.4f}"]
+
+
+def test_a_narrow_terminal_cuts_nothing(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "45")
+    content = swept(toy_run, tmp_path, "nfe=[2]", "n=50")
+    _, title, shown = capsys.readouterr().out.partition(f"{content['checkpoint']}\n")
+    assert title
+    assert "…" not in shown
+    assert f"written: {tmp_path / 'sweep.json'}\nwritten: {tmp_path / 'sweep.png'}\n" in shown
+
+
+# What goes wrong
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_anything_is_measured(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flowchunk.cli.eval.rollout", lambda *_, **__: pytest.fail("measured before it was looked"))
+    (tmp_path / "a_file").touch()
+    assert main(["sweep", str(trained_run), f"output_dir={tmp_path / 'a_file' / 'sweep'}", "nfe=[1]"]) == 1
+    assert "a_file" in capsys.readouterr().err
+
+
+def test_rows_are_kept_whatever_happens_to_later_ones(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_at_four(*arguments: Any, **options: Any) -> Any:
+        if options["nfe"] == 4:
+            raise KeyboardInterrupt
+        return rollout(*arguments, **options)
+
+    monkeypatch.setattr("flowchunk.cli.eval.rollout", fails_at_four)
+    options = ["nfe=[1,2,4]", "episodes=2", f"output_dir={tmp_path}"]
+    assert main(["sweep", str(trained_run), *options]) == 130
+    assert [row["nfe"] for row in report(tmp_path)["rows"]] == [1, 2]
+    assert [file.name for file in tmp_path.iterdir()] == ["sweep.json"]
+
+
+def test_numbers_that_are_not_admitted_at_all_leave_nothing(toy_run: Path, tmp_path: Path) -> None:
+    assert main(["sweep", str(toy_run), "nfe=[1,3]", "solver=heun", f"output_dir={tmp_path / 'new'}"]) == 1
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_sweep_stands_beside_the_run_by_default(toy_run: Path, tmp_path: Path) -> None:
@@ -160,3 +211,29 @@ def test_the_sweep_stands_beside_the_run_by_default(toy_run: Path, tmp_path: Pat
     shutil.copytree(toy_run, run)
     assert main(["sweep", str(run), "nfe=[1]", "n=20"]) == 0
     assert [row["nfe"] for row in report(run / "sweep")["rows"]] == [1]
+
+
+def test_the_starting_noise_can_be_scaled(trained_run: Path, tmp_path: Path) -> None:
+    reports = {}
+    for scale in ("0.0", "1.0"):
+        common = ["episodes=2", f"noise_scale={scale}", "env.render_size=8"]
+        assert main(["sweep", str(trained_run), "nfe=[1]", *common, f"output_dir={tmp_path / scale}"]) == 0
+        assert main(["eval", str(trained_run), "nfe=1", "video=0", *common, f"output_dir={tmp_path / scale}"]) == 0
+        swept, evaluated = (json.loads((tmp_path / scale / name).read_text()) for name in ("sweep.json", "eval.json"))
+        assert swept["noise_scale"] == evaluated["noise_scale"] == float(scale)
+        assert swept["rows"][0]["score"] == evaluated["score_mean"]
+        reports[scale] = evaluated["episodes"]
+    assert reports["0.0"] != reports["1.0"]
+
+
+def test_noise_that_cannot_be_scaled_is_refused(
+    trained_run: Path, toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, message in (
+        (["eval", str(trained_run), "noise_scale=-1"], "noise_scale=-1 must be at least 0"),
+        (["eval", str(trained_run), "noise_scale=much"], "noise_scale=much must be a number"),
+        (["sweep", str(toy_run), "noise_scale=0.5"], "noise_scale=0.5 is for robots' policies"),
+    ):
+        assert main([*command, f"output_dir={tmp_path / 'out'}"]) == 1
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()

@@ -1,23 +1,24 @@
-"""flowchunk train: what a run leaves, going on after an interruption, fine-tuning, and choosing the best."""
+"""flowchunk train: what a run leaves, and choosing the best; see also test_resuming and test_fine_tuning."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 import zarr
-from safetensors.torch import load_file
 
 from flowchunk.cli.main import main
 from flowchunk.cli.simulation import environment_maker
+from flowchunk.datasets.recorder import StoreWriter
+from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.envs.rollout import Episode, Rollout
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.networks import NETWORKS
+from tests.cli.training_commands import description, metrics, pickplace, pusht
 
 NETWORK_SIZES = {
     "mlp": ("network.width=32", "network.blocks=1"),
@@ -26,24 +27,6 @@ NETWORK_SIZES = {
     "unet1d": ("network.channels=[16,32]",),
     "gru": ("network.width=32", "network.blocks=1"),
 }
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def description(checkpoint: Path) -> dict[str, Any]:
-    content = json.loads((checkpoint / "checkpoint.json").read_text())
-    assert isinstance(content, dict)
-    return content
-
-
-def pusht(store: Path, run: Path, *more: str) -> list[str]:
-    return ["train", "task=pusht_state", f"dataset.path={store}", f"output_dir={run}", *more]
-
-
-def pickplace(store: Path, run: Path, *more: str) -> list[str]:
-    return ["train", "task=pickplace_state", f"dataset.path={store}", f"output_dir={run}", *more]
 
 
 # What a run leaves
@@ -112,107 +95,6 @@ def test_arguments_of_the_environment_are_saved_and_inherited_by_eval(
     assert main(["eval", str(run), "episodes=1", "video=0"]) == 0
     assert main(["eval", str(run), "episodes=1", "video=0", "env.physics_step=0.01"]) == 0
     assert made == [saved, saved | {"physics_step": 0.01}]
-
-
-# Going on
-
-
-def test_a_folder_that_holds_a_run_is_refused(
-    trained_run: Path, pusht_store: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = {path: path.read_bytes() for path in trained_run.rglob("*") if path.is_file()}
-    assert main(pusht(pusht_store, trained_run, *tiny)) == 1
-    message = capsys.readouterr().err
-    assert str(trained_run) in message
-    assert "training.resume=true" in message
-    assert {path: path.read_bytes() for path in trained_run.rglob("*") if path.is_file()} == before
-
-
-def test_a_resumed_run_ends_as_if_it_had_not_been_interrupted(
-    trained_run: Path,
-    interrupted_run: Path,
-    pusht_store: Path,
-    tmp_path: Path,
-    tiny: tuple[str, ...],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(interrupted_run, run)
-    assert description(run / "checkpoints" / "last")["training"]["step"] == 2
-    assert main(pusht(pusht_store, run, *tiny, "training.resume=true")) == 0
-    assert "resuming from step 2" in capsys.readouterr().out
-    for name in ("last/model", "last/training_state", "best/model"):
-        file = f"checkpoints/{name}.safetensors"
-        ours, theirs = load_file(run / file), load_file(trained_run / file)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
-    timeless = [
-        [{k: v for k, v in entry.items() if k != "steps_per_second"} for entry in metrics(one)]
-        for one in (run, trained_run)
-    ]
-    assert timeless[0] == timeless[1]
-
-
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [
-        ("training.learning_rate=0.002", "training.learning_rate: 0.001 then, 0.002 now"),
-        ("seed=1", "seed: 0 then, 1 now"),
-        ("env.physics_step=0.005", "env.physics_step: None then, 0.005 now"),
-        ("network.width=16", "network.width: 32 then, 16 now"),
-    ],
-)
-def test_resuming_with_other_options_is_refused(
-    override: str,
-    named: str,
-    interrupted_run: Path,
-    pusht_store: Path,
-    tiny: tuple[str, ...],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert main(pusht(pusht_store, interrupted_run, *tiny, "training.resume=true", override)) == 1
-    assert f"({named})" in capsys.readouterr().err
-
-
-def test_resuming_where_nothing_is_starts_a_run(pusht_store: Path, tmp_path: Path, tiny: tuple[str, ...]) -> None:
-    assert main(pusht(pusht_store, tmp_path / "run", *tiny, "training.resume=true")) == 0
-    assert [entry["step"] for entry in metrics(tmp_path / "run") if "loss" in entry] == [3, 6]
-
-
-# Fine-tuning
-
-
-def test_fine_tuning_starts_from_the_weights_and_the_normaliser_of_a_checkpoint(
-    trained_run: Path, pusht_store: Path, tmp_path: Path, tiny: tuple[str, ...]
-) -> None:
-    run = tmp_path / "run"
-    negligible = (
-        "training.steps=2",
-        "training.learning_rate=1e-12",
-        "network.width=16",
-        "dataset.normalizer.state=gaussian",
-    )
-    assert main(pusht(pusht_store, run, *tiny, f"training.init_from={trained_run}", *negligible)) == 0
-    tuned, original = ChunkPolicy.load(run), ChunkPolicy.load(trained_run)
-    assert tuned.config == original.config
-    assert tuned.normalizer.to_json() == original.normalizer.to_json()
-    for name, value in original.state_dict().items():
-        torch.testing.assert_close(tuned.state_dict()[name], value, atol=1e-7, rtol=0)
-
-
-def test_fine_tuning_learns(trained_run: Path, pusht_store: Path, tmp_path: Path, tiny: tuple[str, ...]) -> None:
-    assert main(pusht(pusht_store, tmp_path / "run", *tiny, f"training.init_from={trained_run}")) == 0
-    tuned, original = ChunkPolicy.load(tmp_path / "run").state_dict(), ChunkPolicy.load(trained_run).state_dict()
-    assert any(not torch.equal(value, original[name]) for name, value in tuned.items())
-
-
-def test_fine_tuning_for_another_robot_is_refused(
-    trained_run: Path, pickplace_store: Path, tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(pickplace(pickplace_store, tmp_path / "run", *tiny, f"training.init_from={trained_run}")) == 1
-    message = capsys.readouterr().err
-    assert str(trained_run) in message
-    assert str(pickplace_store) in message
 
 
 # Choosing the best
@@ -284,4 +166,34 @@ def test_a_store_in_another_unit_is_refused(
     assert f"'{unit}'" in message
     assert f"{store} says" in message
     assert "'furlong'" in message
+    assert not (tmp_path / "run").exists()
+
+
+# A data set of one's own
+
+
+def test_a_data_set_of_ones_own_needs_no_simulation(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    observation = ObservationSpec({"joints": ObservationField((3,), names=("a", "b", "c"), units=("rad",) * 3)})
+    action = ActionSpec(tuple(ActionDimension(name, "rad", "base") for name in "abc"), control_hz=50.0)
+    random, store, run = np.random.default_rng(0), tmp_path / "mine.zarr", tmp_path / "run"
+    with StoreWriter(store, observation_spec=observation, action_spec=action) as writer:
+        for _ in range(4):
+            joints = random.normal(size=(20, 3)).cumsum(0)
+            writer.add_episode({"joints": joints}, joints + 0.1)
+    few = [option for option in tiny if not option.startswith("evaluation")]
+    assert main(["train", "task=own", f"dataset.path={store}", f"output_dir={run}", *few]) == 0
+    policy = ChunkPolicy.load(run)
+    assert (policy.observation_spec, policy.action_spec) == (observation, action)
+    assert policy.predict_chunk({"joints": np.zeros((1, 2, 3))}).shape == (1, 16, 3)
+    metrics_of_best = description(run / "checkpoints" / "best")["training"]["metrics"]
+    assert metrics_of_best["score"] == -metrics_of_best["validation_loss"]
+
+
+def test_a_data_set_that_says_nothing_of_its_numbers_needs_a_task(
+    pusht_store: Path, tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "task=own", f"dataset.path={pusht_store}", f"output_dir={tmp_path / 'run'}", *tiny]) == 1
+    message = capsys.readouterr().err
+    assert "does not say what its numbers mean" in message
+    assert "give the task that it belongs to" in message
     assert not (tmp_path / "run").exists()

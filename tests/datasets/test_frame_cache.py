@@ -1,17 +1,12 @@
-"""The frame cache: what is found again and what is built anew, what does not fit, what is damaged, and its memory."""
+"""The frame cache: what does not fit, what is damaged, and its memory."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import re
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import psutil
@@ -20,33 +15,11 @@ import torch
 
 from flowchunk.datasets import frame_cache, frame_file
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
-from flowchunk.datasets.frame_cache import FrameCacheOptions, Frames, load_frames
-from flowchunk.datasets.frames import PictureSource
+from flowchunk.datasets.frame_cache import DeviceMemory, FrameCacheOptions, Write, load_frames
 from flowchunk.datasets.store import Store
 from flowchunk.datasets.windows import load_pictures
-from tests.datasets.picture_stores import OBSERVATIONS, chunk_files, open_others, record, smooth_pictures, write_others
-
-FIELDS = OBSERVATIONS.pictures
-LENGTHS = (30, 10, 40)
-PICTURES = smooth_pictures(80)
-NBYTES = PICTURES.nbytes
-
-
-def load(store: Store, folder: Path, mode: str = "disk", *, device_free: int | None = None, **options: Any) -> Frames:
-    said: list[str] = []
-    options = {"mode": mode, "directory": folder, **options}
-    frames = load_frames(store, FIELDS, FrameCacheOptions(**options), device_free=device_free, say=said.append)
-    frames.said = said  # type: ignore[attr-defined]
-    return frames
-
-
-def said(frames: Frames) -> str:
-    return "\n".join(frames.said)  # type: ignore[attr-defined]
-
-
-def is_new(frames: Frames) -> bool:
-    assert ("are expanded to" in said(frames)) != ("found in" in said(frames))
-    return "are expanded to" in said(frames)
+from tests.datasets.frame_caches import FIELDS, LENGTHS, NBYTES, PICTURES, change_a_frame, load, said
+from tests.datasets.picture_stores import chunk_files, open_others, record, smooth_pictures, write_others
 
 
 @pytest.fixture
@@ -68,125 +41,9 @@ def test_a_store_of_others_gives_the_same_frames(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load(others, tmp_path / "cache").arrays["image"], PICTURES)
 
 
-def test_the_file_is_a_plain_npy_and_its_place_and_size_are_said(store: Store, tmp_path: Path) -> None:
-    frames = load(store, tmp_path / "cache")
-    (file,) = (tmp_path / "cache").glob("*.npy")
-    np.testing.assert_array_equal(np.load(file), PICTURES)
-    assert f"{NBYTES / 1e6:.2f} MB are expanded to {file}" in said(frames)
-
-
 def test_frames_are_expanded_in_blocks(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame_file, "BLOCK_BYTES", 3000)
     np.testing.assert_array_equal(load(store, tmp_path / "cache").arrays["image"], PICTURES)
-
-
-def test_writing_to_the_array_does_not_reach_the_file(store: Store, tmp_path: Path) -> None:
-    load(store, tmp_path / "cache").arrays["image"][:] = 0
-    np.testing.assert_array_equal(load(store, tmp_path / "cache").arrays["image"], PICTURES)
-
-
-# What is found again.
-
-
-def test_the_same_data_elsewhere_is_found(store: Store, tmp_path: Path) -> None:
-    assert is_new(load(store, tmp_path / "cache"))
-    assert not is_new(load(store, tmp_path / "cache"))
-    copy = shutil.copytree(store.path, tmp_path / "elsewhere" / "copy.zarr")
-    assert not is_new(load(Store.open(copy), tmp_path / "cache"))
-
-
-def change_a_frame(store: Store) -> Store:
-    pictures = PICTURES.copy()
-    pictures[79, 5, 7, 2] ^= 1
-    return record(store.path.parent / "changed.zarr", pictures, LENGTHS)
-
-
-def compress_it(store: Store) -> Store:
-    return record(store.path.parent / "changed.zarr", PICTURES, LENGTHS, jpeg=95)
-
-
-def shorten_it(store: Store) -> Store:
-    return record(store.path.parent / "changed.zarr", PICTURES[:70], [30, 40])
-
-
-@pytest.mark.parametrize("change", [change_a_frame, compress_it, shorten_it])
-def test_other_data_are_not(store: Store, tmp_path: Path, change: Callable[[Store], Store]) -> None:
-    load(store, tmp_path / "cache")
-    changed = change(store)
-    frames = load(changed, tmp_path / "cache")
-    assert is_new(frames)
-    np.testing.assert_array_equal(frames.arrays["image"], changed.read("image"))
-
-
-def cut_the_frames(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-def spoil_the_header(file: Path) -> None:
-    file.write_bytes(b"#" * file.stat().st_size)
-
-
-def lose_the_note(file: Path) -> None:
-    file.with_suffix(".json").unlink()
-
-
-def spoil_the_note(file: Path) -> None:
-    file.with_suffix(".json").write_text("[")
-
-
-@pytest.mark.parametrize("harm", [cut_the_frames, spoil_the_header, lose_the_note, spoil_the_note, Path.unlink])
-def test_a_file_that_is_not_whole_is_built_anew(store: Store, tmp_path: Path, harm: Callable[[Path], None]) -> None:
-    load(store, tmp_path / "cache")
-    (file,) = (tmp_path / "cache").glob("*.npy")
-    harm(file)
-    frames = load(store, tmp_path / "cache")
-    assert is_new(frames)
-    np.testing.assert_array_equal(frames.arrays["image"], PICTURES)
-
-
-def test_an_interrupted_build_leaves_nothing(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(self: PictureSource, start: int, stop: int) -> np.ndarray:
-        if start:
-            raise KeyboardInterrupt
-        return PICTURES[start:stop]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(frame_file, "BLOCK_BYTES", 3000)
-        patch.setattr(PictureSource, "read", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            load(store, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-    assert is_new(load(store, tmp_path / "cache"))
-
-
-def test_what_a_killed_build_left_is_removed_when_it_is_old(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "cache").mkdir()
-    old, young = tmp_path / "cache" / ".a.partial", tmp_path / "cache" / ".b.partial"
-    for file in (old, young):
-        file.write_bytes(b"")
-    os.utime(old, (time.time() - 7200,) * 2)
-    load(store, tmp_path / "cache")
-    assert not old.exists()
-    assert young.exists()
-
-
-def expand_in_another_process(path: Path, folder: Path) -> None:
-    load_frames(Store.open(path), FIELDS, FrameCacheOptions(mode="disk", directory=folder), say=None)
-
-
-def test_two_processes_at_once_do_no_harm(store: Store, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")  # quick, and nothing here holds threads that matter
-    arguments = (store.path, tmp_path / "cache")
-    processes = [context.Process(target=expand_in_another_process, args=arguments) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert sorted(file.suffix for file in (tmp_path / "cache").iterdir()) == [".json", ".npy"]
-    frames = load(store, tmp_path / "cache")
-    assert not is_new(frames)
-    np.testing.assert_array_equal(frames.arrays["image"], PICTURES)
 
 
 def test_the_directory_is_that_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,6 +107,54 @@ def test_a_disk_that_is_full(store: Store, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(DatasetError, match=r"the disk of .*cache has 0\.00 MB free and 0\.01 MB are needed"):
         load(store, tmp_path / "cache")
+
+
+@pytest.fixture
+def no_folder(tmp_path: Path) -> Path:
+    """A cache folder that cannot be made."""
+    (tmp_path / "file").write_text("in the way")
+    return tmp_path / "file" / "cache"
+
+
+def test_a_folder_that_cannot_be_made_is_no_obstacle_to_memory(store: Store, no_folder: Path) -> None:
+    frames = load(store, no_folder, "auto")
+    assert frames.place == "ram"
+    np.testing.assert_array_equal(frames.arrays["image"], PICTURES)
+    assert re.search(f"cache=ram .*{re.escape(str(no_folder))} cannot be written .*; they fit", said(frames))
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_for_the_disk(store: Store, no_folder: Path) -> None:
+    with pytest.raises(DatasetError, match=r"cache=disk: no place for .*cache cannot be written .*cache_dir"):
+        load(store, no_folder, "disk")
+
+
+def test_the_device_takes_frames_block_by_block(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory need not hold them all."""
+    taken: list[tuple[int, int]] = []
+
+    def allocate(key: str, shape: tuple[int, ...]) -> Write:
+        assert (key, shape) == ("image", PICTURES.shape)
+        return take
+
+    def take(start: int, block: np.ndarray) -> None:
+        np.testing.assert_array_equal(block, PICTURES[start : start + len(block)])
+        taken.append((start, len(block)))
+
+    monkeypatch.setattr(frame_file, "BLOCK_BYTES", 3000)
+    options = FrameCacheOptions(mode="device", directory=tmp_path)
+    frames = load_frames(store, FIELDS, options, device=DeviceMemory(NBYTES, allocate), say=None)
+    assert frames.arrays == {}
+    assert taken == [(start, 16) for start in range(0, 80, 16)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_pictures_on_a_gpu_are_those_of_the_store(store: Store) -> None:
+    assert store.observation_spec is not None
+    options = FrameCacheOptions(mode="device")
+    pictures = load_pictures(store, store.observation_spec, options, device="cuda", say=None)
+    assert pictures is not None
+    assert pictures.tensors["image"].is_cuda
+    np.testing.assert_array_equal(pictures.tensors["image"].cpu(), PICTURES)
 
 
 def test_memory_that_is_too_small(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,17 @@ def test_black_floats_are_pictures(tmp_path: Path) -> None:
     np.testing.assert_array_equal(find(store).read(0, 8), 0)
 
 
+@pytest.mark.parametrize("dark", [slice(0, 4), slice(4, 8)])
+def test_a_block_of_zeros_and_ones_is_dark_where_other_blocks_are_brighter(tmp_path: Path, dark: slice) -> None:
+    pictures = smooth_pictures(8).astype(np.float32)
+    pictures[dark] = pictures[dark] > 100
+    store = write_others(tmp_path / "demos.zarr", pictures, [5, 3])
+    source = find(store)
+    for rows in (dark, slice(0, 8)):
+        np.testing.assert_array_equal(source.read(rows.start, rows.stop), pictures[rows])
+    np.testing.assert_array_equal(np.concatenate([source.read(k, k + 4) for k in (0, 4)]), pictures)
+
+
 # Damage.
 
 

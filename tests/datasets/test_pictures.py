@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ import pytest
 from PIL import Image
 
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
-from flowchunk.datasets.generated.pictures import Pictures, disjoint_halves, load_pictures, subset
+from flowchunk.datasets.generated.pictures import (
+    Pictures,
+    disjoint_halves,
+    evenly_mixed,
+    load_pictures,
+    split_off,
+    subset,
+)
 
 OMNIGLOT = Path(__file__).parents[3] / "shared" / "data" / "omniglot" / "images_background_small1.zip"
 RNG = np.random.default_rng
@@ -201,7 +209,39 @@ def test_without_labels_all_are_one_class() -> None:
     assert sorted([*first.images.flat, *second.images.flat]) == list(range(10))
 
 
+def test_a_share_is_split_off_every_class_and_nothing_is_lost() -> None:
+    pictures = pictures_of([0] * 30 + [1] * 60 + [2] * 9)
+    share, rest = split_off(pictures, 1 / 3, RNG(0))
+    assert np.bincount(np.asarray(share.labels)).tolist() == [10, 20, 3]
+    assert sorted([*share.images.flat, *rest.images.flat]) == sorted(pictures.images.flat)
+    assert (np.diff(np.asarray(rest.labels)) >= 0).all(), "in their old order"
+    again, other = split_off(pictures, 1 / 3, RNG(0))[0], split_off(pictures, 1 / 3, RNG(1))[0]
+    assert np.array_equal(again.images, share.images)
+    assert not np.array_equal(other.images, share.images)
+
+
+@pytest.mark.parametrize("n", [8, 20, 50])
+def test_an_evenly_mixed_order_begins_with_the_classes_in_their_shares(n: int) -> None:
+    mixed = evenly_mixed(pictures_of([0] * 25 + [1] * 50 + [2] * 25), RNG(0))
+    counts = np.bincount(np.asarray(mixed.labels)[:n], minlength=3)
+    assert np.abs(counts - n * np.array([0.25, 0.5, 0.25])).max() < 1
+    other = evenly_mixed(pictures_of([0] * 25 + [1] * 50 + [2] * 25), RNG(1))
+    assert not np.array_equal(mixed.images, other.images)
+
+
+def test_pictures_without_classes_are_split_and_mixed_too() -> None:
+    pictures = replace(pictures_of([0] * 10), labels=None)
+    share, rest = split_off(pictures, 0.3, RNG(0))
+    assert (len(share.images), len(rest.images), share.labels) == (3, 7, None)
+    assert sorted(evenly_mixed(pictures, RNG(0)).images.flat) == list(range(10))
+
+
 # What is refused.
+
+
+def test_a_share_of_nothing_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot split 2 pictures at 0\.1"):
+        split_off(pictures_of([0, 1]), 0.1, RNG(0))
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:

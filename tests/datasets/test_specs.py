@@ -197,3 +197,18 @@ def test_observations_that_differ_are_named_with_both_sides(change: dict[str, An
     other = ObservationSpec({"state": replace(STATE, **change)})
     with pytest.raises(SpecMismatchError, match=r"'state' differs: the policy says .*, but the store says "):
         require_observations(ObservationSpec({"state": STATE}), other, **SIDES)
+
+
+def test_a_mismatch_says_what_differs_and_nothing_else() -> None:
+    names = tuple("abcdef")
+    expected = ObservationField((6,), names=names, units=("rad",) * 6)
+    other = replace(expected, units=("rad", "rad", "deg", "rad", "rad", "rad"))
+    specs = (ObservationSpec({"joints": field}) for field in (expected, other, replace(expected, shape=(2, 3))))
+    first, second, third = specs
+    with pytest.raises(SpecMismatchError) as caught:
+        require_observations(first, second, expected_by="the policy", got_from="the store")
+    assert str(caught.value) == (
+        "observation 'joints' differs: the policy says units[2]='rad', but the store says units[2]='deg'"
+    )
+    with pytest.raises(SpecMismatchError, match=r"says shape=\(6,\), but the store says shape=\(2, 3\)"):
+        require_observations(first, third, expected_by="the policy", got_from="the store")

@@ -35,6 +35,34 @@ def test_a_mirror_keeps_the_type() -> None:
     assert SWAP(np.ones((2, 2), np.float32)).dtype == np.float32
 
 
+def test_dimensions_of_a_table_are_counted_in_flattened_order(tmp_path: Path) -> None:
+    """Push-T's keypoints: two points of (x, y), changed for each other."""
+    points = np.arange(12.0, dtype=np.float32).reshape(3, 2, 2)
+    options = {"points": {"order": [2, 3, 0, 1], "sign": [-1, 1, -1, 1], "offset": [0, 5, 0, 5]}}
+    mirror = Symmetry.from_options(options, {"points": 4}).mirrors["points"]
+    expected = points[:, ::-1] * [-1, 1] + [0, 5]
+    np.testing.assert_array_equal(mirror(points), expected)
+    assert mirror(points).dtype == np.float32
+    root = zarr.open_group(tmp_path / "store", mode="w", zarr_format=2)
+    arrays: dict[str, np.ndarray] = {
+        "data/points": points,
+        "data/action": np.ones((3, 1)),
+        "meta/episode_ends": np.array([3]),
+    }
+    for key, values in arrays.items():
+        root.create_array(key, data=values)
+    windows = load_windows(
+        Store.open(tmp_path / "store"),
+        ObservationSpec({"points": ObservationField((2, 2))}),
+        ACTION,
+        episodes=[0],
+        observation_steps=1,
+        horizon=1,
+        symmetry=Symmetry({"points": mirror, "action": Mirror((0,), (1.0,), (0.0,))}),
+    )
+    np.testing.assert_array_equal(windows.batch(torch.arange(3, 6))["observation.points"][:, 0], expected)
+
+
 def test_windows_hold_every_episode_and_its_image(tmp_path: Path) -> None:
     states, actions = np.arange(12.0, dtype=np.float32).reshape(6, 2), np.arange(6, dtype=np.float32)[:, None]
     root = zarr.open_group(tmp_path / "store", mode="w", zarr_format=2)

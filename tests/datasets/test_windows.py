@@ -109,7 +109,7 @@ def test_no_episodes_are_no_windows(tmp_path: Path, symmetric: bool) -> None:
 MIRROR = Symmetry(
     {
         "state": Mirror(order=(1, 0), sign=(1.0, 1.0), offset=(0.0, 0.0)),
-        "force": Mirror(order=(0,), sign=(1.0,), offset=(0.0,)),
+        "force": Mirror(order=(0, 1), sign=(1.0, 1.0), offset=(0.0, 0.0)),
         "action": Mirror(order=(0,), sign=(-1.0,), offset=(100.0,)),
     }
 )
@@ -127,6 +127,35 @@ def test_mirrored_episodes_stand_behind_the_recorded_ones(tmp_path: Path) -> Non
     assert torch.equal(second["observation.state"], recorded["observation.state"].flip(-1))
     assert torch.equal(second["action"], 100 - recorded["action"])
     assert torch.equal(second["mask"], recorded["mask"])
+
+
+def test_a_motion_ends_with_its_episode(tmp_path: Path) -> None:
+    """Targets are held behind the end; steps from the target before would go on, so they become none at all."""
+    names = ("target", "step", *(f"turn.{number}" for number in range(6)), "relative")
+    references: tuple[Any, ...] = ("absolute", "delta", *("delta",) * 6, "relative")
+    rotations = (None, None, *("rotation_6d",) * 6, None)
+    spec = ActionSpec(
+        tuple(
+            ActionDimension(name, "m", "world", reference=reference, rotation=rotation)
+            for name, reference, rotation in zip(names, references, rotations, strict=True)
+        ),
+        control_hz=10.0,
+    )
+    actions = np.arange(1, 1 + 5 * spec.size, dtype=np.float32).reshape(5, spec.size)
+    root = zarr.open_group(tmp_path / "demos.zarr", mode="w", zarr_format=3)
+    for key, values in {"data/action": actions, "meta/episode_ends": np.array([3, 5])}.items():
+        root.create_array(key, data=values)
+    windows = load_windows(
+        Store.open(tmp_path / "demos.zarr"), ObservationSpec({}), spec, episodes=[0, 1], observation_steps=1, horizon=4
+    )
+    batch, rest = windows.batch(torch.arange(5)), [0.0, 1, 0, 0, 0, 1, 0]
+    for window, (start, end) in enumerate([(0, 2), (1, 2), (2, 2), (3, 4), (4, 4)]):
+        for step in range(4):
+            expected = actions[min(start + step, end)].copy()
+            if start + step > end:
+                expected[1:8] = rest
+            assert batch["mask"][window, step] == (start + step <= end)
+            np.testing.assert_array_equal(batch["action"][window, step], expected)
 
 
 def test_frames_are_held_once(tmp_path: Path) -> None:

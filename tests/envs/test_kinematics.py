@@ -4,6 +4,7 @@ import mujoco
 import numpy as np
 import pytest
 
+from flowchunk.datasets.errors import SimulationError
 from flowchunk.envs.kinematics import Kinematics, Pose
 from flowchunk.envs.tasks.pick_place import JOINTS, PickPlace
 
@@ -46,6 +47,14 @@ def test_out_of_reach_stays_finite_and_within_ranges(env: PickPlace) -> None:
     assert np.isfinite(found).all()
     assert (found >= env.action_space.low[:6] - 1e-6).all()
     assert (found <= env.action_space.high[:6] + 1e-6).all()
+
+
+@pytest.mark.parametrize("where", ["position", "rotation", "start"])
+def test_what_is_not_finite_is_refused(env: PickPlace, where: str) -> None:
+    pose, start = env.kinematics.forward(env.joint_targets()), env.joint_targets()
+    {"position": pose.position, "rotation": pose.rotation, "start": start}[where][..., 0] = np.nan
+    with pytest.raises(SimulationError, match="expected a finite pose"):
+        env.kinematics.inverse(pose, start)
 
 
 def test_already_there_changes_nothing(env: PickPlace) -> None:

@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -110,6 +111,78 @@ def test_many_side_by_side_see_what_one_alone_sees(contexts: dict[Any, Any]) -> 
         for key, value in expected.items():
             np.testing.assert_array_equal(observations[key][number], value)
     env.close()
+
+
+# Forks and threads
+
+
+IN_A_FORK = """if True:
+    import os, sys, warnings
+    from flowchunk.datasets.errors import SimulationError
+    from flowchunk.envs.tasks.pick_place import PickPlace
+    warnings.simplefilter("ignore")  # newer Pythons warn of any fork beside threads
+    open_before = PickPlace(observation="image")
+    if {is_closed}:
+        open_before.close()
+    child = os.fork()
+    if child == 0:
+        for draw in (lambda: PickPlace(observation="image"), lambda: open_before.reset(seed=0)):
+            try:
+                draw()
+            except SimulationError as error:
+                print(error, flush=True)
+        open_before.close()
+        os._exit(0)  # as multiprocessing ends a forked process: MuJoCo's own farewell to EGL would hang
+    _, status = os.waitpid(child, 0)
+    print("the child ended with", status)
+    if not {is_closed}:
+        print("the parent draws", open_before.reset(seed=0)[0]["front_image"].std() > 5)
+        open_before.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_forked_process_is_told_to_be_spawned_and_does_not_hang(is_closed: bool, contexts: dict[Any, Any]) -> None:
+    program = IN_A_FORK.format(is_closed=is_closed)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("context='spawn'") == (1 if is_closed else 2)
+    assert "the child ended with 0" in done.stdout
+    assert ("the parent draws True" in done.stdout) is not is_closed
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_gymnasiums_own_vector_of_forked_environments_is_an_error(contexts: dict[Any, Any]) -> None:
+    program = """if True:
+        import gymnasium, flowchunk.envs, warnings
+        warnings.simplefilter("ignore")
+        more = {"num_envs": 2, "vectorization_mode": "async", "observation": "image"}
+        gymnasium.make_vec("flowchunk/PickPlace-v1", **more, vector_kwargs={"context": "fork"})
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "make environments in spawned processes" in done.stderr
+
+
+def test_closing_in_another_thread_is_an_error_and_may_be_done_again(contexts: dict[Any, Any]) -> None:
+    env = PickPlace(observation="image")
+    env.reset(seed=0)
+    outcome: list[object] = []
+
+    def close() -> None:
+        try:
+            env.close()
+        except SimulationError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    thread.join()
+    assert not outcome or "in the thread that made it" in str(outcome[0]), "some drivers allow it"
+    env.close()
+    assert contexts == {}
 
 
 # Leaks

@@ -219,7 +219,7 @@ def make_drawn(**options: Any) -> gymnasium.Env[Any, Any]:
 
 def test_a_film_has_a_picture_of_every_step_with_the_chunk_drawn_in(expected: Rollout) -> None:
     policy = Pusher()
-    frames = record_episode(policy, make_drawn, EXECUTION, seed=SEED + 2, samples=3)
+    frames = list(record_episode(policy, make_drawn, EXECUTION, seed=SEED + 2, samples=3))
     assert len(frames) == expected.episodes[2].steps
     assert set(policy.batches) == {3}
     rounds = range(len(policy.batches))
@@ -228,7 +228,7 @@ def test_a_film_has_a_picture_of_every_step_with_the_chunk_drawn_in(expected: Ro
     assert {(frame.shape, frame.dtype) for frame in frames} == {((65, 65, 3), np.dtype(np.uint8))}
     for frame in frames:
         assert (np.abs(frame - FIRST.astype(float)).max(axis=-1) < 60).any()
-    again = record_episode(Pusher(), make_drawn, EXECUTION, seed=SEED + 2, samples=3)
+    again = list(record_episode(Pusher(), make_drawn, EXECUTION, seed=SEED + 2, samples=3))
     np.testing.assert_array_equal(frames, again)
 
 
@@ -241,7 +241,7 @@ def test_the_filmed_episode_does_not_depend_on_how_many_samples_are_shown() -> N
             made.append(make_drawn())
             return made[0]
 
-        record_episode(Pusher(), make_env, EXECUTION, seed=SEED, samples=samples)
+        list(record_episode(Pusher(), make_env, EXECUTION, seed=SEED, samples=samples))
         task: Any = made[0].unwrapped
         ends.append([*task.agent_position(), *task.block_pose()])
     np.testing.assert_array_equal(ends, [ends[0]] * 3)
@@ -252,9 +252,17 @@ def test_a_film_shows_what_the_policy_looks_at() -> None:
     spec: ObservationSpec = make_env().get_wrapper_attr("observation_spec")
     image = replace(spec.fields["image"], crop=(84, 84))
     for policys_spec, is_cropped in ((None, False), (ObservationSpec({**spec.fields, "image": image}), True)):
-        frames = record_episode(Looker(), make_env, EXECUTION, seed=SEED, observation_spec=policys_spec)
+        frames = list(record_episode(Looker(), make_env, EXECUTION, seed=SEED, observation_spec=policys_spec))
         assert {frame.shape for frame in frames} == {(512, 512 + 2 * 96 + 12, 3)}
         assert (frames[0] == CROP).all(axis=-1).any() == is_cropped
+
+
+def test_pictures_come_as_the_episode_runs() -> None:
+    policy = Pusher()
+    frames = record_episode(policy, make_drawn, EXECUTION, seed=SEED + 2, samples=3)
+    next(frames)
+    assert len(policy.batches) == 1, "the second chunk is not predicted before its pictures are asked for"
+    frames.close()  # type: ignore[attr-defined]  # it is a generator
 
 
 def test_a_film_without_samples_is_refused() -> None:
@@ -264,4 +272,4 @@ def test_a_film_without_samples_is_refused() -> None:
 
 def test_what_cannot_be_drawn_is_an_error() -> None:
     with pytest.raises(SimulationError, match="render_mode='rgb_array'"):
-        record_episode(Pusher(), make_uneven, EXECUTION, seed=SEED)
+        list(record_episode(Pusher(), make_uneven, EXECUTION, seed=SEED))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +117,15 @@ def test_a_film_has_a_frame_of_every_step_with_what_was_seen_after_it() -> None:
     for step in (1, 2, 3):
         observation = film.step(np.zeros(2))[0]
         assert observation["image"][0, 0, 0] == step
-    assert len(film.frames) == 3
-    for step, frame in enumerate(film.frames, start=1):
+    frames = film.take_frames()
+    assert film.take_frames() == [], "handed out once"
+    assert len(frames) == 3
+    for step, frame in enumerate(frames, start=1):
         assert holds(frame, np.full((16, 16, 3), step, np.uint8))
         np.testing.assert_array_equal(frame[20, 10], FIRST)
 
 
-@pytest.mark.parametrize("fps", [10, 20.0])
+@pytest.mark.parametrize("fps", [10, 20.0, 12.5, 0.4, 29.97])
 def test_a_video_can_be_played(tmp_path: Path, fps: float) -> None:
     pictures = [np.full((65, 97, 3), shade, np.uint8) for shade in range(0, 240, 20)]
     path = tmp_path / "videos" / "film.mp4"
@@ -128,11 +133,74 @@ def test_a_video_can_be_played(tmp_path: Path, fps: float) -> None:
     with av.open(path) as container:
         stream = container.streams.video[0]
         decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-        assert stream.average_rate == fps
+        assert float(stream.average_rate or 0) == pytest.approx(fps)
         assert stream.codec_context.name == "h264"
     assert [picture.shape for picture in decoded] == [(64, 96, 3)] * len(pictures)
     for picture, original in zip(decoded, pictures, strict=True):
         assert abs(float(picture.mean()) - float(original.mean())) < 6
+
+
+def shades(count: int, size: int = 64) -> Iterator[np.ndarray]:
+    return (np.full((size, size, 3), shade % 256, np.uint8) for shade in range(count))
+
+
+def test_frames_are_written_as_they_come(tmp_path: Path) -> None:
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def frames() -> Iterator[np.ndarray]:
+        for frame in shades(100):
+            alive.append(weakref.ref(frame))
+            yield frame
+            assert sum(one() is not None for one in alive) < 5, "earlier frames are held"
+
+    write_video(tmp_path / "film.mp4", frames(), fps=10)
+    assert len(alive) == 100
+
+
+@pytest.mark.parametrize(("frames", "found"), [([], "none"), (list(shades(3, size=1)), "1 x 1 pixels")])
+def test_too_little_to_see_is_an_error(frames: list[np.ndarray], found: str, tmp_path: Path) -> None:
+    with pytest.raises(SimulationError, match=rf"film.mp4: expected frames of at least 2 x 2 pixels, got .*{found}"):
+        write_video(tmp_path / "videos" / "film.mp4", frames, fps=10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a_file").touch()
+    with pytest.raises(SimulationError, match=r"cannot write the video .*film.mp4.*disk is not full"):
+        write_video(tmp_path / "a_file" / "film.mp4", shades(3), fps=10)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes to set")
+def test_a_full_disk_leaves_no_torn_film(tmp_path: Path) -> None:
+    import resource
+
+    noise = np.random.default_rng(0).integers(0, 256, (40, 128, 128, 3), dtype=np.uint8)
+    path, (soft, hard) = tmp_path / "film.mp4", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(SimulationError, match="cannot write the video"):
+            write_video(path, noise, fps=10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_makes_the_frames_fails_in_its_own_words(tmp_path: Path) -> None:
+    def frames() -> Iterator[np.ndarray]:
+        yield from shades(2)
+        raise ValueError("the policy is ill")
+
+    with pytest.raises(ValueError, match="the policy is ill"):
+        write_video(tmp_path / "film.mp4", frames(), fps=10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_points_that_the_camera_does_not_have_before_it_are_left_out() -> None:
+    chunk = across(20)
+    chunk[2] = np.nan
+    picture = draw_chunks(Blank(), np.stack([chunk, chunk]))
+    np.testing.assert_array_equal(picture[20, 10], FIRST)
+    np.testing.assert_array_equal(picture[20, 50], SCENE[20, 50])
 
 
 def holds(picture: np.ndarray, part: np.ndarray) -> bool:

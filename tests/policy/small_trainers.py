@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ from torch import Tensor
 
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.datasets.windows import Windows
-from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig
+from flowchunk.policy.generative_model import GenerativeConfig, GenerativeModel
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.run_log import read_metrics
-from flowchunk.policy.train import Trainer, TrainingConfig
+from flowchunk.policy.train import Trainer
+from flowchunk.policy.training_config import TrainingConfig
+
+__all__ = ["KIND"]  # scripts of tests read it from here
 
 OBSERVATION = ObservationSpec({"state": ObservationField((3,))})
 ACTION = ActionSpec(tuple(ActionDimension(name, "m", "world") for name in "xy"), control_hz=10.0)
@@ -76,6 +81,35 @@ def make_trainer(output_dir: Path, config: TrainingConfig = CONFIG, **options: A
     )
 
 
+def make_shared(output_dir: Path) -> Trainer:
+    return make_trainer(output_dir, SHARED)
+
+
+def make_shared_in_parts(output_dir: Path) -> Trainer:
+    return make_trainer(output_dir, replace(SHARED, accumulate=2, log_every=3))
+
+
+class Points:
+    """Fifty points in the plane."""
+
+    x = torch.randn(50, 1, 2, generator=torch.Generator().manual_seed(3)).cumsum(0) / 5
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        return {"x": self.x[indices]}
+
+
+def make_coupled(output_dir: Path) -> Trainer:
+    """A generative model whose noise is paired with its data by optimal transport."""
+    config = GenerativeConfig((1, 2), network_options={"width": 8, "blocks": 1}, coupling="ot")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = GenerativeModel(config, Normalizer({"x": Scaling.fit("gaussian", [Points.x.flatten(1).numpy()])}))
+    return make_trainer(output_dir, SHARED, model=model, data=Points(), evaluate=None, validation=Points())
+
+
 class CrashError(Exception):
     """Stands for a crash."""
 
@@ -85,7 +119,7 @@ def run_to(trainer: Trainer, step: int) -> None:
     train_step, pause = trainer.train_step, trainer.pause
     logs: list[Any] = []
 
-    def die_at_the_step() -> float:
+    def die_at_the_step() -> Tensor:
         if trainer.step == step:
             raise CrashError
         return train_step()
@@ -97,7 +131,8 @@ def run_to(trainer: Trainer, step: int) -> None:
     trainer.train_step, trainer.pause = die_at_the_step, remember_the_log  # type: ignore[method-assign]
     with pytest.raises(CrashError):
         trainer.run()
-    logs[0].close()
+    if logs[0] is not None:  # the main process has it
+        logs[0].close()
 
 
 def checkpoint_tensors(output_dir: Path, name: str = "last") -> dict[str, Tensor]:

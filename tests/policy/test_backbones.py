@@ -8,11 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
+from flowchunk.policy.chunk_policy import KIND, ChunkPolicy
 from flowchunk.policy.encoders.timm_backbone import TimmBackbone
 from flowchunk.policy.encoders.transformers_backbone import TransformersBackbone, architecture_of
-from flowchunk.policy.train import parameter_groups
+from flowchunk.policy.train import Trainer, parameter_groups
+from flowchunk.policy.training_config import TrainingConfig
+from tests.policy.small_trainers import assert_same, checkpoint_tensors, run_to
+from tests.policy.test_picture_policy import Samples
+from tests.policy.test_picture_policy import make_policy as make_picture_policy
 
 transformers = pytest.importorskip("transformers", reason="needs the extra vision-backbones")
 pytest.importorskip("timm", reason="needs the extra vision-backbones")
@@ -66,6 +72,50 @@ def test_what_is_kept_of_a_backbone_makes_it_without_the_hub(name: str, tmp_path
     torch.testing.assert_close(again.eval()(pictures), made.eval()(pictures))
 
 
+def policy_that_sees(name: str, folder: Path) -> ChunkPolicy:
+    """A policy whose one camera looks through this backbone of transformers."""
+    backbone = str(folder_of(name, folder))
+    settings = {"backbone": backbone, "keypoints": 3, "architecture": architecture_of(backbone)}
+    return make_picture_policy(vision="transformers", vision_options=settings)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_parameter_that_is_trained_gets_a_gradient(name: str, tmp_path: Path) -> None:
+    """Not so the mask token of DINOv2 and the pooling head of SigLIP."""
+    network = TransformersBackbone(picture_size=(40, 36), backbone=str(folder_of(name, tmp_path)), keypoints=5)
+    assert network.training
+    network(torch.rand(2, 3, 40, 36)).square().sum().backward()
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None for parameter in trained)
+    assert len(trained) >= len(list(network.parameters())) - 12
+    assert sum(len(group["params"]) for group in parameter_groups(network)) == len(trained)
+
+
+def test_making_a_backbone_draws_no_more_than_its_weights(tmp_path: Path) -> None:
+    made = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        TransformersBackbone(picture_size=(40, 36), backbone=str(folder_of("dinov2", tmp_path)))
+        made.append(torch.rand(3))
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "siglip"])
+def test_a_policy_with_such_a_backbone_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
+    def trainer(folder: Path) -> Trainer:
+        config = TrainingConfig(steps=4, batch_size=8, checkpoint_every=2, evaluate_every=4, warmup_steps=1)
+        model = policy_that_sees(name, tmp_path)
+        return Trainer(model, Samples(), config, output_dir=folder, accelerator=Accelerator(cpu=True))
+
+    trainer(tmp_path / "straight").run()
+    run_to(trainer(tmp_path / "resumed"), 3)
+    resumed = trainer(tmp_path / "resumed")
+    resumed.resume(kind=KIND)
+    assert resumed.step == 2
+    resumed.run()
+    assert_same(checkpoint_tensors(tmp_path / "resumed"), checkpoint_tensors(tmp_path / "straight"))
+
+
 def test_pictures_are_enlarged_to_whole_patches(tmp_path: Path) -> None:
     backbone = str(folder_of("dinov2", tmp_path))
     assert TransformersBackbone(picture_size=(40, 36), backbone=backbone).input.size == [42, 42]
@@ -115,6 +165,21 @@ def load_transformers(weights: str) -> None:
     config = CONFIGS["dinov2"]().to_dict()
     known = {"config": config, "mean": [0.5] * 3, "deviation": [0.5] * 3}
     TransformersBackbone(picture_size=(28, 28), backbone="not/here", architecture=known).load_weights(weights)
+
+
+class Malice:
+    """What unpickling would run."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("ran"),)
+
+
+def test_a_file_of_weights_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Malice()}, "weights.pth")
+    with pytest.raises(CheckpointError, match=r"cannot load vision.weights=weights.pth"):
+        load_timm("weights.pth")
+    assert not Path("ran").exists()
 
 
 @pytest.mark.parametrize("load", [load_timm, load_transformers])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
 from flowchunk.datasets.windows import Windows
+from flowchunk.policy.chunk_policy import ChunkPolicy
 from tests.policy.small_policies import HIGH, HORIZON, LOW, STEPS, make_policy, observe
 
 # Chunks.
@@ -218,6 +220,66 @@ def test_out_of_range_names_the_key() -> None:
     assert inside == {"state": 0.0, "forces": 0.0}
     observation["state"][2, 1, 0] = 40.0
     assert policy.out_of_range(observation)["state"] == pytest.approx(1 / 30)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("key", "place"), [("state", (2, 1, 0)), ("state", (2, 0, 2)), ("forces", (0, 1, 1, 1))])
+def test_what_is_not_finite_is_out_of_range_and_moves_nothing(key: str, place: tuple[int, ...], value: float) -> None:
+    policy, observation = make_policy(), observe(5)  # the state's third is an angle, of which no value is out of range
+    before = policy.out_of_range(observation)[key]
+    observation[key][place] = np.clip(observation[key][place], 0, 1)
+    observation[key][place] = value
+    assert policy.out_of_range(observation)[key] >= before
+    assert policy.out_of_range(observation)[key] >= 1 / observation[key].size
+    with pytest.raises(SpecMismatchError, match=rf"observation '{key}' holds values that are not finite"):
+        policy.predict_chunk(observation)
+
+
+# The starting noise.
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 2.0])
+def test_the_starting_noise_is_scaled(scale: float, tmp_path: Path) -> None:
+    policy, observation = make_policy(perturbed=False), observe()  # zero velocity: the chunk is the noise
+    center, half = (LOW + HIGH) / 2, (HIGH - LOW) / 2
+    noise = (policy.predict_chunk(observation, seed=3) - center) / half
+    scaled = (policy.predict_chunk(observation, seed=3, noise_scale=scale) - center) / half
+    np.testing.assert_allclose(scaled, scale * noise, atol=1e-5)
+    policy.with_options(noise_scale=scale).save(tmp_path / "saved")
+    kept = ChunkPolicy.load(tmp_path / "saved")
+    assert kept.config.noise_scale == scale
+    np.testing.assert_allclose((kept.predict_chunk(observation, seed=3) - center) / half, scaled, atol=1e-5)
+    np.testing.assert_allclose(
+        (kept.predict_chunk(observation, seed=3, noise_scale=1.0) - center) / half, noise, atol=1e-5
+    )
+
+
+def test_without_noise_every_seed_gives_the_same_chunk() -> None:
+    policy, observation = make_policy(), observe()
+    one, other = (policy.predict_chunk(observation, seed=seed, noise_scale=0.0) for seed in (1, 2))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"noise_scale": -0.1}, r"noise_scale=-0.1 must be at least 0"),
+        ({"noise_scale": np.nan}, r"noise_scale=nan must be at least 0"),
+        ({"noise_scale": np.inf}, r"noise_scale=inf must be at least 0, and finite"),
+        ({"noise_scale": 0.5, "objective": "mip"}, r"objective=mip does not start from noise; leave it out"),
+        ({"prefix_max": 2, "objective": "ddpm", "solver": "diffusers_ddim"}, r"diffusers_ddim cannot keep a prefix"),
+    ],
+)
+def test_noise_and_prefixes_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make_policy(**options)
+
+
+def test_a_noise_scale_that_cannot_be_is_refused_when_acting() -> None:
+    with pytest.raises(ConfigurationError, match="noise_scale=-1"):
+        make_policy().predict_chunk(observe(), noise_scale=-1)
+    with pytest.raises(ConfigurationError, match="does not start from noise"):
+        make_policy(objective="regression").predict_chunk(observe(), noise_scale=0.5)
 
 
 def test_out_of_range_refuses_what_predict_chunk_refuses() -> None:

@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from flowchunk.policy.train import Trainer, TrainingConfig
+from flowchunk.policy.train import Trainer
+from flowchunk.policy.training_config import TrainingConfig
 
 
 class Nothing:

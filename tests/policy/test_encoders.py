@@ -82,6 +82,41 @@ def test_spatial_softmax_finds_where_a_bright_cell_is() -> None:
     torch.testing.assert_close(softmax(features), torch.tensor([[2.5 / 4.5 - 1, 4.5 / 2.5 - 1]]))
 
 
+# -- names of cameras -------------------------------------------------------------------------------------------------
+
+HARD_NAMES = (
+    "images.front",
+    "images/front",
+    "values",
+    "items",
+    "type",
+    "forward",
+    "training",
+    "a b%",
+    "camera:values",
+    "camera",
+)
+
+
+def test_a_camera_may_have_any_name() -> None:
+    spec = ObservationSpec({"hand": HAND, **dict.fromkeys(HARD_NAMES, FRONT)})
+    encoder = make_encoder(spec)
+    pictures = make_observation()["front"]
+    observation = {"hand": make_observation()["hand"], **dict.fromkeys(HARD_NAMES, pictures)}
+    assert encoder(observation, encoder.draw(2, torch.Generator())).shape == (2, encoder.condition_size)
+    networks = {id(encoder.camera(name)) for name in HARD_NAMES}
+    assert len(networks) == len(HARD_NAMES)  # each its own
+    again = make_encoder(spec)
+    again.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(again(observation), encoder(observation))
+
+
+def test_names_that_always_worked_keep_their_weights_names() -> None:
+    spec = ObservationSpec(dict.fromkeys(("image", "front_image", "wrist-image", "images/front"), FRONT))
+    names = {name.split(".")[1] for name in make_encoder(spec).state_dict() if name.startswith("cameras.")}
+    assert names == set(spec.fields)
+
+
 # -- encoders --------------------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from flowchunk.policy.flow import (
     Velocity,
     flow_matching_errors,
     flow_matching_loss,
+    guided,
     integrate,
     prefix_mask,
     reverse_clock,
@@ -354,6 +355,15 @@ def test_reversed_twice_a_clock_is_as_before() -> None:
     twice: Callable[..., Tensor] = reverse_clock(reverse_clock(noise_at_one))
     torch.testing.assert_close(twice(x, t, condition), noise_at_one(x, t, condition))
     torch.testing.assert_close(reverse_clock(noise_at_one)(x, t, condition), -noise_at_one(x, 1 - t, condition))
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.5, 3.0])
+def test_guidance_goes_away_from_what_is_said_without_the_condition(guidance: float) -> None:
+    x, t = torch.randn(8, 2, generator=seeded(0)), torch.linspace(0, 1, 8)
+    condition, without = torch.tensor([0.3, -0.2]), torch.tensor([-1.0, 2.0])
+    given, base = noise_at_one(x, t, condition), noise_at_one(x, t, without)
+    got = guided(noise_at_one, guidance=guidance, without=without)(x, t, condition)
+    torch.testing.assert_close(got, (1 - guidance) * base + guidance * given)  # Ho and Salimans, w = guidance - 1
 
 
 def test_flow_needs_no_more_than_torch() -> None:

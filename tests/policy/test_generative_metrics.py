@@ -167,6 +167,29 @@ def test_kernel_distance_needs_two() -> None:
         kernel_distance(torch.zeros(1, 2), torch.zeros(5, 2))
 
 
+def stratified(seed: int) -> tuple[Tensor, Tensor]:
+    """30 samples of each of two classes that lie apart, and their classes."""
+    classes = torch.arange(2).repeat(30)
+    return normal(60, 4, seed) + 3.0 * classes[:, None], classes
+
+
+def test_kernel_distance_of_draws_with_fixed_shares_of_their_classes_is_unbiased() -> None:
+    pairs = [(stratified(2 * i), stratified(2 * i + 1)) for i in range(100)]
+    weighed = torch.stack([kernel_distance(a, b, classes_a=p, classes_b=q) for (a, p), (b, q) in pairs])
+    assert abs(float(weighed.mean())) < 3 * float(weighed.std()) / math.sqrt(100)
+    as_by_chance = torch.stack([kernel_distance(a, b) for (a, _), (b, _) in pairs])
+    assert float(as_by_chance.mean()) < -10 * float(as_by_chance.std()) / math.sqrt(100)
+
+
+def test_one_class_is_as_no_classes() -> None:
+    a, b = normal(20, 3, 0), normal(30, 3, 1)
+    classes = [torch.full((len(x),), 7) for x in (a, b)]
+    expected = float(kernel_distance(a, b))
+    assert float(kernel_distance(a, b, classes_a=classes[0], classes_b=classes[1])) == pytest.approx(expected)
+    singles = float(kernel_distance(a, b, classes_a=torch.arange(20), classes_b=torch.arange(30)))
+    assert singles == pytest.approx(expected), "a class of one has no pair to weigh up"
+
+
 # The floor.
 
 

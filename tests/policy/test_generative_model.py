@@ -131,6 +131,20 @@ def test_conditions_and_labels_matter() -> None:
         assert not torch.allclose(data, other)
 
 
+def test_labels_come_as_people_have_them() -> None:
+    model = make_model(classes=3)
+    expected = model.generate(2, label=torch.tensor([1, 2]), seed=0)
+    for labels in ([1, 2], np.array([1, 2]), np.array([1, 2], dtype=np.uint8), torch.tensor([1, 2], dtype=torch.int32)):
+        assert torch.equal(model.generate(2, label=labels, seed=0), expected)
+    one = model.generate(2, label=1, seed=0)
+    for label in (torch.tensor(1), np.array(1), np.arange(2)[1]):
+        assert torch.equal(model.generate(2, label=label, seed=0), one)
+    wrong: Any
+    for wrong in (1.0, [1.5, 2.0], True):
+        with pytest.raises(ConfigurationError, match="must be whole numbers, from 0 to 2"):
+            model.generate(2, label=wrong, seed=0)
+
+
 def test_the_network_sees_conditions_normalised_and_labels_one_hot() -> None:
     model = make_model(condition_size=2, classes=2)
     calls = count_calls(model)
@@ -153,7 +167,9 @@ def test_coupled_noise_is_nearer_to_its_data() -> None:
     data, losses = {"x": LOW + (HIGH - LOW) * torch.rand(64, *TOKENS, generator=seeded(0))}, []
     for coupling in ("independent", "ot"):
         model = make_model(coupling=coupling, perturbed=False)  # zero velocity: the loss is the squared distance
-        losses.append(float(model.losses(data, model.draw(64, seeded(1))).detach().mean()))
+        draws = model.draw(64, seeded(1))
+        draws = draws if model.pair_noise is None else model.pair_noise(data, draws)
+        losses.append(float(model.losses(data, draws).detach().mean()))
     assert losses[1] < 0.8 * losses[0]
 
 

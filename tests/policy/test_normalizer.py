@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -25,6 +26,18 @@ def normalizer(mode: Mode, rows: np.ndarray = ROWS, *, identity: tuple[int, ...]
 
 def normalized(mode: Mode, rows: np.ndarray = ROWS, *, identity: tuple[int, ...] = ()) -> np.ndarray:
     return normalizer(mode, rows, identity=identity).normalize("key", torch.tensor(rows, dtype=torch.float32)).numpy()
+
+
+def test_only_quantiles_need_a_sample_of_the_rows() -> None:
+    """Chunks are wide: a sample of them would fill more memory than all else."""
+    block, peaks = np.random.default_rng(0).normal(size=(2000, 32 * 14)), {}
+    for mode in MODES:
+        tracemalloc.start()
+        Scaling.fit(mode, (block for _ in range(10)))
+        peaks[mode] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks.pop("quantile") > 10 * block.nbytes
+    assert max(peaks.values()) < 5 * block.nbytes
 
 
 # What each mode does.

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
-from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.prefetch import Prefetched
-from flowchunk.policy.train import Trainer, TrainingConfig
+from flowchunk.policy.train import Trainer
+from flowchunk.policy.training_config import TrainingConfig
+from tests.policy.small_trainers import assert_same, checkpoint_tensors, run_to
 
 PICTURE = ObservationField((20, 20, 3), camera="top", crop=(16, 16))
 OBSERVATION = ObservationSpec({"image": PICTURE, "hand": ObservationField((2,))})
@@ -220,12 +222,50 @@ def test_channels_last_changes_memory_and_not_numbers(tmp_path: Path) -> None:
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_run_in_channels_last_resumes_bit_for_bit(tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=8, checkpoint_every=4, evaluate_every=8, learning_rate=1e-2, channels_last=True)
+    make_trainer(tmp_path / "straight", config).run()
+    interrupted = make_trainer(tmp_path / "resumed", config)
+    run_to(interrupted, 5)
+    resumed = make_trainer(tmp_path / "resumed", config)
+    resumed.resume(kind=KIND)
+    assert resumed.step == 4
+    for parameter, state in resumed.optimizer.state.items():
+        assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == parameter.stride()
+    resumed.run()
+    assert_same(checkpoint_tensors(tmp_path / "resumed"), checkpoint_tensors(tmp_path / "straight"))
+
+
+def test_validation_looks_at_the_middle_and_not_at_random(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    draw, modes = trainer.averaged.draw, []
+    for parameter in trainer.averaged.parameters():  # the fresh network says nothing, whatever it sees
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+
+    def looking_elsewhere(batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {
+            name: torch.zeros_like(values) if name.startswith("place.") else values
+            for name, values in draw(batch_size, generator).items()
+        }
+
+    trainer.averaged.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    trainer.averaged.train()
+    trainer.validation = Samples()
+    measured = trainer.measure()
+    trainer.averaged.draw = looking_elsewhere
+    assert trainer.measure() == measured
+    assert not any(modes)
+
+
 def test_bf16_is_close_to_fp32_and_keeps_its_weights_in_it(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, bf16=True)
     kinds = []
     trainer.module.encoder.cameras["image"].stem.register_forward_hook(lambda _, __, output: kinds.append(output.dtype))
+    chunks = []
+    trainer.module.network.register_forward_hook(lambda _, __, output: chunks.append(output.dtype))
     trainer.train_step()
     assert kinds == [torch.bfloat16]
+    assert chunks == [torch.float32]  # places and actions need more than 8 bits
     assert {parameter.dtype for parameter in trainer.module.parameters()} == {torch.float32}
     np.testing.assert_allclose(losses(tmp_path, bf16=True), losses(tmp_path), rtol=0.05)
 

@@ -13,7 +13,7 @@ from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationFie
 from flowchunk.datasets.windows import Windows
 from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
 from flowchunk.policy.normalizer import Normalizer, Scaling
-from flowchunk.policy.relative_actions import reference, relative_chunks
+from flowchunk.policy.relative_actions import check_relative_to, reference, relative_chunks
 
 OBSERVATION = ObservationSpec({"state": ObservationField((3,)), "hand": ObservationField((2, 2))})
 ACTION = ActionSpec(tuple(ActionDimension(name, "m", "world") for name in "xyg"), 10.0)
@@ -103,3 +103,10 @@ def test_a_reference_that_is_not_there(relative_to: list[str | None]) -> None:
     scalings["action"] = Scaling.fit("min_max", [np.zeros((2, 3))])
     with pytest.raises(ConfigurationError, match=r"policy\.relative_to"):
         ChunkPolicy(config, OBSERVATION, ACTION, Normalizer(scalings))
+
+
+def test_an_angle_that_wraps_is_no_reference() -> None:
+    spec = ObservationSpec({"joints": ObservationField((2,), wraps=(1,))})
+    check_relative_to(["joints.0", None], spec, 2)
+    with pytest.raises(ConfigurationError, match=r"joints\.1 is an angle that wraps.* give null"):
+        check_relative_to(["joints.0", "joints.1"], spec, 2)

@@ -15,20 +15,22 @@ from torch import nn
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.ema import averaged
 from flowchunk.policy.sample_order import SampleOrder, seeded
-from flowchunk.policy.train import TrainingConfig
+from flowchunk.policy.training_config import TrainingConfig
 
 # The average.
 
 
-def test_the_average_warms_up_as_its_formula_says() -> None:
+@pytest.mark.parametrize("every", [1, 4])
+def test_the_average_warms_up_as_its_formula_says(every: int) -> None:
+    """Of every so many steps: with the decay of so many steps at once."""
     model = nn.Linear(1, 1, bias=False)
-    average = averaged(model, max_decay=0.9)
+    average = averaged(model, max_decay=0.9, every=every)
     averaged_weight = next(average.parameters())
     expected = None
     for k, value in enumerate([3.0, -1.0, 4.0, 1.0, -5.0, 9.0] * 6):
         nn.init.constant_(model.weight, value)
         average.update_parameters(model)
-        decay = min(1 - (1 + k) ** -0.75, 0.9)
+        decay = min(1 - (1 + every * k) ** -0.75, 0.9) ** every
         expected = value if expected is None else decay * expected + (1 - decay) * value
         assert averaged_weight.item() == pytest.approx(expected, rel=1e-5)
     assert 1 - 36**-0.75 > 0.9  # so the cap was met

@@ -1,0 +1,85 @@
+"""What fine-tuning takes from its checkpoint, and what may be changed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.policy.checkpoint import DESCRIPTION, find_checkpoint, read_json
+
+CHANGEABLE = (
+    "n_action_steps",
+    "time_density",
+    "time_density_options",
+    "snr_cap",
+    "solver",
+    "eta",
+    "noise_draws",
+    "prefix_max",
+    "mask_padding",
+)
+"""Options of ``policy`` that the weights do not depend on."""
+
+
+def with_checkpoint(options: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """The options of ``configs/train.yaml`` as ``training.init_from`` makes them: the checkpoint's own policy.
+
+    given: names of the options that were given. Raises ConfigurationError where one of them asks for what the checkpoint
+    has not and cannot be given, CheckpointError where there is no checkpoint.
+    """
+    init_from = options["training"]["init_from"]
+    kept = _options_of(read_json(find_checkpoint(init_from) / DESCRIPTION))
+    policy = dict(kept["policy"])
+    for name in CHANGEABLE:
+        if any(key == f"policy.{name}" or key.startswith(f"policy.{name}.") for key in given):
+            policy[name] = options["policy"][name]
+    evaluation = dict(options["evaluation"])
+    if "evaluation.noise_scale" not in given:
+        evaluation["noise_scale"] = kept["noise_scale"]
+    tuned = {**options, **{name: kept[name] for name in ("objective", "schedule", "network", "vision")}}
+    tuned |= {"policy": {**options["policy"], **policy}, "evaluation": evaluation}
+    if normalized := sorted(key for key in given if key.startswith("dataset.normalizer")):
+        raise ConfigurationError(
+            f"{normalized[0]}: fine-tuning keeps the normaliser of {init_from}, whose weights belong to it; leave it out"
+        )
+    for key in sorted(given):
+        if key.partition(".")[0] in ("objective", "schedule", "network", "vision", "policy"):
+            asked, has = _value(options, key), _value(tuned, key)
+            if asked != has:
+                raise ConfigurationError(
+                    f"{key}={_shown(asked)}: {init_from} was trained with {key}={_shown(has)}, and fine-tuning keeps it; "
+                    "leave it out, or train from the beginning without training.init_from"
+                )
+    return tuned
+
+
+def _options_of(description: Mapping[str, Any]) -> dict[str, Any]:
+    config = dict(description["config"])
+    crops = [field.get("crop") for field in description["observation_spec"].values() if isinstance(field, Mapping)]
+    crop = next((crop for crop in crops if crop is not None), None)
+    return {
+        "objective": config.pop("objective", "flow"),
+        "schedule": config.pop("schedule", None),
+        "network": {"name": config.pop("network"), **config.pop("network_options")},
+        "vision": {
+            "name": config.pop("vision", None),
+            "crop": crop,
+            "weights": None,
+            **(config.pop("vision_options", None) or {}),
+        },
+        "noise_scale": config.pop("noise_scale", 1.0),
+        "policy": config,
+    }
+
+
+def _value(options: Mapping[str, Any], key: str) -> Any:
+    """What the dotted key holds; of a group, the name that was chosen."""
+    value: Any = options
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value["name"] if isinstance(value, Mapping) and "name" in value else value
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

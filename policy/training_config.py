@@ -1,0 +1,58 @@
+"""How long and how to train."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from flowchunk.datasets.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long and how to train.
+
+    batch_size: over all processes. warmup_steps: by default min(500, steps / 10). evaluate_every: by default a fifth of
+    the steps. accumulate: in how many parts a batch is learned from, for less memory. channels_last: how convolutions'
+    weights lie in memory. compile: by ``torch.compile``. prefetch: prepare the next batch in a thread (by default where
+    another device than the CPU does the learning).
+    """
+
+    steps: int = 10_000
+    batch_size: int = 256
+    learning_rate: float = 5e-4
+    weight_decay: float = 1e-4
+    warmup_steps: int | None = None
+    gradient_clip: float = 1.0
+    ema_max_decay: float = 0.9999
+    log_every: int = 100
+    checkpoint_every: int = 1000
+    evaluate_every: int | None = None
+    accumulate: int = 1
+    channels_last: bool = False
+    compile: bool = False
+    prefetch: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"training.{name}={getattr(self, name)} must be at least 1")
+        for name in ("learning_rate", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"training.{name}={getattr(self, name)} must be above 0")
+        for name, lowest in (("weight_decay", 0), ("warmup_steps", 0), ("evaluate_every", 1)):
+            if (value := getattr(self, name)) is not None and value < lowest:
+                raise ConfigurationError(f"training.{name}={value} must be at least {lowest}")
+
+    @property
+    def evaluation_interval(self) -> int:
+        return self.evaluate_every or max(1, math.ceil(self.steps / 5))
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then a cosine to zero at the last step."""
+        warmup = min(500, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        progress = (step - warmup) / max(1, self.steps - warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,123 @@
+"""KEY=VALUE as people type it: paths of any name, checkpoints with "=" in them, devices."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowchunk.cli.devices import choose_device
+from flowchunk.cli.main import main
+from flowchunk.cli.options import read_options, take_checkpoint
+from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.policy.checkpoint import find_checkpoint
+
+NAMES = [
+    "x (1)",
+    "a=b",
+    "a,b",
+    "it's",
+    'a "b" c',
+    "ü#1",
+    "2026",
+    "true",
+    "[1]",
+    "{a: b}",
+    "a: b",
+    "back\\slash",
+    "end\\",
+    "\\'",
+    "${HOME}",
+    "\\${x}",
+    "$x",
+    "%",
+    " spaced ",
+    "nullify",
+]
+PATHS = [
+    ("eval", "output_dir", ()),
+    ("collect", "output_dir", ("task=pickplace_state",)),
+    ("compare", "dataset.path", ()),
+    ("train", "dataset.path", ("task=pusht_state",)),
+    ("train", "dataset.cache_dir", ("task=pusht_image", "dataset.path=x")),
+    ("train", "training.init_from", ("task=pusht_state", "dataset.path=x")),
+    ("train", "vision.weights", ("task=pusht_image", "dataset.path=x", "vision=resnet18")),
+    ("train_generative", "dataset", ("task=images",)),
+]
+
+
+def value_of(config: str, key: str, value: str, others: tuple[str, ...]) -> object:
+    found: object = read_options(config, [*others, f"{key}={value}"])
+    for part in key.split("."):
+        assert isinstance(found, dict)
+        found = found[part]
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_may_have_any_name(name: str) -> None:
+    assert value_of("eval", "output_dir", name, ()) == name
+
+
+@pytest.mark.parametrize(("config", "key", "others"), PATHS)
+def test_every_path_may(config: str, key: str, others: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert value_of(config, key, "it's (1), a=b", others) == "it's (1), a=b"
+    assert value_of(config, key, "~/x", others) == "/home/somebody/x"
+    assert value_of(config, key, "~no_such_user/x", others) == "~no_such_user/x"
+
+
+def test_null_and_what_is_quoted_for_hydra_stay_what_they_were() -> None:
+    assert value_of("eval", "output_dir", "null", ()) is None
+    assert value_of("eval", "output_dir", "'a b'", ()) == "a b"
+    assert value_of("eval", "output_dir", '"a b"', ()) == "a b"
+
+
+def test_a_whole_run_may_live_in_a_folder_of_such_a_name(
+    pusht_store: Path, tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "it's (1), a=b ${c}"
+    shutil.copytree(pusht_store, folder / "data #1.zarr")
+    options = ("task=pusht_state", f"dataset.path={folder / 'data #1.zarr'}", f"output_dir={folder / 'lr=0.1'}")
+    assert main(["train", *options, *tiny]) == 0
+    assert main(["train", *options, *tiny, "training.resume=true"]) == 0
+    assert main(["eval", str(folder / "lr=0.1"), "episodes=1", "video=0"]) == 0
+    checkpoint = json.loads((folder / "lr=0.1" / "eval" / "eval.json").read_text())["checkpoint"]
+    assert checkpoint == str(find_checkpoint(folder / "lr=0.1"))
+
+
+@pytest.mark.parametrize("command", ["eval", "sweep", "generate"])
+def test_a_checkpoint_may_have_an_equals_sign(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nfe=4").mkdir()
+    for path in ("lr=0.1", "./lr=0.1", "nfe=4"):
+        assert take_checkpoint(command, [path, "nfe=1"]) == (path, ["nfe=1"])
+    for arguments in ([], ["nfe=1"], ["seed=3", "nfe=4"]):
+        with pytest.raises(ConfigurationError, match=f"give the checkpoint first: flowchunk {command} CHECKPOINT"):
+            take_checkpoint(command, arguments)
+
+
+def test_devices_are_chosen_by_name() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert choose_device("auto").type == expected
+    if torch.cuda.is_available():
+        assert choose_device("cuda:0") == torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("name", ["abacus", "cpu:0", "cuda:", "cuda:x", "cuda:-1", ""])
+def test_an_unknown_device_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="there are auto, cpu, cuda, cuda:N and mps"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", *([] if torch.cuda.is_available() else ["cuda"])])
+@pytest.mark.parametrize("command", ["eval", "sweep"])
+def test_a_device_that_is_not_there_is_refused(
+    command: str, name: str, trained_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, str(trained_run), f"device={name}"]) == 1
+    assert f"device={name}: this machine has" in capsys.readouterr().err

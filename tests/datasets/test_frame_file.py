@@ -1,0 +1,222 @@
+"""The file of expanded frames: what is found again, what is built anew, and files larger than memory."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import zarr
+
+from flowchunk.datasets import frame_file
+from flowchunk.datasets.frame_cache import FrameCacheOptions, load_frames
+from flowchunk.datasets.frame_file import FrameFile
+from flowchunk.datasets.frames import PictureSource
+from flowchunk.datasets.store import Store
+from tests.datasets.frame_caches import FIELDS, LENGTHS, NBYTES, PICTURES, change_a_frame, is_new, load, said
+from tests.datasets.picture_stores import chunk_files, record, smooth_pictures, write_others
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return record(tmp_path / "demos.zarr", PICTURES, LENGTHS)
+
+
+def test_the_file_is_a_plain_npy_and_its_place_and_size_are_said(store: Store, tmp_path: Path) -> None:
+    frames = load(store, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    np.testing.assert_array_equal(np.load(file), PICTURES)
+    assert f"{NBYTES / 1e6:.2f} MB are expanded to {file}" in said(frames)
+
+
+def test_the_file_cannot_be_written_through_the_array(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        load(store, tmp_path / "cache").arrays["image"][:] = 0
+    np.testing.assert_array_equal(load(store, tmp_path / "cache").arrays["image"], PICTURES)
+
+
+def test_a_file_larger_than_all_memory_opens(tmp_path: Path) -> None:
+    frames = (psutil.virtual_memory().total + psutil.swap_memory().total) // PICTURES[0].nbytes + 1
+    file = FrameFile(tmp_path / "frames.npy", (frames, *PICTURES.shape[1:]))
+    with file.path.open("wb") as content:
+        np.lib.format.write_array_header_1_0(content, {"descr": "|u1", "fortran_order": False, "shape": file.shape})
+        content.truncate(content.tell() + file.nbytes)  # sparse: it fills no disk
+    array, _ = file.open()
+    assert array.shape == file.shape
+    np.testing.assert_array_equal(array[-1], 0)
+
+
+# What is found again.
+
+
+def test_the_same_data_elsewhere_is_found(store: Store, tmp_path: Path) -> None:
+    assert is_new(load(store, tmp_path / "cache"))
+    assert not is_new(load(store, tmp_path / "cache"))
+    copy = shutil.copytree(store.path, tmp_path / "elsewhere" / "copy.zarr")
+    assert not is_new(load(Store.open(copy), tmp_path / "cache"))
+
+
+def compress_it(store: Store) -> Store:
+    return record(store.path.parent / "changed.zarr", PICTURES, LENGTHS, jpeg=95)
+
+
+def shorten_it(store: Store) -> Store:
+    return record(store.path.parent / "changed.zarr", PICTURES[:70], [30, 40])
+
+
+@pytest.mark.parametrize("change", [change_a_frame, compress_it, shorten_it])
+def test_other_data_are_not(store: Store, tmp_path: Path, change: Callable[[Store], Store]) -> None:
+    load(store, tmp_path / "cache")
+    changed = change(store)
+    frames = load(changed, tmp_path / "cache")
+    assert is_new(frames)
+    np.testing.assert_array_equal(frames.arrays["image"], changed.read("image"))
+
+
+def test_other_columns_of_the_same_array_are_other_frames(tmp_path: Path) -> None:
+    pictures = smooth_pictures(20, (12, 8))
+    path = write_others(tmp_path / "others.zarr", pictures.astype(np.float32), [20]).path
+    for rows in (slice(2, 8), slice(4, 10)):
+        part = Store.open(path, sources={"image": f"img[{rows.start}:{rows.stop}]"})
+        np.testing.assert_array_equal(load(part, tmp_path / "cache").arrays["image"], pictures[:, rows])
+        assert not is_new(load(part, tmp_path / "cache"))
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are read to be hashed."""
+    names, digest = list[str](), hashlib.file_digest
+
+    def note(file: Any, name: str) -> Any:
+        names.append(file.name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", note)
+    return names
+
+
+def settle(store: Store) -> None:
+    """Wait until the files are so old that no later change can bear the same time."""
+    newest = max(file.stat().st_ctime for file in store.path.rglob("*"))
+    time.sleep(max(0.0, newest + frame_file.SETTLED_S + 0.1 - time.time()))
+
+
+def test_files_that_did_not_change_are_hashed_once(store: Store, tmp_path: Path, hashed: list[str]) -> None:
+    settle(store)
+    first = load(store, tmp_path / "cache")
+    assert is_new(first)
+    assert hashed
+    hashed.clear()
+    again = load(Store.open(store.path), tmp_path / "cache")
+    assert not is_new(again)
+    assert hashed == []
+    np.testing.assert_array_equal(again.arrays["image"], PICTURES)
+
+
+def test_files_that_changed_in_content_alone_are_noticed(tmp_path: Path) -> None:
+    """Of the same size as before, and with the time of the last change put back."""
+    path = tmp_path / "plain.zarr"
+    root = zarr.open_group(path, mode="w", zarr_format=3)
+    root.create_array("data/image", data=PICTURES, chunks=(80, *PICTURES.shape[1:]), compressors=None)
+    root.create_array("meta/episode_ends", data=np.cumsum(LENGTHS))
+    store = Store.open(path)
+    settle(store)
+    load(store, tmp_path / "cache")
+    (file,) = chunk_files(store, "image")
+    status, content = file.stat(), bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    read = load(Store.open(path), tmp_path / "cache").arrays["image"]
+    assert read[-1, -1, -1, -1] == PICTURES[-1, -1, -1, -1] ^ 1
+
+
+def test_files_that_are_still_being_changed_are_hashed_each_time(
+    store: Store, tmp_path: Path, hashed: list[str]
+) -> None:
+    future = time.time() + 3600
+    for file in chunk_files(store, "image"):
+        os.utime(file, (future, future))
+    load(store, tmp_path / "cache")
+    hashed.clear()
+    load(store, tmp_path / "cache")
+    assert hashed
+
+
+def cut_the_frames(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def spoil_the_header(file: Path) -> None:
+    file.write_bytes(b"#" * file.stat().st_size)
+
+
+def lose_the_note(file: Path) -> None:
+    file.with_suffix(".json").unlink()
+
+
+def spoil_the_note(file: Path) -> None:
+    file.with_suffix(".json").write_text("[")
+
+
+@pytest.mark.parametrize("harm", [cut_the_frames, spoil_the_header, lose_the_note, spoil_the_note, Path.unlink])
+def test_a_file_that_is_not_whole_is_built_anew(store: Store, tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    load(store, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    harm(file)
+    frames = load(store, tmp_path / "cache")
+    assert is_new(frames)
+    np.testing.assert_array_equal(frames.arrays["image"], PICTURES)
+
+
+def test_an_interrupted_build_leaves_nothing(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: PictureSource, start: int, stop: int) -> np.ndarray:
+        if start:
+            raise KeyboardInterrupt
+        return PICTURES[start:stop]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frame_file, "BLOCK_BYTES", 3000)
+        patch.setattr(PictureSource, "read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load(store, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert is_new(load(store, tmp_path / "cache"))
+
+
+def test_what_a_killed_build_left_is_removed_when_it_is_old(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    old, young = tmp_path / "cache" / ".a.partial", tmp_path / "cache" / ".b.partial"
+    for file in (old, young):
+        file.write_bytes(b"")
+    os.utime(old, (time.time() - 7200,) * 2)
+    load(store, tmp_path / "cache")
+    assert not old.exists()
+    assert young.exists()
+
+
+def expand_in_another_process(path: Path, folder: Path) -> None:
+    load_frames(Store.open(path), FIELDS, FrameCacheOptions(mode="disk", directory=folder), say=None)
+
+
+def test_two_processes_at_once_do_no_harm(store: Store, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")  # quick, and nothing here holds threads that matter
+    arguments = (store.path, tmp_path / "cache")
+    processes = [context.Process(target=expand_in_another_process, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert sorted(file.suffix for file in (tmp_path / "cache").iterdir()) == [".json", ".npy"]
+    frames = load(store, tmp_path / "cache")
+    assert not is_new(frames)
+    np.testing.assert_array_equal(frames.arrays["image"], PICTURES)

@@ -1,0 +1,72 @@
+"""What happens in a step on a GPU, as far as it shows without one: fake CUDA tensors have shapes, places and no values.
+
+Asking one for its value, which on a GPU would wait for all that was queued before, is an error here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from flowchunk.policy.chunk_policy import ChunkPolicy
+from flowchunk.policy.sample_order import seeded
+from flowchunk.policy.train import Trainer
+from tests.policy.test_picture_policy import CONFIG, Samples, make_policy
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Accessing the data pointer of FakeTensor is deprecated:UserWarning"  # by torch's own copying
+)
+
+EVERYTHING: dict[str, Any] = {
+    "plain": {},
+    "prefix, mask": {"prefix_max": 2, "mask_padding": True},
+    "relative": {"relative_to": ["hand.0", None]},
+    "dit": {"network": "dit", "network_options": {"width": 16, "blocks": 1, "heads": 2}},
+    "mixer": {"network": "mixer", "network_options": {"width": 16, "blocks": 1}},
+    "unet1d": {"network": "unet1d", "network_options": {"channels": [8, 16]}},
+    "jitter": {"vision_options": {"widths": [8, 8], "keypoints": 3, "colour_jitter": 0.2}},
+    **{name: {"objective": name} for name in ("ddpm", "x", "v", "kl", "regression", "mip", "flow_map")},
+}
+
+
+def trainer_on_a_gpu(policy: ChunkPolicy, folder: Path, **changes: Any) -> Trainer:
+    """As accelerate sets it up for one GPU, but for the gradients, which autograd computes on real ones only."""
+
+    def backward(loss: torch.Tensor) -> None:
+        assert loss.device.type == "cuda"
+        for parameter in policy.parameters():
+            parameter.grad = torch.ones_like(parameter)
+
+    accelerator: Any = SimpleNamespace(
+        device=torch.device("cuda"),
+        num_processes=1,
+        process_index=0,
+        is_main_process=True,
+        prepare=lambda module, optimizer: (module, optimizer),
+        reduce=lambda tensor, _: tensor,
+        backward=backward,
+    )
+    return Trainer(policy, Samples(), replace(CONFIG, **changes), output_dir=folder, accelerator=accelerator)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("options", EVERYTHING.values(), ids=EVERYTHING)
+def test_no_step_asks_for_a_value(options: dict[str, Any], channels_last: bool, tmp_path: Path) -> None:
+    policy = make_policy(**options)
+    batch, draws = Samples().batch(torch.arange(8)), policy.draw(8, seeded(0, 0))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        trainer = trainer_on_a_gpu(policy, tmp_path, channels_last=channels_last)
+        there: Any = tuple({name: value.to("cuda") for name, value in part.items()} for part in (batch, draws))
+        trainer.batch_of = lambda step: there  # prepared by a thread on a stream of its own
+        for _ in range(5):  # one of them averages the weights
+            norm = trainer.train_step()
+        assert norm.device.type == trainer.loss_sum.device.type == trainer.failed_step.device.type == "cuda"
+        assert {parameter.device.type for parameter in trainer.averaged.parameters()} == {"cuda"}
+        with pytest.raises(DataDependentOutputException):  # so that this test can fail
+            trainer.require_finite()
