@@ -84,12 +84,12 @@ def sample(run: Path, task: str) -> list[float]:
 
 def data_model() -> Any:
     """The class of models of generated data, whose name was GenerativeModel at first."""
-    try:
-        from flowchunk.policy.data_model import DataModel
-    except ModuleNotFoundError:
-        from flowchunk.policy.generative_model import GenerativeModel
+    from flowchunk.policy.generative_model import GenerativeModel
 
+    if hasattr(GenerativeModel, "generate"):
         return GenerativeModel
+    from flowchunk.policy.data_model import DataModel
+
     return DataModel
 
 

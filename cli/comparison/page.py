@@ -21,10 +21,10 @@ Found = dict[str, Any]
 SCHEDULE_STYLE = {"linear": "-", "linear_beta": ":", "cosine": "--", "sigmoid": "-.", "": "-"}
 COLORS = {
     "flow": "C0",
-    "ddpm": "C1",
-    "x": "C2",
+    "noise_prediction": "C1",
+    "data_prediction": "C2",
     "v": "C3",
-    "kl": "C4",
+    "posterior": "C4",
     "flow_map": "C5",
     "regression": "C7",
     "mip": "C8",

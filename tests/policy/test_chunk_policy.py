@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +187,9 @@ def test_impossible_numbers_of_evaluations(solver: str, nfe: int, message: str) 
 
 
 def test_policies_for_one_number_of_evaluations() -> None:
-    policy = make_policy()
-    policy.valid_nfe = (1,)
+    policy = make_policy(objective="regression")
     np.testing.assert_array_equal(policy.predict_chunk(observe()), policy.predict_chunk(observe(), nfe=1))
-    with pytest.raises(ConfigurationError, match=r"nfe=4: this policy was trained for \[1\] evaluations alone"):
+    with pytest.raises(ConfigurationError, match="nfe=4: a model trained with objective=regression admits only 1"):
         policy.predict_chunk(observe(), nfe=4)
 
 
@@ -245,9 +245,10 @@ def test_the_starting_noise_is_scaled(scale: float, tmp_path: Path) -> None:
     noise = (policy.predict_chunk(observation, seed=3) - center) / half
     scaled = (policy.predict_chunk(observation, seed=3, noise_scale=scale) - center) / half
     np.testing.assert_allclose(scaled, scale * noise, atol=1e-5)
-    policy.with_options(noise_scale=scale).save(tmp_path / "saved")
+    policy.with_sampling(noise_scale=scale).save(tmp_path / "saved")
     kept = ChunkPolicy.load(tmp_path / "saved")
-    assert kept.config.noise_scale == scale
+    assert kept.config.sampling.noise_scale == scale
+    assert policy.config.sampling.noise_scale == 1
     np.testing.assert_allclose((kept.predict_chunk(observation, seed=3) - center) / half, scaled, atol=1e-5)
     np.testing.assert_allclose(
         (kept.predict_chunk(observation, seed=3, noise_scale=1.0) - center) / half, noise, atol=1e-5
@@ -267,7 +268,10 @@ def test_without_noise_every_seed_gives_the_same_chunk() -> None:
         ({"noise_scale": np.nan}, r"noise_scale=nan must be at least 0"),
         ({"noise_scale": np.inf}, r"noise_scale=inf must be at least 0, and finite"),
         ({"noise_scale": 0.5, "objective": "mip"}, r"objective=mip does not start from noise; leave it out"),
-        ({"prefix_max": 2, "objective": "ddpm", "solver": "diffusers_ddim"}, r"diffusers_ddim cannot keep a prefix"),
+        (
+            {"prefix_max": 2, "objective": "noise_prediction", "solver": "diffusers_ddim"},
+            r"diffusers_ddim cannot keep a prefix",
+        ),
     ],
 )
 def test_noise_and_prefixes_that_cannot_be(options: dict[str, Any], message: str) -> None:
@@ -308,7 +312,7 @@ def test_the_last_observation_and_the_first_action_share_their_frame() -> None:
     assert batch["observation.state"].shape == (30, STEPS, 3)
     assert batch["action"].shape == (30, HORIZON, 2)
     policy = make_policy()
-    error, weight = policy(batch, policy.draw(30, torch.Generator().manual_seed(0)))
+    error, weight = policy(batch, policy.sample_noise(30, torch.Generator().manual_seed(0)))
     assert weight == 30 * HORIZON
     assert error.isfinite()
 
@@ -327,35 +331,33 @@ def training_batch(batch: int = 6) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("prefix_max", [0, 3])
 def test_the_loss_counts_tokens_that_are_neither_padding_nor_given(mask_padding: bool, prefix_max: int) -> None:
     policy, batch = make_policy(mask_padding=mask_padding, prefix_max=prefix_max), training_batch()
-    draws = policy.draw(6, torch.Generator().manual_seed(0))
+    noise = policy.sample_noise(6, torch.Generator().manual_seed(0))
     counted = batch["mask"].clone() if mask_padding else torch.ones(6, HORIZON, dtype=torch.bool)
     if prefix_max:
-        draws["prefix_length"] = torch.tensor([0, 1, 2, 3, 0, 1])
-        counted &= torch.arange(HORIZON) >= draws["prefix_length"][:, None]
+        prefix_length = torch.tensor([0, 1, 2, 3, 0, 1])
+        noise = replace(noise, prefix_length=prefix_length)
+        counted &= torch.arange(HORIZON) >= prefix_length[:, None]
     policy.network.forward = lambda x, t, c: torch.sin(x)  # looks at each token alone
-    error, weight = policy(batch, draws)
+    error, weight = policy(batch, noise)
     assert weight == counted.sum()
     ignored = torch.where(counted[..., None], batch["action"], 0)
-    torch.testing.assert_close(policy(batch | {"action": ignored}, draws)[0], error)
+    torch.testing.assert_close(policy(batch | {"action": ignored}, noise)[0], error)
     for row, token in ((0, 7), (3, 4)):
         changed = batch["action"].clone()
         changed[row, token] += 30
-        assert policy(batch | {"action": changed}, draws)[0] != error
+        assert policy(batch | {"action": changed}, noise)[0] != error
 
 
-def test_draws_are_reproducible_and_belong_to_rows() -> None:
+def test_noise_is_reproducible_and_belongs_to_rows() -> None:
     policy = make_policy(prefix_max=3)
-    one, same = (policy.draw(4000, torch.Generator().manual_seed(0)) for _ in range(2))
-    assert {name: tuple(value.shape) for name, value in one.items()} == {
-        "x_0": (4000, HORIZON, 2),
-        "t": (4000,),
-        "prefix_length": (4000,),
-    }
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    share = torch.bincount(one["prefix_length"]) / 4000
+    one, same = (policy.sample_noise(4000, torch.Generator().manual_seed(0)) for _ in range(2))
+    assert [tuple(value.shape) for value in one.tensors()] == [(4000, HORIZON, 2), (4000,), (4000,)]
+    assert all(torch.equal(*pair) for pair in zip(one.tensors(), same.tensors(), strict=True))
+    assert one.prefix_length is not None
+    share = torch.bincount(one.prefix_length) / 4000
     assert share.tolist() == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6], abs=0.03)
-    assert "prefix_length" not in make_policy().draw(4, torch.Generator())
-    assert float(one["t"].mean()) == pytest.approx(0.4, abs=0.02)
+    assert make_policy().sample_noise(4, torch.Generator()).prefix_length is None
+    assert float(one.path.t.mean()) == pytest.approx(0.4, abs=0.02)
 
 
 # Configurations.

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
-from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig, PolicyNoise
+from flowchunk.policy.noise import PathNoise
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.prefetch import Prefetched
 from flowchunk.policy.train import Trainer
@@ -162,32 +163,36 @@ def test_a_missing_camera_is_named() -> None:
 
 
 def test_by_default_pictures_are_learned_from_four_times() -> None:
-    assert make_policy().config.draws_a_sample == 4
-    assert make_policy(noise_draws=2).config.draws_a_sample == 2
+    assert make_policy().config.noise_samples_per_observation == 4
+    assert make_policy(num_noise_samples=2).config.noise_samples_per_observation == 2
     blind = ObservationSpec({"hand": OBSERVATION.fields["hand"]})
-    assert make_policy(blind, vision=None, vision_options={}).config.draws_a_sample == 1
-    with pytest.raises(ConfigurationError, match="noise_draws=0 must be at least 1"):
-        make_policy(noise_draws=0)
+    assert make_policy(blind, vision=None, vision_options={}).config.noise_samples_per_observation == 1
+    with pytest.raises(ConfigurationError, match="num_noise_samples=0 must be at least 1"):
+        make_policy(num_noise_samples=0)
 
 
 @pytest.mark.parametrize("mask_padding", [False, True])
 def test_many_draws_are_the_mean_of_single_ones(mask_padding: bool) -> None:
-    many = make_policy(noise_draws=3, mask_padding=mask_padding, prefix_max=2)
-    one = make_policy(noise_draws=1, mask_padding=mask_padding, prefix_max=2)
+    many = make_policy(num_noise_samples=3, mask_padding=mask_padding, prefix_max=2)
+    one = make_policy(num_noise_samples=1, mask_padding=mask_padding, prefix_max=2)
     one.load_state_dict(many.state_dict())
-    batch, draws = Samples().batch(torch.arange(5)), many.draw(5, torch.Generator().manual_seed(0))
-    assert draws["x_0"].shape == (5, 3, HORIZON, 2)
-    total, weight = many(batch, draws)
-    each = [one(batch, {k: v if k.startswith("place") else v[:, i] for k, v in draws.items()}) for i in range(3)]
+    batch, noise = Samples().batch(torch.arange(5)), many.sample_noise(5, torch.Generator().manual_seed(0))
+    assert noise.path.x_0.shape == (5, 3, HORIZON, 2)
+    total, weight = many(batch, noise)
+    path, lengths = noise.path, noise.prefix_length
+    assert lengths is not None
+    each = [
+        one(batch, PolicyNoise(PathNoise(path.x_0[:, i], path.t[:, i]), lengths[:, i], noise.views)) for i in range(3)
+    ]
     torch.testing.assert_close(total, sum(error for error, _ in each))
     torch.testing.assert_close(weight, sum(count for _, count in each))
 
 
 def test_many_draws_look_once() -> None:
-    policy = make_policy(noise_draws=5)
+    policy = make_policy(num_noise_samples=5)
     calls: list[int] = []
     policy.encoder.cameras["image"].register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
-    policy(Samples().batch(torch.arange(3)), policy.draw(3, torch.Generator().manual_seed(0)))
+    policy(Samples().batch(torch.arange(3)), policy.sample_noise(3, torch.Generator().manual_seed(0)))
     assert calls == [6]
 
 
@@ -202,15 +207,17 @@ def test_a_policy_learns_where_the_spot_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mask_padding", [False, True])
 def test_a_batch_in_parts_is_the_batch(mask_padding: bool, tmp_path: Path) -> None:
     whole = losses(tmp_path, mask_padding=mask_padding)
-    parts = losses(tmp_path, replace(CONFIG, accumulate=4), mask_padding=mask_padding)
+    parts = losses(tmp_path, replace(CONFIG, num_micro_batches=4), mask_padding=mask_padding)
     np.testing.assert_allclose(parts, whole, rtol=1e-4)
 
 
 def test_parts_have_to_be_equal(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"batch_size=8 .*by 1 processes in training.accumulate=3 parts each"):
-        make_trainer(tmp_path, replace(CONFIG, accumulate=3))
-    with pytest.raises(ConfigurationError, match=r"training.accumulate=0 must be at least 1"):
-        replace(CONFIG, accumulate=0)
+    with pytest.raises(
+        ConfigurationError, match=r"batch_size=8 .*by 1 processes in training.num_micro_batches=3 parts each"
+    ):
+        make_trainer(tmp_path, replace(CONFIG, num_micro_batches=3))
+    with pytest.raises(ConfigurationError, match=r"training.num_micro_batches=0 must be at least 1"):
+        replace(CONFIG, num_micro_batches=0)
 
 
 def test_channels_last_changes_memory_and_not_numbers(tmp_path: Path) -> None:
@@ -238,22 +245,20 @@ def test_a_run_in_channels_last_resumes_bit_for_bit(tmp_path: Path) -> None:
 
 def test_validation_looks_at_the_middle_and_not_at_random(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    draw, modes = trainer.averaged.draw, []
+    sample_noise, modes = trainer.averaged.sample_noise, []
     for parameter in trainer.averaged.parameters():  # the fresh network says nothing, whatever it sees
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
 
-    def looking_elsewhere(batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return {
-            name: torch.zeros_like(values) if name.startswith("place.") else values
-            for name, values in draw(batch_size, generator).items()
-        }
+    def looking_elsewhere(batch_size: int, generator: torch.Generator) -> PolicyNoise:
+        noise: PolicyNoise = sample_noise(batch_size, generator)
+        return replace(noise, views={name: torch.zeros_like(values) for name, values in noise.views.items()})
 
     trainer.averaged.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     trainer.averaged.train()
     trainer.validation = Samples()
-    measured = trainer.measure()
-    trainer.averaged.draw = looking_elsewhere
-    assert trainer.measure() == measured
+    measured = trainer.compute_metrics()
+    trainer.averaged.sample_noise = looking_elsewhere
+    assert trainer.compute_metrics() == measured
     assert not any(modes)
 
 
