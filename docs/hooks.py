@@ -57,13 +57,11 @@ def _printed(arguments: list[str]) -> str:
 def configuration() -> str:
     """The options of each command as a table, and the choices of each group as they stand in ``configs/``."""
     sections = []
-    for file in sorted(CONFIGS.glob("*.yaml")):
-        rows = [
-            *_options(file),
-            *(_options(CONFIGS / "training/standard.yaml", "training.") if "train" in file.stem else []),
-        ]
-        title = file.read_text().splitlines()[0].removeprefix("# ")
-        sections.append(f"## {file.name}\n\n{title}\n\n| option | default | meaning |\n|---|---|---|\n{''.join(rows)}")
+    for file in sorted(CONFIGS.glob("*.yaml"), key=lambda file: (not file.stem.startswith("train"), file.stem)):
+        title, _, meaning = file.read_text().splitlines()[0].removeprefix("# ").partition(": ")
+        training = _rows(CONFIGS / "training/standard.yaml", "training.") if file.stem.startswith("train") else ()
+        table = "".join(("| option | default | meaning |\n|---|---|---|\n", *_rows(file), *training))
+        sections.append(f"## {title}\n\n{meaning}\n\n{table}")
     for group in GROUPS:
         files = sorted(CONFIGS.glob(f"{group}/*.yaml"))
         choices = (f"### {group}={file.stem}\n\n```yaml\n{file.read_text()}```" for file in files)
@@ -71,7 +69,7 @@ def configuration() -> str:
     return "\n\n".join(sections)
 
 
-def _options(file: Path, prefix: str = "") -> Iterator[str]:
+def _rows(file: Path, prefix: str = "") -> Iterator[str]:
     """A row of the table for every value of a YAML file, and for every section with a comment."""
     text = file.read_text()
     lines = text.splitlines()
