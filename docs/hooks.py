@@ -45,7 +45,9 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 def commands() -> str:
     """What ``--help`` prints, of ``flowchunk`` and of each of its commands."""
     helps = {"flowchunk": ["--help"], **{f"flowchunk {name}": [name, "--help"] for name in COMMANDS}}
-    return "\n\n".join(f"## {title}\n\n```text\n{_printed(arguments)}\n```" for title, arguments in helps.items())
+    links = " · ".join(f"[{title}](#{title.replace(' ', '-')})" for title in helps)
+    sections = (f"## {title}\n\n```text\n{_printed(arguments)}\n```" for title, arguments in helps.items())
+    return "\n\n".join((links, *sections))
 
 
 def _printed(arguments: list[str]) -> str:
