@@ -27,7 +27,7 @@ from PIL import Image
 
 from flowchunk.cli.comparison import cells as cells_module
 from flowchunk.cli.comparison.cells import DIGIT_NFE, PUSHT_NFE, TOY_NFE, Cell, all_cells, run_cell
-from flowchunk.cli.comparison.page import write_page
+from flowchunk.cli.comparison.page import render_page, write_page
 from flowchunk.cli.main import AFTER_INTERRUPTION, main
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.evaluation.picture_classifier import train_classifier
@@ -172,6 +172,12 @@ def test_the_page_says_what_was_left_out(comparison: tuple[Path, list[Cell]], tm
     text = write_page(tmp_path, cells[:2]).read_text()
     assert "Push-T was left out" in text
     assert len(read(tmp_path / "index.html").tables) == 1
+
+
+def test_the_results_are_enough_to_render_the_page_again(comparison: tuple[Path, list[Cell]]) -> None:
+    text = (comparison[0] / "results.json").read_text()
+    assert render_page(json.loads(text)) == (comparison[0] / "index.html").read_text()
+    assert str(comparison[0]) not in text
 
 
 # Cells
