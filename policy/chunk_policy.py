@@ -1,6 +1,6 @@
 """A chunk policy: from what the robot observed to the actions it should take next.
 
-``ChunkPolicy.load(path).predict_chunk(observation, nfe=4, seed=0)`` is all that deployment needs.
+``ChunkPolicy.load(path).predict_chunk(observation, nfe=4)`` is all that deployment needs.
 """
 
 from __future__ import annotations
@@ -210,14 +210,16 @@ class ChunkPolicy(nn.Module):
         observation: Mapping[str, np.ndarray],
         *,
         nfe: int | None = None,
-        seed: int | Sequence[int] = 0,
+        seed: int | Sequence[int] | None = None,
         prefix: np.ndarray | None = None,
         noise_scale: float | None = None,
     ) -> np.ndarray:
         """Actions (B, H, D) in physical units for observations {key: (B, To, …)} in raw units.
 
-        seed: of the noise; a sequence gives every row its own, so that a row does not depend on its neighbors. prefix:
-        (B, d, D) actions already committed, for policies trained with them; they come back unchanged. nfe, noise_scale:
+        seed: of the noise; a sequence gives every row its own, so that a row does not depend on its neighbors. By default
+        the noise comes from torch's global generator and differs from call to call: a robot that starts every chunk from
+        the same noise gets stuck. prefix: (B, d, D) actions already committed, for policies trained with them; they come
+        back unchanged. nfe, noise_scale:
         in place of the policy's own, see ``SamplingOptions``; 4 network evaluations by default. Raises ConfigurationError
         for an nfe, a prefix or a noise_scale that this policy does not admit, SpecMismatchError if the observation is not
         what the policy was trained on, or not finite.
@@ -370,8 +372,13 @@ def _require_finite(tensors: Mapping[str, Tensor], spec: ObservationSpec) -> Non
             )
 
 
-def seeded_rows(batch: int, seed: int | Sequence[int]) -> Generators:
-    """One generator for the batch, or one a row. Raises ConfigurationError where the seeds are not as many as the rows."""
+def seeded_rows(batch: int, seed: int | Sequence[int] | None) -> Generators:
+    """One generator for the batch, or one per row; without a seed, torch's global one.
+
+    Raises ConfigurationError unless there are as many seeds as rows.
+    """
+    if seed is None:
+        return torch.default_generator
     if isinstance(seed, int | np.integer):
         return torch.Generator().manual_seed(int(seed))
     if len(seed) != batch:
