@@ -1,4 +1,4 @@
-"""What it costs to start every chunk from the same noise: success of one policy with other noise each time, and with one seed.
+"""What the same starting noise for every chunk costs: success of one policy with it, and with other noise each time.
 
 usage: python benchmarks/same_noise.py RUN [--episodes 100] [--seed 100000] [--nfe 4]
 """
@@ -22,7 +22,9 @@ class SameNoise:
     def __init__(self, policy: ChunkPolicy) -> None:
         self.policy, self.observation_spec, self.action_spec = policy, policy.observation_spec, policy.action_spec
 
-    def predict_chunk(self, observation: Mapping[str, np.ndarray], *, nfe: int | None, seed: Any) -> np.ndarray:
+    def predict_chunk(
+        self, observation: Mapping[str, np.ndarray], *, nfe: int | None = None, seed: Any = None
+    ) -> np.ndarray:
         """Its chunks (B, H, D), all rows from the same noise."""
         return self.policy.predict_chunk(observation, nfe=nfe, seed=[0] * len(seed))
 

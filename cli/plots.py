@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -15,7 +16,7 @@ def plot_loss(run: Path) -> Path:
     entries = read_metrics(run)
     figure = Figure(figsize=(8, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
     for name, style in (("loss", {"lw": 1}), ("validation_loss", {"marker": "o"})):
         points = [(entry["step"], entry[name]) for entry in entries if name in entry]
         if points:
@@ -26,8 +27,10 @@ def plot_loss(run: Path) -> Path:
         right.set(ylabel="success rate (selection seeds)", ylim=(0, 1.02))
         right.plot(*zip(*rates, strict=True), color="tab:green", marker="s", label="success rate")
         right.legend(loc="center right")
-    if axes.lines:  # none where a run is shorter than the first log
+    if axes.lines:  # none if a run is shorter than the first log
         axes.legend(loc="upper right")
+        if all((np.asarray(line.get_ydata()) > 0).all() for line in axes.lines):
+            axes.set_yscale("log")
     file = run / "loss.png"
     figure.savefig(file, dpi=120)
     return file

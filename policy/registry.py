@@ -9,10 +9,11 @@ point in the plug-in's ``pyproject.toml``, for every command::
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from flowchunk.datasets.errors import ConfigurationError
 
@@ -30,6 +31,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self.kind = kind
         self._built_in = dict(built_in)
         self._registered: dict[str, T] = {}
+        self._sources: dict[str, str] = {}
         self._found: dict[str, EntryPoint] | None = None
 
     def register(self, name: str, thing: T) -> T:
@@ -37,6 +39,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if name in self and (name not in self._registered or self._registered[name] is not thing):
             raise ConfigurationError(f"there is a {self.kind} {name!r} already; choose another name")
         self._registered[name] = thing
+        self._sources[name] = str(sys._getframe(1).f_globals["__name__"])  # so that checkpoints can name it
         return thing
 
     def unregister(self, name: str) -> None:
@@ -70,8 +73,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if name in self._built_in:
             return None
         if name in self._registered:
-            thing: Any = self._registered[name]
-            return str(getattr(thing, "__module__", type(thing).__module__))
+            return self._sources[name]
         return self._entry_points[name].module
 
     @property

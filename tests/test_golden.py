@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.golden_runs import record
 
 HERE = Path(__file__).parent
 EXPECTED = json.loads((HERE / "golden.json").read_text())
@@ -15,13 +16,7 @@ EXPECTED = json.loads((HERE / "golden.json").read_text())
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[float]]]:
-    spec = importlib.util.spec_from_file_location("golden_runs", HERE / "golden_runs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found: dict[str, dict[str, list[float]]] = module.record(tmp_path_factory.mktemp("golden"))
-    return found
+    return record(tmp_path_factory.mktemp("golden"))
 
 
 @pytest.mark.parametrize("kind", ["loss", "sample"])
