@@ -165,8 +165,8 @@ def test_checkpoints_without_plugins_name_none(tmp_path: Path) -> None:
 @each_plugin
 def test_its_name_is_listed_among_the_others(kind: str, config: dict[str, Any]) -> None:
     _, name, _, _ = PLUGINS[kind]
+    wrong: dict[str, Any] = {key: "nonsense" for key in config if key != "network_options"}
     with pytest.raises(ConfigurationError, match=rf"unknown \w+ 'nonsense'; there are .*\b{name}\b"):
-        wrong: dict[str, Any] = {key: "nonsense" for key in config if key != "network_options"}
         make_policy(**wrong)
 
 
