@@ -21,9 +21,9 @@ import zarr
 from zarr.errors import ZarrUserWarning
 
 import flowchunk.datasets.jpeg_codec  # noqa: F401 -- zarr finds the codec by its name, in a source tree too
-from flowchunk.datasets.chunk_files import count_files, find_damage, missing_files
 from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
+from flowchunk.datasets.zarr_integrity import count_files, find_damage, missing_files
 
 ATTRIBUTE = "flowchunk"
 ACTION = "action"

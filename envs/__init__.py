@@ -4,7 +4,7 @@ import os
 
 import gymnasium
 
-from flowchunk.envs.loading_order import load_triton_before_mesa
+from flowchunk.envs.mesa_workaround import load_triton_before_mesa
 
 gymnasium.register(
     id="flowchunk/PushT-v1",

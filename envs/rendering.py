@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flowchunk.datasets.errors import SimulationError
-from flowchunk.envs.loading_order import load_triton_before_mesa
+from flowchunk.envs.mesa_workaround import load_triton_before_mesa
 from flowchunk.envs.mujoco_import import mujoco
 
 _LIBRARIES = {"egl": ("libEGL.so.1",), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6")}

@@ -15,8 +15,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowchunk.datasets.actions import matrix_from_rotation_6d, rotation_6d_from_matrix
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
+from flowchunk.datasets.rotations import matrix_from_rotation_6d, rotation_6d_from_matrix
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.envs.kinematics import Kinematics, Pose
 from flowchunk.envs.mujoco_import import mujoco

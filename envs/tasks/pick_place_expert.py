@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flowchunk.datasets.actions import rotation_6d_from_matrix
+from flowchunk.datasets.rotations import rotation_6d_from_matrix
 from flowchunk.envs.kinematics import Pose
 from flowchunk.envs.tasks.pick_place import BINS, CONTROL_HZ, MAX_OPENING, PickPlace
 

@@ -10,8 +10,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import flowchunk.envs
-from flowchunk.datasets.actions import rotation_6d_from_matrix
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
+from flowchunk.datasets.rotations import rotation_6d_from_matrix
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.envs import rendering
 from flowchunk.envs.tasks.pick_place import CUBE_AREA, CUBE_SIZE, PickPlace

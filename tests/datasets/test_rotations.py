@@ -6,8 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from flowchunk.datasets.actions import matrix_from_rotation_6d, rotation_6d_from_matrix
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.rotations import matrix_from_rotation_6d, rotation_6d_from_matrix
 
 columns = arrays(np.float64, (6,), elements=st.floats(-10, 10))
 
