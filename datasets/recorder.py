@@ -22,9 +22,9 @@ from flowchunk.datasets.store import ACTION, ATTRIBUTE, PARTIAL, describe_unfini
 
 FORMAT_VERSION = 1
 CHUNK_FRAMES = 4096
-PICTURE_CHUNK_FRAMES = 16
+IMAGE_CHUNK_FRAMES = 16
 SHARD_FRAMES = 1024
-SHARD_BYTES = 256 * 2**20  # before compression: shards of large pictures hold fewer frames
+SHARD_BYTES = 256 * 2**20  # before compression: shards of large images hold fewer frames
 EXACT_INTEGERS = 2**24  # float32 holds all whole numbers up to here
 
 Say = Callable[[str], None]
@@ -36,7 +36,7 @@ class StoreWriter:
     Episodes are written to the folder ``partial`` beside it, ``PATH.<random>.partial``, which takes the name ``path`` when
     the ``with`` block ends well. That folder opens as a store from the first episode on, so whatever else ends the recording,
     an exception, Ctrl-C or a kill, every episode that ``add_episode`` returned from is kept there.
-    jpeg: the quality, 1 to 100, of the JPEGs that pictures are stored as; by default they are stored without loss.
+    jpeg: the quality, 1 to 100, of the JPEGs that images are stored as; by default they are stored without loss.
     keep_unfinished: false for what can be made again, such as a conversion: an exception then leaves nothing, and writing is
     faster, for episodes wait until they fill a file. say: is told where an unfinished recording is kept, of this writer or
     an earlier one for the same path; None for silence.
@@ -64,7 +64,7 @@ class StoreWriter:
         self._episode_ends: list[int] = []
 
     @property
-    def episodes(self) -> int:
+    def num_episodes(self) -> int:
         """How many episodes were added."""
         return len(self._episode_ends)
 
@@ -77,8 +77,8 @@ class StoreWriter:
         data, fields = self._root.create_group("data"), self.observation_spec.fields
         options = {"keep_unfinished": self._keep_unfinished}
         self._columns: dict[str, _Column] = {
-            key: _PictureColumn(data, key, field.shape, jpeg=self._jpeg, **options)
-            if field.is_picture
+            key: _ImageColumn(data, key, field.shape, jpeg=self._jpeg, **options)
+            if field.is_image
             else _Column(data, key, field.shape, **options)
             for key, field in fields.items()
         }
@@ -89,22 +89,22 @@ class StoreWriter:
     def add_episode(self, observations: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
         """Append one episode of T frames: observations {key: (T, …)}, actions (T, D); action k follows observation k.
 
-        Pictures are kept as uint8 and all other values as float32, whatever their type: float64 is rounded, false and true
+        Images are kept as uint8 and all other values as float32, whatever their type: float64 is rounded, false and true
         become 0 and 1. The arrays may be used again afterwards. Raises DatasetError where keys, lengths or shapes are not
-        those of the specs, pictures are not uint8, or a value is not finite or none that float32 can hold; such an episode
+        those of the specs, images are not uint8, or a value is not finite or none that float32 can hold; such an episode
         is left out and the next may be added.
         """
         self._check_shapes(observations, actions)
         episode = {
-            key: np.asarray(values) if key in self.observation_spec.pictures else self._as_float32(key, values)
+            key: np.asarray(values) if key in self.observation_spec.images else self._as_float32(key, values)
             for key, values in (*observations.items(), (ACTION, actions))
         }
         start = self._episode_ends[-1] if self._episode_ends else 0
         for key, values in episode.items():
             self._columns[key].add(start, values)
         if self._keep_unfinished:
-            self._ends.resize((self.episodes + 1,))
-            self._ends[self.episodes] = start + len(actions)  # from here on the episode counts
+            self._ends.resize((self.num_episodes + 1,))
+            self._ends[self.num_episodes] = start + len(actions)  # from here on the episode counts
         self._episode_ends.append(start + len(actions))
 
     def __exit__(
@@ -130,7 +130,7 @@ class StoreWriter:
     def _finish(self) -> None:
         for column in self._columns.values():
             column.finish()
-        self._ends.resize((self.episodes,))
+        self._ends.resize((self.num_episodes,))
         self._ends[:] = np.asarray(self._episode_ends)
         self._describe(finished=True)
         _sync(self.partial)
@@ -147,16 +147,17 @@ class StoreWriter:
     def _leave_unfinished(self) -> None:
         if self._keep_unfinished and self._episode_ends:
             self._say(
-                f"{self.episodes} finished episodes are kept in {self.partial}: it opens as a data set, and may be renamed"
+                f"{self.num_episodes} finished episodes are kept in {self.partial}: "
+                "it opens as a data set, and may be renamed"
             )
         else:
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def _check_shapes(self, observations: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
         length = len(actions)
-        for key, field in self.observation_spec.pictures.items():
+        for key, field in self.observation_spec.images.items():
             if key in observations:
-                _require_picture(key, field, observations[key], length)
+                _require_image(key, field, observations[key], length)
         expected = {key: field.shape for key, field in self.observation_spec.fields.items()}
         got = {key: np.shape(values) for key, values in observations.items()}
         if got != {key: (length, *shape) for key, shape in expected.items()} or length == 0:
@@ -180,8 +181,8 @@ class StoreWriter:
             if is_bad.any():
                 frame = int(np.argmax(is_bad.reshape(len(given), -1).any(axis=1)))
                 raise DatasetError(
-                    f"{key!r} holds {what}, first in episode {self.episodes}, frame {frame}; repair the values, or leave the "
-                    "episode out"
+                    f"{key!r} holds {what}, first in episode {self.num_episodes}, frame {frame}; repair the values, or "
+                    "leave the episode out"
                 )
         return kept
 
@@ -232,8 +233,8 @@ class _Column:
         )
 
 
-class _PictureColumn(_Column):
-    """Pictures: chunks of a few frames, or one JPEG each, many to a file; all carry a checksum."""
+class _ImageColumn(_Column):
+    """Images: chunks of a few frames, or one JPEG each, many to a file; all carry a checksum."""
 
     def __init__(
         self, data: zarr.Group, key: str, shape: tuple[int, ...], *, jpeg: JpegCodec | None, keep_unfinished: bool
@@ -242,8 +243,8 @@ class _PictureColumn(_Column):
         super().__init__(data, key, shape, keep_unfinished=keep_unfinished)
 
     def _frames_a_file(self, shape: tuple[int, ...]) -> int:
-        fitting = SHARD_BYTES // prod(shape) // PICTURE_CHUNK_FRAMES * PICTURE_CHUNK_FRAMES
-        return max(PICTURE_CHUNK_FRAMES, min(SHARD_FRAMES, fitting))
+        fitting = SHARD_BYTES // prod(shape) // IMAGE_CHUNK_FRAMES * IMAGE_CHUNK_FRAMES
+        return max(IMAGE_CHUNK_FRAMES, min(SHARD_FRAMES, fitting))
 
     def _create(self, data: zarr.Group, key: str, shape: tuple[int, ...]) -> zarr.Array[Any]:
         return data.create_array(
@@ -251,18 +252,18 @@ class _PictureColumn(_Column):
             shape=(0, *shape),
             dtype=np.uint8,
             shards=(self._file_frames, *shape),
-            chunks=(PICTURE_CHUNK_FRAMES if self._jpeg is None else 1, *shape),
+            chunks=(IMAGE_CHUNK_FRAMES if self._jpeg is None else 1, *shape),
             serializer="auto" if self._jpeg is None else self._jpeg,
             compressors=ZstdCodec(level=1, checksum=True) if self._jpeg is None else Crc32cCodec(),
             config={"write_empty_chunks": True},
         )
 
 
-def _require_picture(key: str, field: ObservationField, values: np.ndarray, length: int) -> None:
+def _require_image(key: str, field: ObservationField, values: np.ndarray, length: int) -> None:
     got = np.asarray(values)
     if got.dtype != np.uint8 or got.shape != (length, *field.shape):
         raise DatasetError(
-            f"{key!r} needs pictures, uint8 {(length, *field.shape)} (frames, height, width, RGB) from 0 to 255, but got "
+            f"{key!r} needs images, uint8 {(length, *field.shape)} (frames, height, width, RGB) from 0 to 255, but got "
             f"{got.dtype} {got.shape}"
         )
 

@@ -22,9 +22,9 @@ class ObservationField:
 
     shape: of one frame, without time and batch. names, units: one a dimension, in flattened (C) order; empty for
     fields that need none. wraps: flattened indices of angles in radians that wrap at 2π; encoders expand them to cosine
-    and sine. camera: who took it, where this is a picture: uint8 RGB from 0 to 255, of shape (height, width, 3). crop:
+    and sine. camera: who took it, where this is an image: uint8 RGB from 0 to 255, of shape (height, width, 3). crop:
     the (height, width) that a policy looks at, at random places in training and in the middle afterwards; all by
-    default. It says how a picture is used, not what it is, so fields that differ in it alone are equal.
+    default. It says how an image is used, not what it is, so fields that differ in it alone are equal.
     """
 
     shape: tuple[int, ...]
@@ -35,7 +35,7 @@ class ObservationField:
     crop: tuple[int, ...] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        self._check_picture()
+        self._check_image()
         for label, values in (("names", self.names), ("units", self.units)):
             if values and len(values) != self.size:
                 raise SpecMismatchError(
@@ -51,23 +51,23 @@ class ObservationField:
         return prod(self.shape)
 
     @property
-    def is_picture(self) -> bool:
+    def is_image(self) -> bool:
         """Whether this is what a camera saw."""
         return self.camera is not None
 
-    def _check_picture(self) -> None:
-        if not self.is_picture and self.crop is None:
+    def _check_image(self) -> None:
+        if not self.is_image and self.crop is None:
             return
-        if not self.is_picture or len(self.shape) != 3 or self.shape[2] != 3:
+        if not self.is_image or len(self.shape) != 3 or self.shape[2] != 3:
             raise SpecMismatchError(
-                f"camera={self.camera!r}, crop={self.crop}, shape={self.shape}: a picture has a camera and the shape "
+                f"camera={self.camera!r}, crop={self.crop}, shape={self.shape}: an image has a camera and the shape "
                 "(height, width, 3), and nothing else has a crop"
             )
         if self.crop is not None and not (
             len(self.crop) == 2 and all(0 < part <= whole for part, whole in zip(self.crop, self.shape, strict=False))
         ):
             raise SpecMismatchError(
-                f"crop={self.crop} must be (height, width) in pixels and fit into pictures of {self.shape[:2]}"
+                f"crop={self.crop} must be (height, width) in pixels and fit into images of {self.shape[:2]}"
             )
 
 
@@ -78,19 +78,19 @@ class ObservationSpec:
     fields: Mapping[str, ObservationField]
 
     @property
-    def pictures(self) -> dict[str, ObservationField]:
+    def images(self) -> dict[str, ObservationField]:
         """The fields that cameras took."""
-        return {key: field for key, field in self.fields.items() if field.is_picture}
+        return {key: field for key, field in self.fields.items() if field.is_image}
 
     @property
     def values(self) -> dict[str, ObservationField]:
-        """The fields that are not pictures: proprioception and the like."""
-        return {key: field for key, field in self.fields.items() if not field.is_picture}
+        """The fields that are not images: proprioception and the like."""
+        return {key: field for key, field in self.fields.items() if not field.is_image}
 
     def cropped(self, crop: tuple[int, ...] | None) -> ObservationSpec:
-        """The same, looked at through a (height, width) part of each picture. Raises SpecMismatchError if it is too large."""
+        """The same, looked at through a (height, width) part of each image. Raises SpecMismatchError if it is too large."""
         return ObservationSpec(
-            {key: replace(field, crop=crop) if field.is_picture else field for key, field in self.fields.items()}
+            {key: replace(field, crop=crop) if field.is_image else field for key, field in self.fields.items()}
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Store:
         return np.diff(self.episode_ends, prepend=0)
 
     @property
-    def frames(self) -> int:
+    def num_frames(self) -> int:
         """N, frames in all episodes."""
         return int(self.episode_ends[-1])
 
@@ -143,7 +143,7 @@ class Store:
         """Frames start … stop - 1 of ``key``, (stop - start, …), all by default. Raises DatasetError where it is damaged."""
         array, columns = self.find(key)
         self._require_all_files(array)
-        stop = self.frames if stop is None else stop
+        stop = self.num_frames if stop is None else stop
         if problem := self.damage(array, start, stop):
             raise DatasetError(f"{key} in {self.path} {_DAMAGED.format(problem)}")
         values = _read(self.path, key, array, slice(start, stop))
@@ -155,8 +155,8 @@ class Store:
 
     def blocks(self, key: str, *, frames: int = 8192) -> Iterator[np.ndarray]:
         """All frames of ``key`` in order, a block at a time, checked: a value that is not finite raises DatasetError."""
-        for start in range(0, self.frames, frames):
-            values = self.read(key, start, min(start + frames, self.frames))
+        for start in range(0, self.num_frames, frames):
+            values = self.read(key, start, min(start + frames, self.num_frames))
             self.require_finite(key, start, values)
             yield values
 
@@ -180,10 +180,10 @@ class Store:
                 f"{self.path} has no array data/{name} (wanted for {key!r}); it has {sorted(self.arrays)}"
             )
         array = self.arrays[name]
-        if array.shape[0] < self.frames:
+        if array.shape[0] < self.num_frames:
             raise DatasetError(
                 f"data/{name} in {self.path} is truncated: {array.shape[0]} frames, but meta/episode_ends says "
-                f"{self.frames}; restore the array or shorten meta/episode_ends"
+                f"{self.num_frames}; restore the array or shorten meta/episode_ends"
             )
         return array, self._columns(key, columns) if bracket else None
 
@@ -195,7 +195,7 @@ class Store:
     def _require_all_files(self, array: zarr.Array[Any]) -> None:
         if array.basename in self._checked or not self._was_written_whole(array):
             return
-        if missing := missing_files(array, self._folder(array), self.frames):
+        if missing := missing_files(array, self._folder(array), self.num_frames):
             raise DatasetError(
                 f"data/{array.basename} in {self.path} is incomplete: {len(missing)} of {count_files(array)} chunk files "
                 "are missing; copy the data set again"
@@ -232,10 +232,10 @@ class Store:
                 f"meta/episode_ends in {self.path} must increase from above 0, but entry {worst} is {ends[worst]} after "
                 f"{ends[worst - 1] if worst else 0}; rebuild it from the episodes' lengths"
             )
-        rows = self.arrays[ACTION].shape[0] if ACTION in self.arrays else self.frames
-        if rows < self.frames or (rows > self.frames and self.is_finished):
+        rows = self.arrays[ACTION].shape[0] if ACTION in self.arrays else self.num_frames
+        if rows < self.num_frames or (rows > self.num_frames and self.is_finished):
             raise DatasetError(
-                f"{self.path} does not add up: meta/episode_ends says {self.frames} frames, but data/action has {rows}; "
+                f"{self.path} does not add up: meta/episode_ends says {self.num_frames} frames, but data/action has {rows}; "
                 "one of the two is truncated"
             )
 

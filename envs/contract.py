@@ -18,7 +18,7 @@ from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 PURPOSES = {
     "observation_spec": "an ObservationSpec of flowchunk.datasets.specs, which names every observation and its units",
     "action_spec": "an ActionSpec of flowchunk.datasets.specs, which names every action and its unit",
-    "chunk_to_pixels": "a method that takes a chunk (H, D) to coordinates (H, 2) in the rendered picture, for videos",
+    "chunk_to_pixels": "a method that takes a chunk (H, D) to coordinates (H, 2) in the rendered image, for videos",
 }
 OUTCOME = ("score", "is_success")
 

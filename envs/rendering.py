@@ -1,7 +1,7 @@
-"""Pictures of a MuJoCo scene without a display: EGL, else OSMesa, else an error that says what to install.
+"""Images of a MuJoCo scene without a display: EGL, else OSMesa, else an error that says what to install.
 
 MuJoCo settles on a drawing backend when it is first imported, which may have happened long before anybody wants a
-picture. So the OpenGL context is made here, when the first picture is wanted, whatever MuJoCo settled on.
+image. So the OpenGL context is made here, when the first image is wanted, whatever MuJoCo settled on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ALIASES = {
 }
 _WHAT_TO_DO = (
     "install `libegl1 libgl1` (EGL) or `libosmesa6` (slower, no driver needed), both Debian packages, and leave the "
-    "variable MUJOCO_GL unset, or work without pictures (render_mode=None, observation='state')"
+    "variable MUJOCO_GL unset, or work without images (render_mode=None, observation='state')"
 )
 _NEAREST = 0.01  # m in front of a camera, where pixels still mean something
 
@@ -57,7 +57,7 @@ def choose_backend() -> str | None:
 class OffscreenRenderer:
     """Draws a model's cameras into arrays; renderers of equal models and sizes share one OpenGL context.
 
-    height, width: of the pictures in pixels. It is used in the thread that made it. Raises SimulationError where no
+    height, width: of the images in pixels. It is used in the thread that made it. Raises SimulationError where no
     OpenGL context can be made.
     """
 
@@ -71,7 +71,7 @@ class OffscreenRenderer:
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
         self._viewport = mujoco.MjrRect(0, 0, width, height)
-        self._picture = np.empty((height, width, 3), dtype=np.uint8)
+        self._image = np.empty((height, width, 3), dtype=np.uint8)
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         self._canvas: _Canvas | None = _Canvas.shared_by(model)
 
@@ -87,8 +87,8 @@ class OffscreenRenderer:
         mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, everything, self._scene)
         context = self._canvas.make_current()
         mujoco.mjr_render(self._viewport, self._scene, context)
-        mujoco.mjr_readPixels(self._picture, None, self._viewport, context)
-        return self._picture[::-1].copy()
+        mujoco.mjr_readPixels(self._image, None, self._viewport, context)
+        return self._image[::-1].copy()
 
     def close(self) -> None:
         """Give the context back; the last renderer that shares it frees it. Closing twice does no harm."""
@@ -124,7 +124,7 @@ class _Canvas:
 
     @classmethod
     def shared_by(cls, model: mujoco.MjModel) -> _Canvas:
-        """This thread's canvas for models that equal ``model`` byte for byte, the pictures' size among them.
+        """This thread's canvas for models that equal ``model`` byte for byte, the images' size among them.
 
         Raises SimulationError in a process that was forked from one that had drawn.
         """
@@ -179,10 +179,10 @@ class _Canvas:
 def project_to_pixels(
     model: mujoco.MjModel, data: mujoco.MjData, points: ArrayLike, *, camera: str, height: int, width: int
 ) -> NDArray[np.float64]:
-    """Where points of the world appear in a camera's picture (pinhole projection).
+    """Where points of the world appear in a camera's image (pinhole projection).
 
     points: (N, 3) in metres. Returns (N, 2) in pixels, x to the right and y down from the top left corner; points out
-    of the picture have pixels out of it, and points that are not in front of the camera NaN.
+    of the image have pixels out of it, and points that are not in front of the camera NaN.
     """
     view = data.camera(camera)
     right, up, back = ((np.asarray(points) - view.xpos) @ view.xmat.reshape(3, 3)).T

@@ -340,10 +340,10 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
     def _info(self) -> dict[str, Any]:
         return {"is_success": self._is_success, "score": self._score, "bin": self._placed_in}
 
-    # Pictures
+    # Images
 
     def render(self) -> NDArray[np.uint8]:
-        """The front camera's picture: (height, width, 3), uint8.
+        """The front camera's image: (height, width, 3), uint8.
 
         Raises SimulationError without ``render_mode="rgb_array"``, and where nothing can be drawn.
         """
@@ -355,7 +355,7 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
         return self._renderer.render(self.data, camera="front")
 
     def chunk_to_pixels(self, chunk: NDArray[np.floating]) -> NDArray[np.float64]:
-        """The path that a chunk of actions asks of the end effector, in the picture that ``render`` draws.
+        """The path that a chunk of actions asks of the end effector, in the image that ``render`` draws.
 
         chunk: (H, D), actions of this environment's kind. Returns (H, 2) in pixels, x to the right, y down. Raises
         SimulationError for another shape.
@@ -378,7 +378,7 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
 
 
 def _observation_box(field: ObservationField) -> gym.Space[Any]:
-    if field.is_picture:
+    if field.is_image:
         return gym.spaces.Box(0, 255, field.shape, np.uint8)
     # The floor and the table's friction keep everything within a few metres, so a finite box holds every state.
     return gym.spaces.Box(-10.0, 10.0, field.shape, np.float32)

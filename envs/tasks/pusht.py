@@ -18,7 +18,7 @@ from flowchunk.datasets.errors import ConfigurationError, FlowchunkError, Simula
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.envs.mujoco_import import mujoco
 from flowchunk.envs.stability import require_stable
-from flowchunk.envs.tasks.pusht_picture import Window, draw_picture, has_display, to_pixels
+from flowchunk.envs.tasks.pusht_image import Window, has_display, render_image, to_pixels
 
 MODEL_PATH = Path(__file__).with_name("pusht.xml")
 METRES_PER_PX = 0.001
@@ -158,7 +158,7 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
         block_polygon = shapely.polygons(_placed(OUTLINE, *self.block_pose()))
         return float(shapely.area(shapely.intersection(block_polygon, self._goal_polygon))) / AREA
 
-    def keeps_goal(self, mirror: Callable[[np.ndarray], np.ndarray]) -> bool:
+    def preserves_goal(self, mirror: Callable[[np.ndarray], np.ndarray]) -> bool:
         """Whether a mirror of points (N, 2) leaves the goal where it is: only then demonstrations stay demonstrations."""
         before, after = self._goal_outline, mirror(self._goal_outline)
         return bool(np.linalg.norm(before[:, None] - after, axis=-1).min(axis=1).max() < 1e-3)
@@ -240,15 +240,15 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self._has_succeeded |= coverage > SUCCESS_COVERAGE
         return {"coverage": coverage, "is_success": self._has_succeeded, "score": self._score}
 
-    # Pictures.
+    # Images.
 
     def render(self) -> np.ndarray | None:
-        """The picture, uint8 (render_size, render_size, 3), in mode "rgb_array"; None in others."""
+        """The image, uint8 (render_size, render_size, 3), in mode "rgb_array"; None in others."""
         self._show()
         return self._draw(self.render_size) if self.render_mode == "rgb_array" else None
 
     def chunk_to_pixels(self, chunk: np.ndarray) -> np.ndarray:
-        """Turn a chunk of actions (H, 2), px of the plane, into coordinates (H, 2) in the rendered picture."""
+        """Turn a chunk of actions (H, 2), px of the plane, into coordinates (H, 2) in the rendered image."""
         return to_pixels(chunk, size=self.render_size)
 
     def close(self) -> None:
@@ -258,7 +258,7 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
     def _draw(self, size: int) -> np.ndarray:
         pose = self.block_pose()
-        return draw_picture(
+        return render_image(
             agent_position=self.agent_position(),
             block_boxes=(_placed(BAR, *pose), _placed(STEM, *pose)),
             goal_outline=self._goal_outline,
@@ -279,8 +279,8 @@ def _load_model(physics_step: float) -> mujoco.MjModel:
 
 
 def observation_box(field: ObservationField) -> gym.Space[Any]:
-    """The space of a field in px, or rad in [0, 2π) where it wraps; of a picture, from 0 to 255."""
-    if field.is_picture:
+    """The space of a field in px, or rad in [0, 2π) where it wraps; of an image, from 0 to 255."""
+    if field.is_image:
         return gym.spaces.Box(0, 255, field.shape, np.uint8)
     low = np.full(field.size, -MARGIN, np.float32)
     high = np.full(field.size, PLANE_SIZE + MARGIN, np.float32)

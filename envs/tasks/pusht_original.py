@@ -77,11 +77,11 @@ class PushTOriginal(gym.Env[dict[str, np.ndarray], np.ndarray]):
         )
 
     def render(self) -> np.ndarray | None:
-        """The original's picture, uint8 (render_size, render_size, 3)."""
+        """The original's image, uint8 (render_size, render_size, 3)."""
         return np.asarray(self._env.render()) if self.render_mode == "rgb_array" else None
 
     def chunk_to_pixels(self, chunk: np.ndarray) -> np.ndarray:
-        """A chunk (H, 2) in px of the plane as coordinates (H, 2) of the picture."""
+        """A chunk (H, 2) in px of the plane as coordinates (H, 2) of the image."""
         return np.asarray(chunk * self.render_size / PLANE_SIZE)
 
     def _observation(self, seen: Any) -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ def test_episodes_lengths_keys_shapes_and_ranges(
     path: Path = request.getfixturevalue(fixture)
     shown, store = inspect(path, capsys), Store.open(path)
     lengths = store.episode_lengths
-    assert f"{path}: {len(lengths)} episodes, {store.frames} frames" in shown
+    assert f"{path}: {len(lengths)} episodes, {store.num_frames} frames" in shown
     assert f"lengths {lengths.min()} to {lengths.max()}, median {np.median(lengths):g}" in shown
     for key in ("state", "action"):
         values = store.read(key)

@@ -12,15 +12,15 @@ import zarr
 from flowchunk.datasets.convert import convert
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
 from flowchunk.datasets.store import Store
-from tests.datasets.picture_stores import ACTIONS, OBSERVATIONS, chunk_files, open_others, smooth_pictures, write_others
+from tests.datasets.image_stores import ACTIONS, OBSERVATIONS, chunk_files, open_others, smooth_images, write_others
 
 LENGTHS = (30, 10, 40)
-PICTURES = smooth_pictures(80)
+IMAGES = smooth_images(80)
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Store:
-    return write_others(tmp_path / "others.zarr", PICTURES.astype(np.float32), LENGTHS)
+    return write_others(tmp_path / "others.zarr", IMAGES.astype(np.float32), LENGTHS)
 
 
 def run(source: Store, out: Path, **options: Any) -> tuple[Store, str]:
@@ -35,7 +35,7 @@ def test_all_frames_come_over_under_our_keys(source: Store, tmp_path: Path) -> N
     assert store.action_spec == ACTIONS
     assert store.keys == ("action", "image", "position")
     np.testing.assert_array_equal(store.episode_lengths, LENGTHS)
-    np.testing.assert_array_equal(store.read("image"), PICTURES)
+    np.testing.assert_array_equal(store.read("image"), IMAGES)
     assert store.read("image").dtype == np.uint8
     for key in ("position", "action"):
         np.testing.assert_array_equal(store.read(key), source.read(key))
@@ -46,7 +46,7 @@ def test_what_was_converted_can_be_converted_again(source: Store, tmp_path: Path
     first, _ = run(source, tmp_path / "first.zarr")
     second, _ = run(first, tmp_path / "second.zarr", jpeg=95)
     assert second.arrays["image"].chunks == (1, 6, 8, 3)
-    assert 0 < np.abs(second.read("image").astype(int) - PICTURES).mean() < 3
+    assert 0 < np.abs(second.read("image").astype(int) - IMAGES).mean() < 3
 
 
 def test_damaged_episodes_are_left_out_and_named(source: Store, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_damaged_episodes_are_left_out_and_named(source: Store, tmp_path: Path) 
     assert not (tmp_path / "ours.zarr").exists()
     store, said = run(source, tmp_path / "ours.zarr", skip_corrupt=True)
     np.testing.assert_array_equal(store.episode_lengths, [30, 40])
-    np.testing.assert_array_equal(store.read("image"), PICTURES[np.r_[0:30, 40:80]])
+    np.testing.assert_array_equal(store.read("image"), IMAGES[np.r_[0:30, 40:80]])
     assert "left out 1 of 3 episodes with frames that cannot be read: episode 1 (frame 2 of data/img" in said
 
 

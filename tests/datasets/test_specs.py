@@ -94,12 +94,12 @@ def test_fields_that_do_not_add_up(options: dict[str, Any], message: str) -> Non
 PICTURE = ObservationField((96, 96, 3), camera="front", crop=(84, 84))
 
 
-def test_a_picture_comes_back_from_json_with_its_camera_and_crop() -> None:
+def test_an_image_comes_back_from_json_with_its_camera_and_crop() -> None:
     spec = ObservationSpec({"image": PICTURE, "state": STATE})
     read = ObservationSpec.from_json(json.loads(json.dumps(spec.to_json())))
     assert read == spec
     assert (read.fields["image"].camera, read.fields["image"].crop) == ("front", (84, 84))
-    assert (list(read.pictures), list(read.values)) == (["image"], ["state"])
+    assert (list(read.images), list(read.values)) == (["image"], ["state"])
 
 
 def test_how_a_policy_crops_does_not_make_another_observation() -> None:
@@ -118,8 +118,8 @@ def test_how_a_policy_crops_does_not_make_another_observation() -> None:
         ((96, 96, 3), "front", (0, 84)),
     ],
 )
-def test_pictures_that_do_not_add_up(shape: tuple[int, ...], camera: str | None, crop: tuple[int, ...] | None) -> None:
-    with pytest.raises(SpecMismatchError, match=r"a picture has a camera|must be \(height, width\)"):
+def test_images_that_do_not_add_up(shape: tuple[int, ...], camera: str | None, crop: tuple[int, ...] | None) -> None:
+    with pytest.raises(SpecMismatchError, match=r"an image has a camera|must be \(height, width\)"):
         ObservationField(shape, camera=camera, crop=crop)
 
 

@@ -70,7 +70,7 @@ each_format = pytest.mark.parametrize("zarr_format", [2, 3])
 @each_format
 def test_stores_of_others_are_read(tmp_path: Path, zarr_format: int) -> None:
     store = Store.open(write_others(tmp_path / "demos.zarr", zarr_format, image=frames("image")))
-    assert store.frames == FRAMES
+    assert store.num_frames == FRAMES
     assert store.keys == ("action", "image", "state")
     assert (store.observation_spec, store.action_spec) == (None, None)
     np.testing.assert_array_equal(store.episode_ends, [5, 6, 13, 25])
@@ -156,7 +156,7 @@ def test_our_stores_carry_our_keys(tmp_path: Path) -> None:
 def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     record(Path("~/demos.zarr"))
-    assert Store.open("~/demos.zarr").frames == FRAMES
+    assert Store.open("~/demos.zarr").num_frames == FRAMES
 
 
 @pytest.mark.parametrize("chunk_frames", [1, 4, 6, 100])
@@ -198,7 +198,7 @@ def test_recordings_are_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="exists already"):
         record(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "precious"
-    assert Store.open(tmp_path / "demos.zarr").frames == FRAMES
+    assert Store.open(tmp_path / "demos.zarr").num_frames == FRAMES
 
 
 def test_nothing_recorded_is_nothing_written(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.datasets.store import Store
-from flowchunk.datasets.symmetry import Mirror, Symmetry
+from flowchunk.datasets.symmetry import Symmetry, ValueTransform
 from flowchunk.datasets.windows import Windows, load_windows, split_episodes
 
 OBSERVATIONS = ObservationSpec({"state": ObservationField((2,)), "force": ObservationField((1, 2))})
@@ -108,9 +108,9 @@ def test_no_episodes_are_no_windows(tmp_path: Path, symmetric: bool) -> None:
 
 MIRROR = Symmetry(
     {
-        "state": Mirror(order=(1, 0), sign=(1.0, 1.0), offset=(0.0, 0.0)),
-        "force": Mirror(order=(0, 1), sign=(1.0, 1.0), offset=(0.0, 0.0)),
-        "action": Mirror(order=(0,), sign=(-1.0,), offset=(100.0,)),
+        "state": ValueTransform(order=(1, 0), sign=(1.0, 1.0), offset=(0.0, 0.0)),
+        "force": ValueTransform(order=(0, 1), sign=(1.0, 1.0), offset=(0.0, 0.0)),
+        "action": ValueTransform(order=(0,), sign=(-1.0,), offset=(100.0,)),
     }
 )
 

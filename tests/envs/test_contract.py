@@ -199,22 +199,22 @@ def test_observations_are_what_space_and_spec_say(env: Env) -> None:
         assert env.observation_space.contains(observation)
 
 
-def test_pictures_are_bytes_of_a_camera(env: Env) -> None:
+def test_images_are_bytes_of_a_camera(env: Env) -> None:
     assert isinstance(env.observation_space, gymnasium.spaces.Dict)
-    pictures, values = specs_of(env).observation.pictures, specs_of(env).observation.values
+    images, values = specs_of(env).observation.images, specs_of(env).observation.values
     assert env.spec is not None
-    assert (env.spec.kwargs.get("observation") == "image") == bool(pictures)
-    for key in pictures:
+    assert (env.spec.kwargs.get("observation") == "image") == bool(images)
+    for key in images:
         assert env.observation_space[key] == gymnasium.spaces.Box(0, 255, (96, 96, 3), np.uint8)
     assert {env.observation_space[key].dtype for key in values} == {np.dtype(np.float32)}
     for observation in observations(env, 0, random_actions(env, 3)):
-        for key in pictures:
+        for key in images:
             assert observation[key].dtype == np.uint8
             assert observation[key].std() > 5
 
 
 @pytest.mark.parametrize("env_id", [PUSHT, PUSHT_ORIGINAL, PICK_PLACE])
-@pytest.mark.parametrize("wrong", ["pictures", None, 3])
+@pytest.mark.parametrize("wrong", ["images", None, 3])
 def test_unknown_observations_are_refused(env_id: str, wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"observation.*'state'.*'image'"):
         gymnasium.make(f"flowchunk.envs:{env_id}", observation=wrong)
@@ -315,10 +315,10 @@ def test_actions_that_cannot_be_executed_are_refused_and_change_nothing(variant:
         np.testing.assert_array_equal(got[key], value)
 
 
-# Pictures
+# Images
 
 
-def test_pictures_and_the_chunks_drawn_in_them(variant: Variant) -> None:
+def test_images_and_the_chunks_drawn_in_them(variant: Variant) -> None:
     size: Any = (96, 128) if variant.env_id == PICK_PLACE else 96
     env = variant.make(render_mode="rgb_array", render_size=size)
     env.reset(seed=0)
@@ -327,11 +327,11 @@ def test_pictures_and_the_chunks_drawn_in_them(variant: Variant) -> None:
     assert pixels.shape == (7, 2)
     assert np.isfinite(pixels).all()
     try:
-        picture: Any = env.render()
+        image: Any = env.render()
     except SimulationError as error:
         pytest.skip(f"nothing can be drawn here: {error}")
     finally:
         env.close()
-    assert picture.dtype == np.uint8
-    assert picture.shape == ((96, 128, 3) if variant.env_id == PICK_PLACE else (96, 96, 3))
-    assert picture.std() > 1
+    assert image.dtype == np.uint8
+    assert image.shape == ((96, 128, 3) if variant.env_id == PICK_PLACE else (96, 96, 3))
+    assert image.std() > 1

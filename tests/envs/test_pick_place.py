@@ -107,7 +107,7 @@ def test_observation_holds_the_named_quantities(env: PickPlace) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"observation": "pictures"},
+        {"observation": "images"},
         {"action": "torque"},
         {"render_mode": "ascii"},
         {"render_size": (0, 10)},
@@ -290,13 +290,13 @@ def test_a_cube_held_inside_a_bin_is_not_placed() -> None:
     assert info == {"is_success": False, "score": 0.75, "bin": -1}
 
 
-# Pictures
+# Images
 
 
 def test_render_draws_what_is_there(drawn: PickPlace) -> None:
-    picture = drawn.render()
-    assert picture.shape == (120, 160, 3)
-    assert picture.dtype == np.uint8
+    image = drawn.render()
+    assert image.shape == (120, 160, 3)
+    assert image.dtype == np.uint8
     drawn.reset(options={"cube_pose": [0.25, 0.0, 0.0]})
     column, row = rendering.project_to_pixels(
         drawn.model, drawn.data, drawn.cube_position()[None], camera="front", height=120, width=160

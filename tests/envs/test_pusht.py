@@ -271,7 +271,7 @@ def test_actions_outside_the_plane_are_moved_to_its_edge() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"observation": "picture"},
+        {"observation": "pixels"},
         {"goal_pose": (256, 256)},
         {"goal_pose": (256, 256, math.nan)},
         {"goal_pose": "centre"},
@@ -295,27 +295,27 @@ def test_starts_that_cannot_be_used_are_refused(options: dict[str, Any]) -> None
         PushT().reset(options=options)
 
 
-# Pictures.
+# Images.
 
 
 @pytest.mark.parametrize("render_size", [96, 512, 700])
-def test_the_picture_shows_the_agent_where_its_chunk_is_drawn(render_size: int) -> None:
+def test_the_image_shows_the_agent_where_its_chunk_is_drawn(render_size: int) -> None:
     env = PushT(render_mode="rgb_array", render_size=render_size)
     env.reset(options={"state": [100, 400, 300, 150, 0.0]})
-    picture = env.render()
-    assert picture is not None
-    assert picture.shape == (render_size, render_size, 3)
-    assert picture.dtype == np.uint8
+    image = env.render()
+    assert image is not None
+    assert image.shape == (render_size, render_size, 3)
+    assert image.dtype == np.uint8
     agent, block, goal, nothing = env.chunk_to_pixels(
         np.array([[100, 400], [300, 165], [256, 256], [450, 450]])
     ).astype(int)
-    assert tuple(picture[agent[1], agent[0]]) == (78, 126, 255)
-    assert tuple(picture[block[1], block[0]]) == (143, 163, 184)
-    assert tuple(picture[goal[1] + 3, goal[0]]) == (144, 238, 144)
-    assert tuple(picture[nothing[1], nothing[0]]) == (255, 255, 255)
+    assert tuple(image[agent[1], agent[0]]) == (78, 126, 255)
+    assert tuple(image[block[1], block[0]]) == (143, 163, 184)
+    assert tuple(image[goal[1] + 3, goal[0]]) == (144, 238, 144)
+    assert tuple(image[nothing[1], nothing[0]]) == (255, 255, 255)
 
 
-def test_the_observed_picture_is_the_rendered_one_of_96_pixels() -> None:
+def test_the_observed_image_is_the_rendered_one_of_96_pixels() -> None:
     seen = PushT(observation="image", render_mode="rgb_array", render_size=200)
     shown = PushT(render_mode="rgb_array", render_size=96)
     for target in ((100, 400), (300, 150)):
@@ -339,9 +339,9 @@ def test_human_mode_shows_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert env._window is not None
     show = env._window.show
 
-    def show_and_remember(picture: np.ndarray) -> None:
-        shown.append(picture)
-        show(picture)
+    def show_and_remember(image: np.ndarray) -> None:
+        shown.append(image)
+        show(image)
 
     monkeypatch.setattr(env._window, "show", show_and_remember)
     env.reset(seed=0)
@@ -349,7 +349,7 @@ def test_human_mode_shows_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert env.render() is None
     env.close()
     env.close()
-    assert [picture.shape for picture in shown] == [(512, 512, 3)] * 3
+    assert [image.shape for image in shown] == [(512, 512, 3)] * 3
 
 
 # Against the recorded demonstrations.
@@ -365,15 +365,15 @@ def test_keypoints_are_the_recorded_ones_wherever_the_block_rests(recorded: Any)
         np.testing.assert_allclose(observation["keypoints"], keypoints[index], atol=1e-3)
 
 
-def test_the_observed_pictures_are_the_recorded_ones(recorded: Any) -> None:
+def test_the_observed_images_are_the_recorded_ones(recorded: Any) -> None:
     states = recorded["data/state"][:]
     env = PushT(observation="image", render_mode="rgb_array", render_size=128)
     errors = []
     for start in np.random.default_rng(0).integers(0, len(states) - 50, 20):
-        pictures = recorded["data/img"][start : start + 50]
-        for state, picture in zip(states[start : start + 50], pictures, strict=True):
+        images = recorded["data/img"][start : start + 50]
+        for state, image in zip(states[start : start + 50], images, strict=True):
             observation, _ = env.reset(options={"state": state})
-            errors.append(np.abs(observation["image"] - picture).mean())
+            errors.append(np.abs(observation["image"] - image).mean())
             np.testing.assert_allclose(observation["agent_position"], state[:2], rtol=1e-6)
     assert len(errors) == 1000
     assert np.mean(errors) < 0.3

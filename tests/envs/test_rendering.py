@@ -1,4 +1,4 @@
-"""Pictures without a display: the backend is chosen, contexts are shared and given back, and nothing leaks."""
+"""Images without a display: the backend is chosen, contexts are shared and given back, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def test_renderers_of_equal_models_share_a_context_and_the_last_one_frees_it(con
     renderers = [renderer_of(env) for env in environments]
     assert len(contexts) == 1
     for name in CAMERAS:
-        pictures = [one.render(env.data, camera=name) for one, env in zip(renderers, environments, strict=True)]
-        np.testing.assert_array_equal(pictures[1], expected[name])
-        assert not np.array_equal(pictures[0], pictures[1])
+        images = [one.render(env.data, camera=name) for one, env in zip(renderers, environments, strict=True)]
+        np.testing.assert_array_equal(images[1], expected[name])
+        assert not np.array_equal(images[0], images[1])
     renderers[0].close()
     renderers[2].close()
     assert len(contexts) == 1

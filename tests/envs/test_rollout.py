@@ -165,11 +165,11 @@ class Looker:
         self, observation: Mapping[str, np.ndarray], *, nfe: int | None = None, seed: int | Sequence[int] = 0
     ) -> np.ndarray:
         assert not isinstance(seed, int)
-        pictures = [value for value in observation.values() if value.dtype == np.uint8]
-        assert pictures
-        for picture in pictures:
-            assert picture.shape == (len(seed), EXECUTION.observation_steps, 96, 96, 3)
-        brightness = np.mean([picture.mean(axis=(1, 2, 3, 4)) for picture in pictures], axis=0)[:, None, None] / 255
+        images = [value for value in observation.values() if value.dtype == np.uint8]
+        assert images
+        for image in images:
+            assert image.shape == (len(seed), EXECUTION.observation_steps, 96, 96, 3)
+        brightness = np.mean([image.mean(axis=(1, 2, 3, 4)) for image in images], axis=0)[:, None, None] / 255
         if "agent_position" in observation:
             here, scale = observation["agent_position"][:, -1, None], 30.0
         else:
@@ -217,7 +217,7 @@ def make_drawn(**options: Any) -> gymnasium.Env[Any, Any]:
     return make_uneven(render_mode="rgb_array", render_size=65, **options)
 
 
-def test_a_film_has_a_picture_of_every_step_with_the_chunk_drawn_in(expected: Rollout) -> None:
+def test_a_film_has_an_image_of_every_step_with_the_chunk_drawn_in(expected: Rollout) -> None:
     policy = Pusher()
     frames = list(record_episode(policy, make_drawn, EXECUTION, seed=SEED + 2, samples=3))
     assert len(frames) == expected.episodes[2].steps
@@ -257,11 +257,11 @@ def test_a_film_shows_what_the_policy_looks_at() -> None:
         assert (frames[0] == CROP).all(axis=-1).any() == is_cropped
 
 
-def test_pictures_come_as_the_episode_runs() -> None:
+def test_images_come_as_the_episode_runs() -> None:
     policy = Pusher()
     frames = record_episode(policy, make_drawn, EXECUTION, seed=SEED + 2, samples=3)
     next(frames)
-    assert len(policy.batches) == 1, "the second chunk is not predicted before its pictures are asked for"
+    assert len(policy.batches) == 1, "the second chunk is not predicted before its images are asked for"
     frames.close()  # type: ignore[attr-defined]  # it is a generator
 
 

@@ -1,4 +1,4 @@
-"""The file of expanded frames: what is found again, what is built anew, and files larger than memory."""
+"""The file of decoded images: what is found again, what is built anew, and files larger than memory."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ import psutil
 import pytest
 import zarr
 
-from flowchunk.datasets import frame_file
-from flowchunk.datasets.frame_cache import FrameCacheOptions, load_frames
-from flowchunk.datasets.frame_file import FrameFile
-from flowchunk.datasets.frames import PictureSource
+from flowchunk.datasets import image_cache_file
+from flowchunk.datasets.image_cache import ImageCacheOptions, load_image_cache
+from flowchunk.datasets.image_cache_file import ImageCacheFile
+from flowchunk.datasets.image_reader import ImageReader
 from flowchunk.datasets.store import Store
-from tests.datasets.frame_caches import FIELDS, LENGTHS, NBYTES, PICTURES, change_a_frame, is_new, load, said
-from tests.datasets.picture_stores import chunk_files, record, smooth_pictures, write_others
+from tests.datasets.image_caches import FIELDS, IMAGES, LENGTHS, NBYTES, change_a_frame, is_new, load, messages
+from tests.datasets.image_stores import chunk_files, record, smooth_images, write_others
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return record(tmp_path / "demos.zarr", PICTURES, LENGTHS)
+    return record(tmp_path / "demos.zarr", IMAGES, LENGTHS)
 
 
-def test_the_file_is_a_plain_npy_and_its_place_and_size_are_said(store: Store, tmp_path: Path) -> None:
-    frames = load(store, tmp_path / "cache")
+def test_the_file_is_a_plain_npy_and_its_place_and_size_are_reported(store: Store, tmp_path: Path) -> None:
+    cache = load(store, tmp_path / "cache")
     (file,) = (tmp_path / "cache").glob("*.npy")
-    np.testing.assert_array_equal(np.load(file), PICTURES)
-    assert f"{NBYTES / 1e6:.2f} MB are expanded to {file}" in said(frames)
+    np.testing.assert_array_equal(np.load(file), IMAGES)
+    assert f"{NBYTES / 1e6:.2f} MB are decoded to {file}" in messages(cache)
 
 
 def test_the_file_cannot_be_written_through_the_array(store: Store, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="read-only"):
         load(store, tmp_path / "cache").arrays["image"][:] = 0
-    np.testing.assert_array_equal(load(store, tmp_path / "cache").arrays["image"], PICTURES)
+    np.testing.assert_array_equal(load(store, tmp_path / "cache").arrays["image"], IMAGES)
 
 
 def test_a_file_larger_than_all_memory_opens(tmp_path: Path) -> None:
-    frames = (psutil.virtual_memory().total + psutil.swap_memory().total) // PICTURES[0].nbytes + 1
-    file = FrameFile(tmp_path / "frames.npy", (frames, *PICTURES.shape[1:]))
+    frames = (psutil.virtual_memory().total + psutil.swap_memory().total) // IMAGES[0].nbytes + 1
+    file = ImageCacheFile(tmp_path / "images.npy", (frames, *IMAGES.shape[1:]))
     with file.path.open("wb") as content:
         np.lib.format.write_array_header_1_0(content, {"descr": "|u1", "fortran_order": False, "shape": file.shape})
         content.truncate(content.tell() + file.nbytes)  # sparse: it fills no disk
@@ -65,28 +65,28 @@ def test_the_same_data_elsewhere_is_found(store: Store, tmp_path: Path) -> None:
 
 
 def compress_it(store: Store) -> Store:
-    return record(store.path.parent / "changed.zarr", PICTURES, LENGTHS, jpeg=95)
+    return record(store.path.parent / "changed.zarr", IMAGES, LENGTHS, jpeg=95)
 
 
 def shorten_it(store: Store) -> Store:
-    return record(store.path.parent / "changed.zarr", PICTURES[:70], [30, 40])
+    return record(store.path.parent / "changed.zarr", IMAGES[:70], [30, 40])
 
 
 @pytest.mark.parametrize("change", [change_a_frame, compress_it, shorten_it])
 def test_other_data_are_not(store: Store, tmp_path: Path, change: Callable[[Store], Store]) -> None:
     load(store, tmp_path / "cache")
     changed = change(store)
-    frames = load(changed, tmp_path / "cache")
-    assert is_new(frames)
-    np.testing.assert_array_equal(frames.arrays["image"], changed.read("image"))
+    cache = load(changed, tmp_path / "cache")
+    assert is_new(cache)
+    np.testing.assert_array_equal(cache.arrays["image"], changed.read("image"))
 
 
-def test_other_columns_of_the_same_array_are_other_frames(tmp_path: Path) -> None:
-    pictures = smooth_pictures(20, (12, 8))
-    path = write_others(tmp_path / "others.zarr", pictures.astype(np.float32), [20]).path
+def test_other_columns_of_the_same_array_are_other_images(tmp_path: Path) -> None:
+    images = smooth_images(20, (12, 8))
+    path = write_others(tmp_path / "others.zarr", images.astype(np.float32), [20]).path
     for rows in (slice(2, 8), slice(4, 10)):
         part = Store.open(path, sources={"image": f"img[{rows.start}:{rows.stop}]"})
-        np.testing.assert_array_equal(load(part, tmp_path / "cache").arrays["image"], pictures[:, rows])
+        np.testing.assert_array_equal(load(part, tmp_path / "cache").arrays["image"], images[:, rows])
         assert not is_new(load(part, tmp_path / "cache"))
 
 
@@ -106,7 +106,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def settle(store: Store) -> None:
     """Wait until the files are so old that no later change can bear the same time."""
     newest = max(file.stat().st_ctime for file in store.path.rglob("*"))
-    time.sleep(max(0.0, newest + frame_file.SETTLED_S + 0.1 - time.time()))
+    time.sleep(max(0.0, newest + image_cache_file.SETTLED_S + 0.1 - time.time()))
 
 
 def test_files_that_did_not_change_are_hashed_once(store: Store, tmp_path: Path, hashed: list[str]) -> None:
@@ -118,14 +118,14 @@ def test_files_that_did_not_change_are_hashed_once(store: Store, tmp_path: Path,
     again = load(Store.open(store.path), tmp_path / "cache")
     assert not is_new(again)
     assert hashed == []
-    np.testing.assert_array_equal(again.arrays["image"], PICTURES)
+    np.testing.assert_array_equal(again.arrays["image"], IMAGES)
 
 
 def test_files_that_changed_in_content_alone_are_noticed(tmp_path: Path) -> None:
     """Of the same size as before, and with the time of the last change put back."""
     path = tmp_path / "plain.zarr"
     root = zarr.open_group(path, mode="w", zarr_format=3)
-    root.create_array("data/image", data=PICTURES, chunks=(80, *PICTURES.shape[1:]), compressors=None)
+    root.create_array("data/image", data=IMAGES, chunks=(80, *IMAGES.shape[1:]), compressors=None)
     root.create_array("meta/episode_ends", data=np.cumsum(LENGTHS))
     store = Store.open(path)
     settle(store)
@@ -136,7 +136,7 @@ def test_files_that_changed_in_content_alone_are_noticed(tmp_path: Path) -> None
     file.write_bytes(content)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     read = load(Store.open(path), tmp_path / "cache").arrays["image"]
-    assert read[-1, -1, -1, -1] == PICTURES[-1, -1, -1, -1] ^ 1
+    assert read[-1, -1, -1, -1] == IMAGES[-1, -1, -1, -1] ^ 1
 
 
 def test_files_that_are_still_being_changed_are_hashed_each_time(
@@ -151,7 +151,7 @@ def test_files_that_are_still_being_changed_are_hashed_each_time(
     assert hashed
 
 
-def cut_the_frames(file: Path) -> None:
+def truncate_the_images(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
@@ -167,25 +167,25 @@ def spoil_the_note(file: Path) -> None:
     file.with_suffix(".json").write_text("[")
 
 
-@pytest.mark.parametrize("harm", [cut_the_frames, spoil_the_header, lose_the_note, spoil_the_note, Path.unlink])
+@pytest.mark.parametrize("harm", [truncate_the_images, spoil_the_header, lose_the_note, spoil_the_note, Path.unlink])
 def test_a_file_that_is_not_whole_is_built_anew(store: Store, tmp_path: Path, harm: Callable[[Path], None]) -> None:
     load(store, tmp_path / "cache")
     (file,) = (tmp_path / "cache").glob("*.npy")
     harm(file)
-    frames = load(store, tmp_path / "cache")
-    assert is_new(frames)
-    np.testing.assert_array_equal(frames.arrays["image"], PICTURES)
+    cache = load(store, tmp_path / "cache")
+    assert is_new(cache)
+    np.testing.assert_array_equal(cache.arrays["image"], IMAGES)
 
 
 def test_an_interrupted_build_leaves_nothing(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(self: PictureSource, start: int, stop: int) -> np.ndarray:
+    def interrupted(self: ImageReader, start: int, stop: int) -> np.ndarray:
         if start:
             raise KeyboardInterrupt
-        return PICTURES[start:stop]
+        return IMAGES[start:stop]
 
     with monkeypatch.context() as patch:
-        patch.setattr(frame_file, "BLOCK_BYTES", 3000)
-        patch.setattr(PictureSource, "read", interrupted)
+        patch.setattr(image_cache_file, "BLOCK_BYTES", 3000)
+        patch.setattr(ImageReader, "read", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load(store, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -203,20 +203,20 @@ def test_what_a_killed_build_left_is_removed_when_it_is_old(store: Store, tmp_pa
     assert young.exists()
 
 
-def expand_in_another_process(path: Path, folder: Path) -> None:
-    load_frames(Store.open(path), FIELDS, FrameCacheOptions(mode="disk", directory=folder), say=None)
+def build_in_another_process(path: Path, folder: Path) -> None:
+    load_image_cache(Store.open(path), FIELDS, ImageCacheOptions(mode="disk", directory=folder), say=None)
 
 
 def test_two_processes_at_once_do_no_harm(store: Store, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")  # quick, and nothing here holds threads that matter
     arguments = (store.path, tmp_path / "cache")
-    processes = [context.Process(target=expand_in_another_process, args=arguments) for _ in range(2)]
+    processes = [context.Process(target=build_in_another_process, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     assert sorted(file.suffix for file in (tmp_path / "cache").iterdir()) == [".json", ".npy"]
-    frames = load(store, tmp_path / "cache")
-    assert not is_new(frames)
-    np.testing.assert_array_equal(frames.arrays["image"], PICTURES)
+    cache = load(store, tmp_path / "cache")
+    assert not is_new(cache)
+    np.testing.assert_array_equal(cache.arrays["image"], IMAGES)

@@ -19,7 +19,7 @@ from flowchunk.cli.main import main
 from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.store import Store
-from tests.datasets.picture_stores import ACTIONS, OBSERVATIONS
+from tests.datasets.image_stores import ACTIONS, OBSERVATIONS
 
 FRAMES = 40
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def writer_of(path: Path, **options: Any) -> StoreWriter:
 
 
 def episode(number: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Episode i: positions i, pictures of the shade i, actions i."""
+    """Episode i: positions i, images of the shade i, actions i."""
     shade = np.full((FRAMES, 6, 8, 3), number % 256, np.uint8)
     return {"position": np.full((FRAMES, 2), float(number)), "image": shade}, np.full((FRAMES, 1), float(number))
 
@@ -95,7 +95,7 @@ def test_what_is_not_to_be_kept_is_not(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.fixture
 def recording(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that records pictures without end, and says the number of each episode when it is added."""
+    """Another process that records images without end, and says the number of each episode when it is added."""
     command = [sys.executable, "-m", "tests.datasets.record_until_ended", str(tmp_path / "demos.zarr")]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
@@ -104,7 +104,7 @@ def recording(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("episodes", [1, 30])  # 1,200 frames: more than one file of pictures
+@pytest.mark.parametrize("episodes", [1, 30])  # 1,200 frames: more than one file of images
 def test_a_process_that_is_ended_leaves_every_finished_episode(
     recording: subprocess.Popen[str], tmp_path: Path, end: signal.Signals, episodes: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""Windows of pictures: which frames they hold, in the mirror too, and which episodes they leave out."""
+"""Windows of images: which frames they hold, transformed ones too, and which episodes they leave out."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
-from flowchunk.datasets.frame_cache import FrameCacheOptions
+from flowchunk.datasets.image_cache import ImageCacheOptions
 from flowchunk.datasets.specs import ObservationField, ObservationSpec
 from flowchunk.datasets.store import Store
-from flowchunk.datasets.symmetry import PICTURE_MIRRORS, Mirror, Symmetry
-from flowchunk.datasets.windows import Windows, held_bytes, load_pictures, load_windows, mirrored
-from tests.datasets.picture_stores import ACTIONS, chunk_files, open_others, record, smooth_pictures, write_others
+from flowchunk.datasets.symmetry import IMAGE_TRANSFORMS, Symmetry, ValueTransform
+from flowchunk.datasets.windows import Windows, load_image_tensors, load_windows, memory_bytes, transform_images
+from tests.datasets.image_stores import ACTIONS, chunk_files, open_others, record, smooth_images, write_others
 
 LENGTHS = (30, 10, 40)
-PICTURES = smooth_pictures(80, (8, 8))
+IMAGES = smooth_images(80, (8, 8))
 VALUES = {
-    "position": Mirror(order=(1, 0), sign=(-1.0, -1.0), offset=(0.0, 0.0)),
-    "action": Mirror(order=(0,), sign=(-1.0,), offset=(0.0,)),
+    "position": ValueTransform(order=(1, 0), sign=(-1.0, -1.0), offset=(0.0, 0.0)),
+    "action": ValueTransform(order=(0,), sign=(-1.0,), offset=(0.0,)),
 }
 PUSHT = Path(__file__).parents[3] / "shared" / "data" / "pusht" / "pusht_cchi_v7_replay.zarr"
 
@@ -39,9 +39,9 @@ def load(
 ) -> Windows:
     spec = spec or spec_of(store)
     skip = options.pop("skip_corrupt", False)
-    pictures = load_pictures(store, spec, FrameCacheOptions(mode, cache, skip_corrupt=skip), say=None)
+    images = load_image_tensors(store, spec, ImageCacheOptions(mode, cache, skip_corrupt=skip), say=None)
     cut: dict[str, Any] = {"episodes": episodes, "observation_steps": 2, "horizon": 4}
-    return load_windows(store, spec, ACTIONS, pictures=pictures, **{**cut, **options})
+    return load_windows(store, spec, ACTIONS, images=images, **{**cut, **options})
 
 
 @pytest.mark.parametrize("mode", ["disk", "ram"])
@@ -50,31 +50,31 @@ def load(
     observation_steps=st.integers(1, 4),
 )
 @settings(max_examples=10, deadline=None)
-def test_each_window_holds_the_pictures_of_its_frames(
+def test_each_window_holds_the_images_of_its_frames(
     tmp_path_factory: pytest.TempPathFactory, mode: str, indices: list[int], observation_steps: int
 ) -> None:
     base = tmp_path_factory.getbasetemp()
     path = base / "windows.zarr"
-    store = Store.open(path) if path.exists() else record(path, PICTURES, LENGTHS)
+    store = Store.open(path) if path.exists() else record(path, IMAGES, LENGTHS)
     windows = load(store, base / "cache", [1, 2], mode=mode, observation_steps=observation_steps)
     assert len(windows) == 50
     batch = windows.batch(torch.tensor(indices))
     frames = batch["observation.position"][..., 0].long()  # frame k holds k
     assert batch["observation.image"].shape == (len(indices), observation_steps, 8, 8, 3)
     assert batch["observation.image"].dtype == torch.uint8
-    np.testing.assert_array_equal(batch["observation.image"], PICTURES[frames.numpy()])
+    np.testing.assert_array_equal(batch["observation.image"], IMAGES[frames.numpy()])
 
 
-@pytest.mark.parametrize("name", PICTURE_MIRRORS)
-def test_images_in_the_mirror_stand_behind_the_recorded_frames(tmp_path: Path, name: str) -> None:
-    store = record(tmp_path / "demos.zarr", PICTURES, LENGTHS)
-    symmetry = Symmetry(VALUES, {"image": PICTURE_MIRRORS[name]})
+@pytest.mark.parametrize("name", IMAGE_TRANSFORMS)
+def test_transformed_images_follow_the_recorded_frames(tmp_path: Path, name: str) -> None:
+    store = record(tmp_path / "demos.zarr", IMAGES, LENGTHS)
+    symmetry = Symmetry(VALUES, {"image": IMAGE_TRANSFORMS[name]})
     plain = load(store, tmp_path / "cache", [0, 2]).batch(torch.arange(70))
-    both = load(store, tmp_path / "cache", [0, 2], symmetry=symmetry)
-    assert len(both) == 140
+    doubled = load(store, tmp_path / "cache", [0, 2], symmetry=symmetry)
+    assert len(doubled) == 140
     order = torch.randperm(140, generator=torch.Generator().manual_seed(0))
-    batch = both.batch(order)
-    recorded, image = batch["observation.image"][order < 70], batch["observation.image"][order >= 70]
+    batch = doubled.batch(order)
+    recorded, transformed = batch["observation.image"][order < 70], batch["observation.image"][order >= 70]
     torch.testing.assert_close(recorded, plain["observation.image"][order[order < 70]])
     expected = plain["observation.image"][order[order >= 70] - 70]
     x, y = (3, 2)  # a batch's axes: window, step, row, column, colour
@@ -84,59 +84,65 @@ def test_images_in_the_mirror_stand_behind_the_recorded_frames(tmp_path: Path, n
         "transpose": expected.transpose(x, y),
         "anti_transpose": expected.transpose(x, y).flip(x, y),
     }
-    assert torch.equal(image, by_name[name])
-    assert not torch.equal(image, expected)
+    assert torch.equal(transformed, by_name[name])
+    assert not torch.equal(transformed, expected)
 
 
 def numbered(height: int, width: int) -> torch.Tensor:
-    """A picture (1, H, W, 1) whose pixels hold their own numbers."""
+    """An image (1, H, W, 1) whose pixels hold their own numbers."""
     return torch.arange(height * width).reshape(1, height, width, 1)
 
 
 def test_the_anti_transpose_moves_each_pixel_as_it_says() -> None:
     height = width = 5
-    image = mirrored(numbered(height, width), PICTURE_MIRRORS["anti_transpose"])[0, ..., 0]
+    image = transform_images(numbered(height, width), IMAGE_TRANSFORMS["anti_transpose"])[0, ..., 0]
     for row in range(height):
         for column in range(width):
             assert image[width - 1 - column, height - 1 - row] == row * width + column
 
 
-@given(st.sampled_from(sorted(PICTURE_MIRRORS)), st.integers(1, 9), st.integers(1, 9))
-def test_a_mirror_applied_twice_is_the_identity(name: str, height: int, width: int) -> None:
-    mirror = PICTURE_MIRRORS[name]
-    width = height if mirror.transpose else width
-    assert torch.equal(mirrored(mirrored(numbered(height, width), mirror), mirror), numbered(height, width))
+@given(st.sampled_from(sorted(IMAGE_TRANSFORMS)), st.integers(1, 9), st.integers(1, 9))
+def test_each_transform_applied_twice_is_the_identity(name: str, height: int, width: int) -> None:
+    transform = IMAGE_TRANSFORMS[name]
+    width = height if transform.transpose else width
+    image = numbered(height, width)
+    assert torch.equal(transform_images(transform_images(image, transform), transform), image)
 
 
 @pytest.mark.parametrize(
     ("options", "shape", "message"),
     [
-        ({}, (8, 8, 3), r"dataset\.symmetry must say how \['image'\] look"),
-        ({"image": {"picture": "turn"}}, (8, 8, 3), r"'image' is a picture; give \{picture: NAME\} .*anti_transpose"),
-        ({"image": {"picture": ["flip_x"]}}, (8, 8, 3), "is a picture"),
-        ({"image": "flip_x"}, (8, 8, 3), "is a picture"),
-        ({"image": {"order": [0], "sign": [1], "offset": [0]}}, (8, 8, 3), "is a picture"),
+        ({}, (8, 8, 3), r"dataset\.symmetry needs a transform of every key, but has none of \['image'\]"),
+        ({"image": {"transform": "turn"}}, (8, 8, 3), r"'image' is an image; use \{transform: NAME\} .*anti_transpose"),
+        ({"image": {"transform": ["flip_x"]}}, (8, 8, 3), "is an image"),
         (
-            {"image": {"picture": "transpose"}},
-            (6, 8, 3),
-            "exchanges rows and columns, but pictures of 6x8 are not square",
+            {"image": {"picture": "flip_x"}},
+            (8, 8, 3),
+            r"dataset\.symmetry\.image: the option picture is now called transform; write \{transform: flip_x\}",
         ),
-        ({"image": {"picture": "anti_transpose"}}, (6, 8, 3), "not square; use flip_x or flip_y"),
+        ({"image": "flip_x"}, (8, 8, 3), "is an image"),
+        ({"image": {"order": [0], "sign": [1], "offset": [0]}}, (8, 8, 3), "is an image"),
+        (
+            {"image": {"transform": "transpose"}},
+            (6, 8, 3),
+            "exchanges rows and columns, but images of 6x8 are not square",
+        ),
+        ({"image": {"transform": "anti_transpose"}}, (6, 8, 3), "not square; use flip_x or flip_y"),
     ],
 )
-def test_a_mirror_that_a_picture_cannot_have(options: Any, shape: tuple[int, ...], message: str) -> None:
+def test_a_transform_that_an_image_cannot_have(options: Any, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Symmetry.from_options(options, {}, {"image": shape})
 
 
-def test_a_picture_that_is_not_square_may_be_flipped() -> None:
-    symmetry = Symmetry.from_options({"image": {"picture": "flip_x"}}, {}, {"image": (6, 8, 3)})
-    assert symmetry.pictures == {"image": PICTURE_MIRRORS["flip_x"]}
+def test_an_image_that_is_not_square_may_be_flipped() -> None:
+    symmetry = Symmetry.from_options({"image": {"transform": "flip_x"}}, {}, {"image": (6, 8, 3)})
+    assert symmetry.image_transforms == {"image": IMAGE_TRANSFORMS["flip_x"]}
 
 
 def test_dropped_episodes_leave_all_windows(tmp_path: Path) -> None:
     path = tmp_path / "demos.zarr"
-    chunk_files(write_others(path, PICTURES.astype(np.float32), LENGTHS), "img")[8].unlink()  # episode 1
+    chunk_files(write_others(path, IMAGES.astype(np.float32), LENGTHS), "img")[8].unlink()  # episode 1
     spec = ObservationSpec({"position": ObservationField((2,)), "image": ObservationField((8, 8, 3), camera="front")})
     with pytest.raises(DatasetError, match="episode 1, frame 2"):
         load(open_others(path), tmp_path / "cache", spec=spec)
@@ -145,11 +151,11 @@ def test_dropped_episodes_leave_all_windows(tmp_path: Path) -> None:
 
 
 def test_bytes_are_those_in_memory_and_count_once(tmp_path: Path) -> None:
-    store = record(tmp_path / "demos.zarr", PICTURES, LENGTHS)
+    store = record(tmp_path / "demos.zarr", IMAGES, LENGTHS)
     values = 80 * (2 + 1) * 4
     assert load(store, tmp_path / "cache").nbytes == values
     in_memory = load(store, tmp_path / "cache", mode="ram")
-    assert in_memory.nbytes == values + PICTURES.nbytes
+    assert in_memory.nbytes == values + IMAGES.nbytes
     other = load_windows(
         store,
         spec_of(store),
@@ -157,14 +163,14 @@ def test_bytes_are_those_in_memory_and_count_once(tmp_path: Path) -> None:
         episodes=[0],
         observation_steps=1,
         horizon=1,
-        pictures=in_memory.pictures,
+        images=in_memory.images,
     )
-    assert held_bytes(in_memory, other) == 2 * values + PICTURES.nbytes
+    assert memory_bytes(in_memory, other) == 2 * values + IMAGES.nbytes
 
 
 def test_without_options_they_are_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    store = record(tmp_path / "demos.zarr", PICTURES, LENGTHS)
+    store = record(tmp_path / "demos.zarr", IMAGES, LENGTHS)
     windows = load_windows(store, spec_of(store), ACTIONS, episodes=[0], observation_steps=1, horizon=1)
     assert len(windows) == 30
     assert len(list((tmp_path / "cache" / "flowchunk").glob("*.npy"))) == 1
@@ -173,22 +179,22 @@ def test_without_options_they_are_kept_in_the_users_cache(tmp_path: Path, monkey
 # Push-T.
 
 
-MIRROR = Mirror((1, 0, 3, 2, 4), (-1.0,) * 5, (512.0, 512.0, 512.0, 512.0, np.pi / 2))
+MIRROR = ValueTransform((1, 0, 3, 2, 4), (-1.0,) * 5, (512.0, 512.0, 512.0, 512.0, np.pi / 2))
 
 
 @pytest.mark.skipif(not PUSHT.exists(), reason=f"needs {PUSHT}")
-def test_the_mirrored_picture_is_that_of_the_mirrored_state() -> None:
+def test_the_mirrored_image_is_that_of_the_mirrored_state() -> None:
     """A recorded frame in the mirror, against the environment's drawing of the mirrored state."""
     store = Store.open(PUSHT)
-    mirror = PICTURE_MIRRORS["anti_transpose"]
+    transform = IMAGE_TRANSFORMS["anti_transpose"]
     env = gymnasium.make("flowchunk.envs:flowchunk/PushT-v1", render_mode="rgb_array", render_size=96)
     errors, unmirrored = [], []
-    for frame in np.linspace(50, store.frames - 50, 20).astype(int):
-        picture = store.read("img", frame, frame + 1)
+    for frame in np.linspace(50, store.num_frames - 50, 20).astype(int):
+        image = store.read("img", frame, frame + 1)
         env.reset(options={"state": MIRROR(store.read("state", frame, frame + 1).astype(np.float64))[0]})
         drawn = np.asarray(env.render())
-        errors.append(np.abs(mirrored(torch.from_numpy(picture), mirror).numpy()[0] - drawn).mean())
-        unmirrored.append(np.abs(picture[0] - drawn).mean())
+        errors.append(np.abs(transform_images(torch.from_numpy(image), transform).numpy()[0] - drawn).mean())
+        unmirrored.append(np.abs(image[0] - drawn).mean())
     env.close()
     assert np.mean(errors) < 1.5  # measured: 0.53, the worst 0.72; unmirrored 4.04
     assert np.mean(errors) < 0.4 * np.mean(unmirrored)

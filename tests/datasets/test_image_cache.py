@@ -1,4 +1,4 @@
-"""The frame cache: what does not fit, what is damaged, and its memory."""
+"""The image cache: what does not fit, what is damaged, and its memory."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ import psutil
 import pytest
 import torch
 
-from flowchunk.datasets import frame_cache, frame_file
+from flowchunk.datasets import image_cache, image_cache_file
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
-from flowchunk.datasets.frame_cache import DeviceMemory, FrameCacheOptions, Write, load_frames
+from flowchunk.datasets.image_cache import DeviceMemory, ImageCacheOptions, Write, load_image_cache
 from flowchunk.datasets.store import Store
-from flowchunk.datasets.windows import load_pictures
-from tests.datasets.frame_caches import FIELDS, LENGTHS, NBYTES, PICTURES, change_a_frame, load, said
-from tests.datasets.picture_stores import chunk_files, open_others, record, smooth_pictures, write_others
+from flowchunk.datasets.windows import load_image_tensors
+from tests.datasets.image_caches import FIELDS, IMAGES, LENGTHS, NBYTES, change_a_frame, load, messages
+from tests.datasets.image_stores import chunk_files, open_others, record, smooth_images, write_others
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return record(tmp_path / "demos.zarr", PICTURES, LENGTHS)
+    return record(tmp_path / "demos.zarr", IMAGES, LENGTHS)
 
 
 @pytest.mark.parametrize("mode", ["disk", "ram"])
-def test_the_frames_are_those_of_the_store(store: Store, tmp_path: Path, mode: str) -> None:
-    frames = load(store, tmp_path / "cache", mode)
-    assert frames.place == mode
-    assert f"{NBYTES / 1e6:.2f} MB of pictures" in said(frames)
-    assert frames.arrays["image"].dtype == np.uint8
-    np.testing.assert_array_equal(frames.arrays["image"], PICTURES)
+def test_the_images_are_those_of_the_store(store: Store, tmp_path: Path, mode: str) -> None:
+    cache = load(store, tmp_path / "cache", mode)
+    assert cache.place == mode
+    assert f"{NBYTES / 1e6:.2f} MB of images" in messages(cache)
+    assert cache.arrays["image"].dtype == np.uint8
+    np.testing.assert_array_equal(cache.arrays["image"], IMAGES)
 
 
-def test_a_store_of_others_gives_the_same_frames(tmp_path: Path) -> None:
-    others = write_others(tmp_path / "others.zarr", PICTURES.astype(np.float32), LENGTHS)
-    np.testing.assert_array_equal(load(others, tmp_path / "cache").arrays["image"], PICTURES)
+def test_a_foreign_store_gives_the_same_images(tmp_path: Path) -> None:
+    others = write_others(tmp_path / "others.zarr", IMAGES.astype(np.float32), LENGTHS)
+    np.testing.assert_array_equal(load(others, tmp_path / "cache").arrays["image"], IMAGES)
 
 
-def test_frames_are_expanded_in_blocks(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frame_file, "BLOCK_BYTES", 3000)
-    np.testing.assert_array_equal(load(store, tmp_path / "cache").arrays["image"], PICTURES)
+def test_images_are_decoded_in_blocks(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_cache_file, "BLOCK_BYTES", 3000)
+    np.testing.assert_array_equal(load(store, tmp_path / "cache").arrays["image"], IMAGES)
 
 
 def test_the_directory_is_that_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert FrameCacheOptions().folder == tmp_path / "home" / ".cache" / "flowchunk"
+    assert ImageCacheOptions().folder == tmp_path / "home" / ".cache" / "flowchunk"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert FrameCacheOptions().folder == tmp_path / "xdg" / "flowchunk"
-    assert FrameCacheOptions(directory="~/mine").folder == tmp_path / "home" / "mine"
+    assert ImageCacheOptions().folder == tmp_path / "xdg" / "flowchunk"
+    assert ImageCacheOptions(directory="~/mine").folder == tmp_path / "home" / "mine"
 
 
 # Where they fit.
@@ -68,7 +68,7 @@ def test_the_directory_is_that_of_the_user(tmp_path: Path, monkeypatch: pytest.M
         (None, 0, NBYTES * 2, "ram", "cache_limit_gb=0 .*; they fit into half of the available memory"),
     ],
 )
-def test_auto_says_what_it_chose_and_why(
+def test_auto_reports_its_choice_and_the_reason(
     store: Store,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -78,18 +78,18 @@ def test_auto_says_what_it_chose_and_why(
     place: str,
     why: str,
 ) -> None:
-    monkeypatch.setattr(frame_cache, "available_memory", lambda: memory)
-    frames = load(store, tmp_path / "cache", "auto", device_free=device_free, limit_gb=limit_gb)
-    assert frames.place == place
-    np.testing.assert_array_equal(frames.arrays["image"], PICTURES)
-    assert re.search(f"cache={place} .*{why}", said(frames)), said(frames)
+    monkeypatch.setattr(image_cache, "available_memory", lambda: memory)
+    cache = load(store, tmp_path / "cache", "auto", device_free=device_free, limit_gb=limit_gb)
+    assert cache.place == place
+    np.testing.assert_array_equal(cache.arrays["image"], IMAGES)
+    assert re.search(f"cache={place} .*{why}", messages(cache)), messages(cache)
 
 
 def test_no_place_at_all(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frame_cache, "available_memory", lambda: NBYTES)
+    monkeypatch.setattr(image_cache, "available_memory", lambda: NBYTES)
     with pytest.raises(
         DatasetError,
-        match=r"cache=auto: no place for 0\.01 MB of pictures: .*cache holds 0\.00 MB and needs 0\.01 MB more, but "
+        match=r"cache=auto: no place for 0\.01 MB of images: .*cache holds 0\.00 MB and needs 0\.01 MB more, but "
         r"cache_limit_gb=0 .*memory has 0\.01 MB free, of which 1/2 may be used\. .*cache_dir .*cache=ram",
     ):
         load(store, tmp_path / "cache", "auto", limit_gb=0)
@@ -117,10 +117,10 @@ def no_folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_that_cannot_be_made_is_no_obstacle_to_memory(store: Store, no_folder: Path) -> None:
-    frames = load(store, no_folder, "auto")
-    assert frames.place == "ram"
-    np.testing.assert_array_equal(frames.arrays["image"], PICTURES)
-    assert re.search(f"cache=ram .*{re.escape(str(no_folder))} cannot be written .*; they fit", said(frames))
+    cache = load(store, no_folder, "auto")
+    assert cache.place == "ram"
+    np.testing.assert_array_equal(cache.arrays["image"], IMAGES)
+    assert re.search(f"cache=ram .*{re.escape(str(no_folder))} cannot be written .*; they fit", messages(cache))
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_for_the_disk(store: Store, no_folder: Path) -> None:
@@ -128,57 +128,59 @@ def test_a_folder_that_cannot_be_made_is_an_error_for_the_disk(store: Store, no_
         load(store, no_folder, "disk")
 
 
-def test_the_device_takes_frames_block_by_block(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_receives_images_block_by_block(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Memory need not hold them all."""
     taken: list[tuple[int, int]] = []
 
     def allocate(key: str, shape: tuple[int, ...]) -> Write:
-        assert (key, shape) == ("image", PICTURES.shape)
+        assert (key, shape) == ("image", IMAGES.shape)
         return take
 
     def take(start: int, block: np.ndarray) -> None:
-        np.testing.assert_array_equal(block, PICTURES[start : start + len(block)])
+        np.testing.assert_array_equal(block, IMAGES[start : start + len(block)])
         taken.append((start, len(block)))
 
-    monkeypatch.setattr(frame_file, "BLOCK_BYTES", 3000)
-    options = FrameCacheOptions(mode="device", directory=tmp_path)
-    frames = load_frames(store, FIELDS, options, device=DeviceMemory(NBYTES, allocate), say=None)
-    assert frames.arrays == {}
+    monkeypatch.setattr(image_cache_file, "BLOCK_BYTES", 3000)
+    options = ImageCacheOptions(mode="device", directory=tmp_path)
+    cache = load_image_cache(store, FIELDS, options, device=DeviceMemory(NBYTES, allocate), say=None)
+    assert cache.arrays == {}
     assert taken == [(start, 16) for start in range(0, 80, 16)]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_pictures_on_a_gpu_are_those_of_the_store(store: Store) -> None:
+def test_images_on_a_gpu_are_those_of_the_store(store: Store) -> None:
     assert store.observation_spec is not None
-    options = FrameCacheOptions(mode="device")
-    pictures = load_pictures(store, store.observation_spec, options, device="cuda", say=None)
-    assert pictures is not None
-    assert pictures.tensors["image"].is_cuda
-    np.testing.assert_array_equal(pictures.tensors["image"].cpu(), PICTURES)
+    options = ImageCacheOptions(mode="device")
+    images = load_image_tensors(store, store.observation_spec, options, device="cuda", say=None)
+    assert images is not None
+    assert images.tensors["image"].is_cuda
+    np.testing.assert_array_equal(images.tensors["image"].cpu(), IMAGES)
 
 
 def test_memory_that_is_too_small(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frame_cache, "available_memory", lambda: NBYTES - 1)
+    monkeypatch.setattr(image_cache, "available_memory", lambda: NBYTES - 1)
     with pytest.raises(DatasetError, match=r"cache=ram: no place for 0\.01 MB .*memory has 0\.01 MB free"):
         load(store, tmp_path / "cache", "ram")
     with pytest.raises(DatasetError, match=r"cache=device: no place for .*the device has 0\.01 MB free"):
         load(store, tmp_path / "cache", "device", device_free=NBYTES - 1)
 
 
-def test_a_device_that_is_not_there(store: Store, tmp_path: Path) -> None:
+def test_a_missing_device(store: Store, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cache=device needs a GPU, but training runs on the CPU"):
         load(store, tmp_path / "cache", "device")
 
 
-def test_options_that_there_are_not() -> None:
-    with pytest.raises(ConfigurationError, match="cache=fast: unknown; there are auto, device, disk, ram"):
-        FrameCacheOptions(mode="fast")
+def test_options_that_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="cache=fast is unknown; choose one of auto, device, disk, ram"):
+        ImageCacheOptions(mode="fast")
     with pytest.raises(ConfigurationError, match="cache_limit_gb=-1 must be at least 0"):
-        FrameCacheOptions(limit_gb=-1)
+        ImageCacheOptions(limit_gb=-1)
 
 
 def test_memory_is_known_here() -> None:
-    assert 1e8 < frame_cache.available_memory() <= psutil.virtual_memory().total
+    assert 1e8 < image_cache.available_memory() <= psutil.virtual_memory().total
 
 
 # Damage.
@@ -187,7 +189,7 @@ def test_memory_is_known_here() -> None:
 @pytest.fixture
 def damaged(tmp_path: Path) -> Store:
     """Frames 12 to 15 and 32 to 35 are lost, so are episodes 0 and 1."""
-    store = write_others(tmp_path / "damaged.zarr", PICTURES.astype(np.float32), LENGTHS)
+    store = write_others(tmp_path / "damaged.zarr", IMAGES.astype(np.float32), LENGTHS)
     files = chunk_files(store, "img")
     files[3].unlink()
     files[8].write_bytes(b"")
@@ -202,24 +204,25 @@ def test_damage_is_an_error_that_names_the_frame(damaged: Store, tmp_path: Path,
 
 
 @pytest.mark.parametrize("mode", ["disk", "ram"])
-def test_episodes_with_damage_are_left_out_and_that_is_said(damaged: Store, tmp_path: Path, mode: str) -> None:
-    for _ in range(2):  # built, and found
-        frames = load(damaged, tmp_path / "cache", mode, skip_corrupt=True)
-        assert list(frames.dropped) == [0, 1]
-        assert "left out 2 of 3 episodes with frames that cannot be read: episode 0 (frame 12 of data/img" in said(
-            frames
-        )
-        assert "episode 1 (frame 2 of data/img" in said(frames)
-        np.testing.assert_array_equal(frames.arrays["image"][40:], PICTURES[40:])
+def test_episodes_with_damage_are_left_out_and_reported(damaged: Store, tmp_path: Path, mode: str) -> None:
+    for _ in range(2):  # built, then found
+        cache = load(damaged, tmp_path / "cache", mode, skip_corrupt=True)
+        assert list(cache.dropped) == [0, 1]
+        dropped = "left out 2 of 3 episodes with frames that cannot be read: episode 0 (frame 12 of data/img"
+        assert dropped in messages(cache)
+        assert "episode 1 (frame 2 of data/img" in messages(cache)
+        np.testing.assert_array_equal(cache.arrays["image"][40:], IMAGES[40:])
     if mode == "disk":
-        with pytest.raises(DatasetError, match="episode 0, frame 12 of data/img"):  # what is found, is not trusted
+        with pytest.raises(
+            DatasetError, match="episode 0, frame 12 of data/img"
+        ):  # damage in a cached file is an error, too
             load(damaged, tmp_path / "cache", mode)
         (note,) = (tmp_path / "cache").glob("*.json")
         assert sorted(map(int, json.loads(note.read_text())["damaged"])) == [12, 13, 14, 15, 32, 33, 34, 35]
 
 
 def test_nothing_is_left(tmp_path: Path) -> None:
-    store = record(tmp_path / "demos.zarr", PICTURES, LENGTHS)
+    store = record(tmp_path / "demos.zarr", IMAGES, LENGTHS)
     for file in chunk_files(store, "image"):
         file.unlink()
     with pytest.raises(DatasetError, match=r"every episode of .* holds frames that cannot be read"):
@@ -227,13 +230,13 @@ def test_nothing_is_left(tmp_path: Path) -> None:
 
 
 def test_several_cameras(tmp_path: Path) -> None:
-    store = record(tmp_path / "demos.zarr", PICTURES, LENGTHS)
+    store = record(tmp_path / "demos.zarr", IMAGES, LENGTHS)
     fields = {"image": FIELDS["image"], "again": FIELDS["image"]}
-    both = Store(store.path, store.root, sources={"again": "image"})
-    frames = load_frames(both, fields, FrameCacheOptions("disk", tmp_path / "cache"), say=None)
+    renamed = Store(store.path, store.root, sources={"again": "image"})
+    cache = load_image_cache(renamed, fields, ImageCacheOptions("disk", tmp_path / "cache"), say=None)
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 1  # the same data
     for key in fields:
-        np.testing.assert_array_equal(frames.arrays[key], PICTURES)
+        np.testing.assert_array_equal(cache.arrays[key], IMAGES)
 
 
 # Memory.
@@ -243,16 +246,16 @@ def test_private_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
     """Reading every frame of 45 MB and of 450 MB, in batches, from a map whose pages are given back."""
     grown = []
     for number, frames in enumerate((1600, 16000)):
-        pictures = np.broadcast_to(smooth_pictures(1, (96, 98))[:, :, :98], (frames, 96, 98, 3))
-        store = record(tmp_path / f"{number}.zarr", pictures, [100] * (frames // 100))
+        images = np.broadcast_to(smooth_images(1, (96, 98))[:, :, :98], (frames, 96, 98, 3))
+        store = record(tmp_path / f"{number}.zarr", images, [100] * (frames // 100))
         assert store.observation_spec is not None
-        options = FrameCacheOptions("disk", tmp_path / "cache")
-        pictures_of = load_pictures(store, store.observation_spec, options, say=None)
-        assert pictures_of is not None
+        options = ImageCacheOptions("disk", tmp_path / "cache")
+        tensors = load_image_tensors(store, store.observation_spec, options, say=None)
+        assert tensors is not None
         before, order = psutil.Process().memory_full_info().uss, torch.randperm(frames)
         highest = before
         for rows in order.view(-1, 64):
-            assert pictures_of.read("image", rows[:, None], None).shape == (len(rows), 1, 96, 98, 3)
+            assert tensors.read("image", rows[:, None], None).shape == (len(rows), 1, 96, 98, 3)
             highest = max(highest, psutil.Process().memory_full_info().uss)
         grown.append(highest - before)
     assert max(grown) < 300e6

@@ -28,15 +28,15 @@ def hold(env: PickPlace, opening: float = 0.07) -> np.ndarray:
     return np.append(env.joint_targets(), opening)
 
 
-def is_yellow(picture: np.ndarray) -> np.ndarray:
+def is_yellow(image: np.ndarray) -> np.ndarray:
     """Where the cube is: (height, width), bool."""
-    red, green, blue = np.moveaxis(picture.astype(int), -1, 0)
+    red, green, blue = np.moveaxis(image.astype(int), -1, 0)
     return np.asarray((red > 110) & (red > green + 15) & (green > blue + 50))
 
 
 def test_what_is_seen_does_not_tell_where_the_cube_is(seeing: PickPlace) -> None:
     spec = seeing.observation_spec
-    assert {key: field.camera for key, field in spec.pictures.items()} == {
+    assert {key: field.camera for key, field in spec.images.items()} == {
         "front_image": "front",
         "wrist_image": "wrist",
     }
