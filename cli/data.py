@@ -80,6 +80,8 @@ def _print_specs(console: Console, store: Store) -> None:
     console.print(table)
     table = Table("action", "unit", "frame", "reference", "rotation", "low", "high")
     for one in store.action_spec.dimensions:
-        table.add_row(one.name, one.unit, one.frame, one.reference, one.rotation or "", f"{one.low}", f"{one.high}")
+        table.add_row(
+            one.name, one.unit, one.coordinate_frame, one.reference, one.rotation or "", f"{one.low}", f"{one.high}"
+        )
     console.print(table)
     console.print(f"commanded at {store.action_spec.control_hz:g} Hz")

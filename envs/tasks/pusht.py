@@ -79,7 +79,8 @@ OBSERVATION_SPECS = {
 }
 ACTION_SPEC = ActionSpec(
     tuple(
-        ActionDimension(name, unit="px", frame="world", low=0.0, high=PLANE_SIZE) for name in ("target_x", "target_y")
+        ActionDimension(name, unit="px", coordinate_frame="world", low=0.0, high=PLANE_SIZE)
+        for name in ("target_x", "target_y")
     ),
     control_hz=CONTROL_HZ,
 )

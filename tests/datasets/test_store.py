@@ -1,4 +1,4 @@
-"""Stores: what was recorded comes back, others' stores are read, and whatever is damaged is named."""
+"""Stores: recordings come back, foreign stores are read, and damage is named."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ ENDS = np.cumsum(LENGTHS)
 
 
 def frames(key: str, length: int = FRAMES) -> np.ndarray:
-    """Values that tell frames and columns apart."""
+    """Values that differ between frames and columns."""
     shape = {"state": (3,), "image": (4, 4, 3), "action": (2,)}[key]
     values = np.arange(1, 1 + length * int(np.prod(shape))).reshape(length, *shape)
     return (values % 251).astype(np.uint8) if key == "image" else values.astype(np.float32)
 
 
 def write_others(path: Path, zarr_format: Any, *, ends: Any = ENDS, **arrays: np.ndarray) -> Path:
-    """A store as diffusion_policy writes them, in chunks of 4 frames, with zarr alone."""
+    """A store as diffusion_policy writes them, in chunks of 4 frames, with only zarr."""
     root = zarr.open_group(path, mode="w", zarr_format=zarr_format)
     for name, values in ({"state": frames("state"), "action": frames("action")} | arrays).items():
         root.create_array(f"data/{name}", data=values, chunks=(4, *values.shape[1:]))
@@ -64,11 +64,21 @@ def chunk_files(path: Path, name: str) -> list[Path]:
 each_format = pytest.mark.parametrize("zarr_format", [2, 3])
 
 
-# The stores of others.
+def test_a_store_recorded_with_the_old_name_of_the_coordinate_frame_is_read(tmp_path: Path) -> None:
+    path = record(tmp_path / "demos.zarr")
+    root = zarr.open_group(path, mode="r+")
+    attributes: Any = root.attrs["flowchunk"]
+    for dimension in attributes["action_spec"]["dimensions"]:
+        dimension["frame"] = dimension.pop("coordinate_frame")
+    root.attrs["flowchunk"] = attributes
+    assert Store.open(path).action_spec == ACTIONS
+
+
+# Foreign stores.
 
 
 @each_format
-def test_stores_of_others_are_read(tmp_path: Path, zarr_format: int) -> None:
+def test_foreign_stores_are_read(tmp_path: Path, zarr_format: int) -> None:
     store = Store.open(write_others(tmp_path / "demos.zarr", zarr_format, image=frames("image")))
     assert store.num_frames == FRAMES
     assert store.keys == ("action", "image", "state")

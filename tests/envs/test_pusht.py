@@ -224,7 +224,7 @@ def test_specs_describe_the_spaces() -> None:
         shapes = {key: field.shape for key, field in env.observation_spec.fields.items()}
         assert shapes == {key: space.shape for key, space in env.observation_space.items()}
     assert PushT().observation_spec.fields["state"].wraps == (4,)
-    assert [(d.name, d.unit, d.frame, d.reference, d.low, d.high) for d in env.action_spec.dimensions] == [
+    assert [(d.name, d.unit, d.coordinate_frame, d.reference, d.low, d.high) for d in env.action_spec.dimensions] == [
         ("target_x", "px", "world", "absolute", 0, 512),
         ("target_y", "px", "world", "absolute", 0, 512),
     ]
