@@ -138,6 +138,11 @@ class ActionSpec:
         """D, the number of values in one action."""
         return len(self.dimensions)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the dimensions."""
+        return tuple(dimension.name for dimension in self.dimensions)
+
     def to_json(self) -> dict[str, Any]:
         """A value that ``json.dumps`` accepts and ``from_json`` turns back into an equal spec."""
         return asdict(self)
@@ -156,8 +161,8 @@ def require_same_actions(expected: ActionSpec, got: ActionSpec, *, expected_by: 
     """Raise SpecMismatchError with the first dimension that differs, unless both specs are equal."""
     if expected.size != got.size:
         raise SpecMismatchError(
-            f"{expected_by} has {expected.size} action dimensions {_names(expected)}, "
-            f"but {got_from} has {got.size} {_names(got)}; use a task and a data set that belong together"
+            f"{expected_by} has {expected.size} action dimensions {list(expected.names)}, "
+            f"but {got_from} has {got.size} {list(got.names)}; use a task and a data set that belong together"
         )
     for wanted, found in zip(expected.dimensions, got.dimensions, strict=True):
         if wanted != found:
@@ -191,10 +196,6 @@ def _difference(expected: Any, got: Any, expected_by: str, got_from: str) -> str
         place = next(place for place, (a, b) in enumerate(zip(wanted, found, strict=True)) if a != b)
         name, wanted, found = f"{name}[{place}]", wanted[place], found[place]
     return f"{expected_by} has {name}={wanted!r}, but {got_from} has {name}={found!r}"
-
-
-def _names(spec: ActionSpec) -> list[str]:
-    return [dimension.name for dimension in spec.dimensions]
 
 
 def _field_from_json(value: Mapping[str, Any]) -> ObservationField:

@@ -1,4 +1,4 @@
-"""Act: tasks in MuJoCo, receding-horizon execution and rollouts. Importing this registers the Gymnasium ids."""
+"""Tasks in MuJoCo, receding-horizon execution and rollouts. Importing this registers the Gymnasium ids."""
 
 import os
 

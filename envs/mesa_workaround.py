@@ -1,6 +1,6 @@
-"""Mesa's software renderer and triton, which torch's optimisers load, each bring an LLVM of their own.
+"""Mesa's software renderer and triton, which torch's optimizers load, each contain their own copy of LLVM.
 
-Loaded after Mesa, triton crashes the process; before it, both work.
+If triton is loaded after Mesa, the process crashes; if it is loaded before, both work.
 """
 
 import importlib
@@ -9,7 +9,7 @@ from contextlib import suppress
 
 
 def load_triton_before_mesa() -> None:
-    """Load triton, if it is installed, unless it is too late: where OSMesa is loaded already."""
+    """Load triton if it is installed, unless OSMesa is loaded already and it is too late."""
     if "mujoco.osmesa" not in sys.modules:
         with suppress(ImportError):
             importlib.import_module("triton")

@@ -64,19 +64,15 @@ def sample_chunks(
     start, goal, obstacle, radius = _parts(condition)
     along, left = _axes(start, goal)
     distance = np.linalg.norm(goal - start, axis=1, keepdims=True)
-    fraction = (
-        np.sum((obstacle - start) * along, axis=1, keepdims=True) / distance
-    )  # (n, 1): the obstacle's position along the line
+    fraction = np.sum((obstacle - start) * along, axis=1, keepdims=True) / distance  # (n, 1): the obstacle's position
     off_line = np.sum((obstacle - start) * left, axis=1, keepdims=True)
     side = np.where(pass_left, 1.0, -1.0)[:, None]
 
     time = np.linspace(0, 1, horizon)
-    progress = time + rng.uniform(-SPEED_VARIATION, SPEED_VARIATION, (n, 1)) * np.sin(2 * np.pi * time) / (
-        2 * np.pi
-    )  # (n, H), 0 to 1
-    bulge = np.sin(
-        np.pi / 2 * np.minimum(progress / fraction, (1 - progress) / (1 - fraction))
-    )  # 1 beside the obstacle
+    variation = rng.uniform(-SPEED_VARIATION, SPEED_VARIATION, (n, 1))
+    progress = time + variation * np.sin(2 * np.pi * time) / (2 * np.pi)  # (n, H), 0 to 1
+    nearness = np.minimum(progress / fraction, (1 - progress) / (1 - fraction))  # 1 beside the obstacle
+    bulge = np.sin(np.pi / 2 * nearness)
     beside = off_line + side * (radius + rng.uniform(*CLEARANCE, (n, 1)))
     wiggle = rng.uniform(-WIGGLE, WIGGLE, (n, 1)) * np.sin(2 * np.pi * progress)
     sideways = beside * bulge + wiggle

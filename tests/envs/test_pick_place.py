@@ -115,7 +115,7 @@ def test_observation_holds_the_named_quantities(env: PickPlace) -> None:
     ],
 )
 def test_unknown_options_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+    with pytest.raises(ConfigurationError, match=f"{next(iter(wrong))}: expected .*, got "):
         PickPlace(**wrong)
 
 
@@ -155,7 +155,7 @@ def test_reset_at_a_given_pose(env: PickPlace) -> None:
     ],
 )
 def test_invalid_reset_options_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match="cube_pose"):
+    with pytest.raises(ConfigurationError, match=r"options.*: expected .*, got "):
         PickPlace().reset(options=options)
 
 
@@ -176,14 +176,14 @@ def test_same_seed_and_actions_give_the_same_bits(env: PickPlace) -> None:
 def test_wrong_actions_are_refused(env: PickPlace) -> None:
     size = env.action_spec.size
     for action in (np.zeros(size + 1), np.zeros((1, size)), np.full(size, np.nan), np.full(size, np.inf)):
-        with pytest.raises(SimulationError, match=f"expected an action of {size} finite numbers"):
+        with pytest.raises(SimulationError, match=f"action: expected {size} finite numbers"):
             env.step(action)
 
 
 def test_a_pose_without_a_rotation_is_refused() -> None:
     env = PickPlace(action="end_effector_pose")
     env.reset(seed=0)
-    with pytest.raises(SimulationError, match="no rotation"):
+    with pytest.raises(SimulationError, match=r"action: expected a rotation in action\[3:9\], got "):
         env.step(np.zeros(10))
 
 
@@ -328,5 +328,5 @@ def test_pixels_grow_to_the_right_and_down() -> None:
 
 
 def test_drawing_needs_a_render_mode(env: PickPlace) -> None:
-    with pytest.raises(SimulationError, match="render_mode"):
+    with pytest.raises(SimulationError, match="expected render_mode='rgb_array', got None"):
         env.render()

@@ -163,7 +163,7 @@ def test_gymnasiums_own_vector_of_forked_environments_is_an_error(contexts: dict
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
-    assert "make environments in spawned processes" in done.stderr
+    assert "create environments in spawned processes" in done.stderr
 
 
 def test_closing_in_another_thread_is_an_error_and_may_be_done_again(contexts: dict[Any, Any]) -> None:
@@ -180,7 +180,7 @@ def test_closing_in_another_thread_is_an_error_and_may_be_done_again(contexts: d
     thread = threading.Thread(target=close)
     thread.start()
     thread.join()
-    assert not outcome or "in the thread that made it" in str(outcome[0]), "some drivers allow it"
+    assert not outcome or "in the thread that created it" in str(outcome[0]), "some drivers allow it"
     env.close()
     assert contexts == {}
 
