@@ -20,6 +20,7 @@ import numpy as np
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
 from flowchunk.datasets.image_cache_file import ImageCacheFile, decode_images, find_cache_file
 from flowchunk.datasets.image_reader import ImageReader, report_dropped_episodes
+from flowchunk.datasets.shape_repr import shape_repr
 from flowchunk.datasets.specs import ObservationField
 from flowchunk.datasets.store import Store
 
@@ -84,8 +85,10 @@ class ImageCache:
     arrays: Mapping[str, np.ndarray]
     place: str
     dropped: Mapping[int, str]
-    maps: tuple[mmap.mmap, ...] = ()
+    maps: tuple[mmap.mmap, ...] = field(default=(), repr=False)
     _resident: int = field(default_factory=lambda: _file_backed_memory(), repr=False)
+
+    __repr__ = shape_repr
 
     def release_pages(self) -> None:
         """Unmap the pages that were read once there are many, so that memory does not grow; call it after reading.

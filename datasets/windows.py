@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from flowchunk.datasets.image_cache import DeviceMemory, ImageCache, ImageCacheOptions, Say, Write, load_image_cache
+from flowchunk.datasets.shape_repr import shape_repr
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.datasets.store import ACTION, Store
 from flowchunk.datasets.symmetry import ImageTransform, Symmetry
@@ -34,6 +35,8 @@ class ImageTensors:
 
     tensors: Mapping[str, Tensor]
     cache: ImageCache
+
+    __repr__ = shape_repr
 
     @property
     def in_memory(self) -> tuple[Tensor, ...]:
@@ -77,6 +80,8 @@ class Windows:
     images: ImageTensors | None = None
     image_transforms: Mapping[str, ImageTransform] = field(default_factory=dict)
     rest: Tensor | None = None
+
+    __repr__ = shape_repr
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.shape_repr import shape_repr
 
 LINKS = (0.4, 0.3, 0.15)  # meters: upper arm, forearm, hand
 ELBOW_BEND = (0.35, np.pi - 0.35)  # rad, range of sampled elbow angles: keeps the two solutions apart
@@ -23,6 +24,8 @@ class ArmPoses:
 
     condition: np.ndarray
     angles: np.ndarray
+
+    __repr__ = shape_repr
 
 
 def sample_arm_poses(n: int, rng: np.random.Generator) -> ArmPoses:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
+from flowchunk.datasets.shape_repr import shape_repr
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L")
@@ -30,6 +31,8 @@ class ImageDataset:
     images: np.ndarray
     labels: np.ndarray | None
     label_names: tuple[str, ...]
+
+    __repr__ = shape_repr
 
 
 def load_image_dataset(source: str, *, size: int | None = None, invert: bool = False) -> ImageDataset:

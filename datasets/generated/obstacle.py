@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.shape_repr import shape_repr
 
 CONDITION = ("start_x", "start_y", "goal_x", "goal_y", "obstacle_x", "obstacle_y", "radius")
 MIN_HORIZON = 8  # with fewer points, the straight lines between them would cut the obstacle
@@ -27,6 +28,8 @@ class ObstacleChunks:
 
     condition: np.ndarray
     chunks: np.ndarray
+
+    __repr__ = shape_repr
 
 
 def sample_obstacle_chunks(n: int, rng: np.random.Generator, *, horizon: int = 16) -> ObstacleChunks:

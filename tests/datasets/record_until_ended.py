@@ -1,4 +1,4 @@
-"""Records images to the path that it is given until it is ended; prints the number of each episode when it is added."""
+"""Records images to the given path until the process is ended; prints the number of each episode after adding it."""
 
 import itertools
 import sys

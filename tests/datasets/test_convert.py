@@ -12,7 +12,7 @@ import zarr
 from flowchunk.datasets.convert import convert
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
 from flowchunk.datasets.store import Store
-from tests.datasets.image_stores import ACTIONS, OBSERVATIONS, chunk_files, open_others, smooth_images, write_others
+from tests.datasets.image_stores import ACTIONS, OBSERVATIONS, chunk_files, open_foreign, smooth_images, write_foreign
 
 LENGTHS = (30, 10, 40)
 IMAGES = smooth_images(80)
@@ -20,7 +20,7 @@ IMAGES = smooth_images(80)
 
 @pytest.fixture
 def source(tmp_path: Path) -> Store:
-    return write_others(tmp_path / "others.zarr", IMAGES.astype(np.float32), LENGTHS)
+    return write_foreign(tmp_path / "foreign.zarr", IMAGES.astype(np.float32), LENGTHS)
 
 
 def run(source: Store, out: Path, **options: Any) -> tuple[Store, str]:
@@ -51,7 +51,7 @@ def test_what_was_converted_can_be_converted_again(source: Store, tmp_path: Path
 
 def test_damaged_episodes_are_left_out_and_named(source: Store, tmp_path: Path) -> None:
     chunk_files(source, "img")[8].unlink()
-    source = open_others(source.path)
+    source = open_foreign(source.path)
     with pytest.raises(DatasetError, match=r"episode 1, frame 2 of data/img .*--skip-corrupt"):
         run(source, tmp_path / "ours.zarr")
     assert not (tmp_path / "ours.zarr").exists()
@@ -65,14 +65,14 @@ def test_nothing_is_left(source: Store, tmp_path: Path) -> None:
     for file in chunk_files(source, "img"):
         file.unlink()
     with pytest.raises(DatasetError, match=r"every episode of .* holds frames that cannot be read"):
-        run(open_others(source.path), tmp_path / "ours.zarr", skip_corrupt=True)
+        run(open_foreign(source.path), tmp_path / "ours.zarr", skip_corrupt=True)
     assert not (tmp_path / "ours.zarr").exists()
 
 
 def test_numbers_that_are_not_finite_are_named(source: Store, tmp_path: Path) -> None:
     zarr.open_array(source.path, path="data/state", mode="r+")[41, 0] = np.nan
     with pytest.raises(DatasetError, match=r"data/position .* NaN or infinity, first in episode 2, frame 1"):
-        run(open_others(source.path), tmp_path / "ours.zarr")
+        run(open_foreign(source.path), tmp_path / "ours.zarr")
     assert not (tmp_path / "ours.zarr").exists()
 
 

@@ -19,7 +19,7 @@ from flowchunk.datasets.image_cache import DeviceMemory, ImageCacheOptions, Writ
 from flowchunk.datasets.store import Store
 from flowchunk.datasets.windows import load_image_tensors
 from tests.datasets.image_caches import FIELDS, IMAGES, LENGTHS, NBYTES, change_a_frame, load, messages
-from tests.datasets.image_stores import chunk_files, open_others, record, smooth_images, write_others
+from tests.datasets.image_stores import chunk_files, open_foreign, record, smooth_images, write_foreign
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_the_images_are_those_of_the_store(store: Store, tmp_path: Path, mode: s
 
 
 def test_a_foreign_store_gives_the_same_images(tmp_path: Path) -> None:
-    others = write_others(tmp_path / "others.zarr", IMAGES.astype(np.float32), LENGTHS)
+    others = write_foreign(tmp_path / "foreign.zarr", IMAGES.astype(np.float32), LENGTHS)
     np.testing.assert_array_equal(load(others, tmp_path / "cache").arrays["image"], IMAGES)
 
 
@@ -189,11 +189,11 @@ def test_memory_is_known_here() -> None:
 @pytest.fixture
 def damaged(tmp_path: Path) -> Store:
     """Frames 12 to 15 and 32 to 35 are lost, so are episodes 0 and 1."""
-    store = write_others(tmp_path / "damaged.zarr", IMAGES.astype(np.float32), LENGTHS)
+    store = write_foreign(tmp_path / "damaged.zarr", IMAGES.astype(np.float32), LENGTHS)
     files = chunk_files(store, "img")
     files[3].unlink()
     files[8].write_bytes(b"")
-    return open_others(store.path)
+    return open_foreign(store.path)
 
 
 @pytest.mark.parametrize("mode", ["disk", "ram"])

@@ -22,7 +22,7 @@ from flowchunk.datasets.image_cache_file import ImageCacheFile
 from flowchunk.datasets.image_reader import ImageReader
 from flowchunk.datasets.store import Store
 from tests.datasets.image_caches import FIELDS, IMAGES, LENGTHS, NBYTES, change_a_frame, is_new, load, messages
-from tests.datasets.image_stores import chunk_files, record, smooth_images, write_others
+from tests.datasets.image_stores import chunk_files, record, smooth_images, write_foreign
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_other_data_are_not(store: Store, tmp_path: Path, change: Callable[[Stor
 
 def test_other_columns_of_the_same_array_are_other_images(tmp_path: Path) -> None:
     images = smooth_images(20, (12, 8))
-    path = write_others(tmp_path / "others.zarr", images.astype(np.float32), [20]).path
+    path = write_foreign(tmp_path / "foreign.zarr", images.astype(np.float32), [20]).path
     for rows in (slice(2, 8), slice(4, 10)):
         part = Store.open(path, sources={"image": f"img[{rows.start}:{rows.stop}]"})
         np.testing.assert_array_equal(load(part, tmp_path / "cache").arrays["image"], images[:, rows])

@@ -1,4 +1,4 @@
-"""Images of any store: what is recognised, what is refused, and which frames are named when files are damaged."""
+"""Images of any store: what is read, what is refused, and which frames are reported when files are damaged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.image_reader import ImageReader
 from flowchunk.datasets.specs import ObservationField
 from flowchunk.datasets.store import Store
-from tests.datasets.image_stores import OBSERVATIONS, chunk_files, open_others, record, smooth_images, write_others
+from tests.datasets.image_stores import OBSERVATIONS, chunk_files, open_foreign, record, smooth_images, write_foreign
 
 FIELD = OBSERVATIONS.fields["image"]
 LENGTHS = (30, 10, 40)
@@ -31,22 +31,24 @@ def find(store: Store, field: ObservationField = FIELD) -> ImageReader:
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @given(start=st.integers(0, 20), stop=st.integers(0, 20))
 @settings(max_examples=6, deadline=None)
-def test_floats_with_whole_numbers_are_images(
+def test_floats_that_are_integers_are_images(
     tmp_path_factory: pytest.TempPathFactory, dtype: Any, zarr_format: int, start: int, stop: int
 ) -> None:
-    path = tmp_path_factory.getbasetemp() / f"others_{np.dtype(dtype)}_{zarr_format}.zarr"
+    path = tmp_path_factory.getbasetemp() / f"foreign_{np.dtype(dtype)}_{zarr_format}.zarr"
     images = smooth_images(20)
     store = (
-        open_others(path) if path.exists() else write_others(path, images.astype(dtype), [20], zarr_format=zarr_format)
+        open_foreign(path)
+        if path.exists()
+        else write_foreign(path, images.astype(dtype), [20], zarr_format=zarr_format)
     )
     start, stop = min(start, stop), max(start, stop)
-    frames = find(store).read(start, stop)
-    assert frames.dtype == np.uint8
-    np.testing.assert_array_equal(frames, images[start:stop])
+    read = find(store).read(start, stop)
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, images[start:stop])
 
 
 def test_a_part_of_the_rows_of_pixels(tmp_path: Path) -> None:
-    write_others(tmp_path / "demos.zarr", smooth_images(8), [8])
+    write_foreign(tmp_path / "demos.zarr", smooth_images(8), [8])
     store = Store.open(tmp_path / "demos.zarr", sources={"image": "img[:2]"})
     top = find(store, ObservationField((2, 8, 3), camera="front"))
     np.testing.assert_array_equal(top.read(0, 8), smooth_images(8)[:, :2])
@@ -61,11 +63,11 @@ def test_the_frames_of_the_human_demonstrations() -> None:
     np.testing.assert_array_equal(frames, store.read("image", 1000, 1200))
 
 
-# What is no image of the specification.
+# Arrays that do not match the specification.
 
 
 def test_a_camera_that_is_missing(tmp_path: Path) -> None:
-    write_others(tmp_path / "demos.zarr", smooth_images(8), [8])
+    write_foreign(tmp_path / "demos.zarr", smooth_images(8), [8])
     store = Store.open(tmp_path / "demos.zarr", sources={"image": "wrist"})
     with pytest.raises(
         DatasetError, match=r"camera 'front' is missing: .* no array data/wrist \(wanted for 'image'\), only .*'img'"
@@ -85,14 +87,14 @@ def test_a_camera_that_is_missing(tmp_path: Path) -> None:
     ],
 )
 def test_another_size_or_channel_order(tmp_path: Path, shape: tuple[int, ...], message: str) -> None:
-    store = write_others(tmp_path / "demos.zarr", np.zeros((8, *shape), np.uint8), [8])
+    store = write_foreign(tmp_path / "demos.zarr", np.zeros((8, *shape), np.uint8), [8])
     with pytest.raises(DatasetError, match=f"data/img in .* {message}"):
         find(store)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int8, np.int64, np.bool_])
 def test_another_type(tmp_path: Path, dtype: Any) -> None:
-    store = write_others(tmp_path / "demos.zarr", np.zeros((8, *FIELD.shape), dtype), [8])
+    store = write_foreign(tmp_path / "demos.zarr", np.zeros((8, *FIELD.shape), dtype), [8])
     with pytest.raises(
         DatasetError, match=f"data/img in .* holds {np.dtype(dtype)}, but images are uint8 from 0 to 255"
     ):
@@ -115,22 +117,22 @@ def test_another_range_of_values(tmp_path: Path, change: Callable[[np.ndarray], 
     images[7:] = change(images[7:])
     if "no value" in message:
         images = change(images)
-    store = write_others(tmp_path / "demos.zarr", images, [5, 7])
+    store = write_foreign(tmp_path / "demos.zarr", images, [5, 7])
     place = "episode 0, frame 0" if "no value" in message else "episode 1, frame 2"
     with pytest.raises(DatasetError, match=f"{place} of data/img in .* {message}"):
         find(store).read(0, 12)
 
 
 def test_black_floats_are_images(tmp_path: Path) -> None:
-    store = write_others(tmp_path / "demos.zarr", np.zeros((8, *FIELD.shape), np.float32), [8], zarr_format=3)
+    store = write_foreign(tmp_path / "demos.zarr", np.zeros((8, *FIELD.shape), np.float32), [8], zarr_format=3)
     np.testing.assert_array_equal(find(store).read(0, 8), 0)
 
 
 @pytest.mark.parametrize("dark", [slice(0, 4), slice(4, 8)])
-def test_a_block_of_zeros_and_ones_is_dark_where_other_blocks_are_brighter(tmp_path: Path, dark: slice) -> None:
+def test_a_block_of_zeros_and_ones_is_dark_if_other_blocks_are_brighter(tmp_path: Path, dark: slice) -> None:
     images = smooth_images(8).astype(np.float32)
     images[dark] = images[dark] > 100
-    store = write_others(tmp_path / "demos.zarr", images, [5, 3])
+    store = write_foreign(tmp_path / "demos.zarr", images, [5, 3])
     source = find(store)
     for rows in (dark, slice(0, 8)):
         np.testing.assert_array_equal(source.read(rows.start, rows.stop), images[rows])
@@ -206,7 +208,7 @@ def test_no_flipped_byte_goes_unnoticed(tmp_path_factory: pytest.TempPathFactory
 
 
 def test_a_chunk_that_is_missing_in_its_shard_is_damage_and_not_black(tmp_path: Path) -> None:
-    """zarr leaves out a chunk of zeros where it is not told otherwise, and reads what is left out as zeros."""
+    """By default, zarr leaves out a chunk of zeros, and reads a missing chunk as zeros."""
     store = record(tmp_path / "demos.zarr", smooth_images(80), LENGTHS)
     zarr.open_array(store.path, path="data/image", mode="r+")[32:48] = 0
     source = find(Store.open(store.path))
@@ -219,11 +221,11 @@ def test_a_chunk_that_is_missing_in_its_shard_is_damage_and_not_black(tmp_path: 
 
 
 @pytest.mark.parametrize("harm", [cut, delete, empty])
-def test_a_damaged_chunk_of_others(tmp_path: Path, harm: Callable[[Path, int], None]) -> None:
+def test_a_damaged_chunk_of_a_foreign_store(tmp_path: Path, harm: Callable[[Path, int], None]) -> None:
     images = smooth_images(80)
-    store = write_others(tmp_path / "demos.zarr", images.astype(np.float32), LENGTHS)
+    store = write_foreign(tmp_path / "demos.zarr", images.astype(np.float32), LENGTHS)
     harm(chunk_files(store, "img")[8], 0)  # frames 32 to 35
-    source = find(open_others(store.path))
+    source = find(open_foreign(store.path))
     with pytest.raises(DatasetError, match=r"episode 1, frame 2 of data/img in .* cannot be read"):
         source.read(0, 80)
     frames, damaged = source.read_undamaged(0, 80)

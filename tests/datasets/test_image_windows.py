@@ -18,7 +18,7 @@ from flowchunk.datasets.specs import ObservationField, ObservationSpec
 from flowchunk.datasets.store import Store
 from flowchunk.datasets.symmetry import IMAGE_TRANSFORMS, Symmetry, ValueTransform
 from flowchunk.datasets.windows import Windows, load_image_tensors, load_windows, memory_bytes, transform_images
-from tests.datasets.image_stores import ACTIONS, chunk_files, open_others, record, smooth_images, write_others
+from tests.datasets.image_stores import ACTIONS, chunk_files, open_foreign, record, smooth_images, write_foreign
 
 LENGTHS = (30, 10, 40)
 IMAGES = smooth_images(80, (8, 8))
@@ -77,7 +77,7 @@ def test_transformed_images_follow_the_recorded_frames(tmp_path: Path, name: str
     recorded, transformed = batch["observation.image"][order < 70], batch["observation.image"][order >= 70]
     torch.testing.assert_close(recorded, plain["observation.image"][order[order < 70]])
     expected = plain["observation.image"][order[order >= 70] - 70]
-    x, y = (3, 2)  # a batch's axes: window, step, row, column, colour
+    x, y = (3, 2)  # a batch's axes: window, step, row, column, channel
     by_name = {
         "flip_x": expected.flip(x),
         "flip_y": expected.flip(y),
@@ -89,11 +89,11 @@ def test_transformed_images_follow_the_recorded_frames(tmp_path: Path, name: str
 
 
 def numbered(height: int, width: int) -> torch.Tensor:
-    """An image (1, H, W, 1) whose pixels hold their own numbers."""
+    """An image (1, H, W, 1) whose pixels are numbered."""
     return torch.arange(height * width).reshape(1, height, width, 1)
 
 
-def test_the_anti_transpose_moves_each_pixel_as_it_says() -> None:
+def test_the_anti_transpose_moves_each_pixel_to_its_documented_place() -> None:
     height = width = 5
     image = transform_images(numbered(height, width), IMAGE_TRANSFORMS["anti_transpose"])[0, ..., 0]
     for row in range(height):
@@ -140,14 +140,14 @@ def test_an_image_that_is_not_square_may_be_flipped() -> None:
     assert symmetry.image_transforms == {"image": IMAGE_TRANSFORMS["flip_x"]}
 
 
-def test_dropped_episodes_leave_all_windows(tmp_path: Path) -> None:
+def test_dropped_episodes_have_no_windows(tmp_path: Path) -> None:
     path = tmp_path / "demos.zarr"
-    chunk_files(write_others(path, IMAGES.astype(np.float32), LENGTHS), "img")[8].unlink()  # episode 1
+    chunk_files(write_foreign(path, IMAGES.astype(np.float32), LENGTHS), "img")[8].unlink()  # episode 1
     spec = ObservationSpec({"position": ObservationField((2,)), "image": ObservationField((8, 8, 3), camera="front")})
     with pytest.raises(DatasetError, match="episode 1, frame 2"):
-        load(open_others(path), tmp_path / "cache", spec=spec)
+        load(open_foreign(path), tmp_path / "cache", spec=spec)
     for episodes, left in (([0, 1, 2], 70), ([1], 0), ([2], 40)):
-        assert len(load(open_others(path), tmp_path / "cache", episodes, spec=spec, skip_corrupt=True)) == left
+        assert len(load(open_foreign(path), tmp_path / "cache", episodes, spec=spec, skip_corrupt=True)) == left
 
 
 def test_bytes_are_those_in_memory_and_count_once(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_bytes_are_those_in_memory_and_count_once(tmp_path: Path) -> None:
     assert memory_bytes(in_memory, other) == 2 * values + IMAGES.nbytes
 
 
-def test_without_options_they_are_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_default_images_are_cached_in_the_users_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     store = record(tmp_path / "demos.zarr", IMAGES, LENGTHS)
     windows = load_windows(store, spec_of(store), ACTIONS, episodes=[0], observation_steps=1, horizon=1)
@@ -184,7 +184,7 @@ MIRROR = ValueTransform((1, 0, 3, 2, 4), (-1.0,) * 5, (512.0, 512.0, 512.0, 512.
 
 @pytest.mark.skipif(not PUSHT.exists(), reason=f"needs {PUSHT}")
 def test_the_mirrored_image_is_that_of_the_mirrored_state() -> None:
-    """A recorded frame in the mirror, against the environment's drawing of the mirrored state."""
+    """A recorded image, mirrored, against the environment's rendering of the mirrored state."""
     store = Store.open(PUSHT)
     transform = IMAGE_TRANSFORMS["anti_transpose"]
     env = gymnasium.make("flowchunk.envs:flowchunk/PushT-v1", render_mode="rgb_array", render_size=96)
