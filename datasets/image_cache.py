@@ -226,15 +226,15 @@ def _on_disk(
 
 
 def _write_blocks(source: ImageReader, options: ImageCacheOptions, write: Write, *, visible: bool) -> dict[int, str]:
-    """Decode into what ``write`` writes to; returns {frame: what is wrong}."""
+    """Decode the source, passing each block to ``write``; returns {frame: what is wrong}."""
     written = 0
 
-    def take(block: np.ndarray) -> None:
+    def write_next(block: np.ndarray) -> None:
         nonlocal written
         write(written, block)
         written += len(block)
 
-    return decode_images(source, take, skip_corrupt=options.skip_corrupt, visible=visible)
+    return decode_images(source, write_next, skip_corrupt=options.skip_corrupt, visible=visible)
 
 
 def _allocate(arrays: dict[str, np.ndarray], key: str, shape: tuple[int, ...]) -> Write:

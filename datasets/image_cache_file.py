@@ -148,9 +148,9 @@ def _hash(source: ImageReader, files: list[Path], part: bytes, *, visible: bool)
 
 
 def decode_images(
-    source: ImageReader, take: Callable[[np.ndarray], object], *, skip_corrupt: bool, visible: bool
+    source: ImageReader, write: Callable[[np.ndarray], object], *, skip_corrupt: bool, visible: bool
 ) -> dict[int, str]:
-    """Pass all images to ``take`` in order, in blocks of uint8 (n, H, W, 3); returns {frame: what is wrong}.
+    """Pass all images to ``write`` in order, in blocks of uint8 (n, H, W, 3); returns {frame: what is wrong}.
 
     Damaged images are black if ``skip_corrupt``; otherwise raises DatasetError for the first of them.
     """
@@ -164,7 +164,7 @@ def decode_images(
                 damaged |= lost
             else:
                 block = source.read(start, stop)
-            take(np.ascontiguousarray(block))
+            write(np.ascontiguousarray(block))
             advance(stop - start)
     return damaged
 

@@ -185,7 +185,7 @@ class Store:
         array = self.arrays[name]
         if array.shape[0] < self.num_frames:
             raise DatasetError(
-                f"data/{name} in {self.path} is truncated: {array.shape[0]} frames, but meta/episode_ends says "
+                f"data/{name} in {self.path} is truncated: it has {array.shape[0]} frames, but meta/episode_ends counts "
                 f"{self.num_frames}; restore the array or shorten meta/episode_ends"
             )
         return array, self._columns(key, columns) if bracket else None
@@ -238,8 +238,8 @@ class Store:
         rows = self.arrays[ACTION].shape[0] if ACTION in self.arrays else self.num_frames
         if rows < self.num_frames or (rows > self.num_frames and self.is_finished):
             raise DatasetError(
-                f"{self.path} does not add up: meta/episode_ends says {self.num_frames} frames, but data/action has {rows}; "
-                "one of the two is truncated"
+                f"{self.path} is inconsistent: meta/episode_ends counts {self.num_frames} frames, but data/action has "
+                f"{rows}; one of the two is truncated"
             )
 
 

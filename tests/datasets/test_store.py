@@ -297,7 +297,9 @@ def test_an_array_that_is_missing(tmp_path: Path, zarr_format: int) -> None:
 @each_format
 def test_an_array_that_is_too_short(tmp_path: Path, zarr_format: int) -> None:
     store = Store.open(write_foreign(tmp_path / "demos.zarr", zarr_format, state=frames("state", FRAMES - 2)))
-    with pytest.raises(DatasetError, match=r"data/state in .* is truncated: 23 frames, but meta/episode_ends says 25"):
+    with pytest.raises(
+        DatasetError, match=r"data/state in .* is truncated: it has 23 frames, but meta/episode_ends counts 25"
+    ):
         store.read("state", 0, 3)
 
 
@@ -305,7 +307,9 @@ def test_an_array_that_is_too_short(tmp_path: Path, zarr_format: int) -> None:
 @pytest.mark.parametrize("rows", [FRAMES - 1, FRAMES + 3])
 def test_actions_that_do_not_match_the_episodes(tmp_path: Path, zarr_format: int, rows: int) -> None:
     path = write_foreign(tmp_path / "demos.zarr", zarr_format, action=frames("action", rows))
-    with pytest.raises(DatasetError, match=f"says {FRAMES} frames, but data/action has {rows}"):
+    with pytest.raises(
+        DatasetError, match=f"is inconsistent: meta/episode_ends counts {FRAMES} frames, but data/action has {rows}"
+    ):
         Store.open(path)
 
 
