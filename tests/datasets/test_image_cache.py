@@ -46,7 +46,7 @@ def test_images_are_decoded_in_blocks(store: Store, tmp_path: Path, monkeypatch:
     np.testing.assert_array_equal(load(store, tmp_path / "cache").arrays["image"], IMAGES)
 
 
-def test_the_directory_is_that_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_directory_is_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert ImageCacheOptions().folder == tmp_path / "home" / ".cache" / "flowchunk"
@@ -55,7 +55,7 @@ def test_the_directory_is_that_of_the_user(tmp_path: Path, monkeypatch: pytest.M
     assert ImageCacheOptions(directory="~/mine").folder == tmp_path / "home" / "mine"
 
 
-# Where they fit.
+# Where the images fit.
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_no_place_at_all(store: Store, tmp_path: Path, monkeypatch: pytest.Monke
         load(store, tmp_path / "cache", "auto", limit_gb=0)
 
 
-def test_the_limit_counts_what_is_there_already(store: Store, tmp_path: Path) -> None:
+def test_the_limit_includes_existing_files(store: Store, tmp_path: Path) -> None:
     load(store, tmp_path / "cache")
     load(store, tmp_path / "cache", limit_gb=0)  # nothing new is written
     other = change_a_frame(store)
@@ -111,19 +111,19 @@ def test_a_disk_that_is_full(store: Store, tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def no_folder(tmp_path: Path) -> Path:
-    """A cache folder that cannot be made."""
+    """A cache folder that cannot be created."""
     (tmp_path / "file").write_text("in the way")
     return tmp_path / "file" / "cache"
 
 
-def test_a_folder_that_cannot_be_made_is_no_obstacle_to_memory(store: Store, no_folder: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_no_obstacle_to_memory(store: Store, no_folder: Path) -> None:
     cache = load(store, no_folder, "auto")
     assert cache.place == "ram"
     np.testing.assert_array_equal(cache.arrays["image"], IMAGES)
     assert re.search(f"cache=ram .*{re.escape(str(no_folder))} cannot be written .*; they fit", messages(cache))
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_for_the_disk(store: Store, no_folder: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error_for_the_disk(store: Store, no_folder: Path) -> None:
     with pytest.raises(DatasetError, match=r"cache=disk: no place for .*cache cannot be written .*cache_dir"):
         load(store, no_folder, "disk")
 
@@ -197,7 +197,7 @@ def damaged(tmp_path: Path) -> Store:
 
 
 @pytest.mark.parametrize("mode", ["disk", "ram"])
-def test_damage_is_an_error_that_names_the_frame(damaged: Store, tmp_path: Path, mode: str) -> None:
+def test_damage_is_an_error_with_the_frame(damaged: Store, tmp_path: Path, mode: str) -> None:
     with pytest.raises(DatasetError, match=r"episode 0, frame 12 of data/img .*3\.0\.0\.0 is missing"):
         load(damaged, tmp_path / "cache", mode)
     assert not list((tmp_path / "cache").glob("*")) if mode == "disk" else not (tmp_path / "cache").exists()
@@ -243,7 +243,7 @@ def test_several_cameras(tmp_path: Path) -> None:
 
 
 def test_private_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
-    """Reading every frame of 45 MB and of 450 MB, in batches, from a map whose pages are given back."""
+    """Reading every frame of 45 MB and of 450 MB, in batches, from a map whose pages are released."""
     grown = []
     for number, frames in enumerate((1600, 16000)):
         images = np.broadcast_to(smooth_images(1, (96, 98))[:, :, :98], (frames, 96, 98, 3))

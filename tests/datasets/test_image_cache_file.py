@@ -1,4 +1,4 @@
-"""The file of decoded images: what is found again, what is built anew, and files larger than memory."""
+"""The file of decoded images: when it is reused, when it is rebuilt, and files larger than memory."""
 
 from __future__ import annotations
 
@@ -48,32 +48,32 @@ def test_a_file_larger_than_all_memory_opens(tmp_path: Path) -> None:
     file = ImageCacheFile(tmp_path / "images.npy", (frames, *IMAGES.shape[1:]))
     with file.path.open("wb") as content:
         np.lib.format.write_array_header_1_0(content, {"descr": "|u1", "fortran_order": False, "shape": file.shape})
-        content.truncate(content.tell() + file.nbytes)  # sparse: it fills no disk
+        content.truncate(content.tell() + file.nbytes)  # sparse: occupies no disk space
     array, _ = file.open()
     assert array.shape == file.shape
     np.testing.assert_array_equal(array[-1], 0)
 
 
-# What is found again.
+# Reuse.
 
 
-def test_the_same_data_elsewhere_is_found(store: Store, tmp_path: Path) -> None:
+def test_the_same_data_at_another_path_are_found(store: Store, tmp_path: Path) -> None:
     assert is_new(load(store, tmp_path / "cache"))
     assert not is_new(load(store, tmp_path / "cache"))
     copy = shutil.copytree(store.path, tmp_path / "elsewhere" / "copy.zarr")
     assert not is_new(load(Store.open(copy), tmp_path / "cache"))
 
 
-def compress_it(store: Store) -> Store:
+def compress(store: Store) -> Store:
     return record(store.path.parent / "changed.zarr", IMAGES, LENGTHS, jpeg=95)
 
 
-def shorten_it(store: Store) -> Store:
+def shorten(store: Store) -> Store:
     return record(store.path.parent / "changed.zarr", IMAGES[:70], [30, 40])
 
 
-@pytest.mark.parametrize("change", [change_a_frame, compress_it, shorten_it])
-def test_other_data_are_not(store: Store, tmp_path: Path, change: Callable[[Store], Store]) -> None:
+@pytest.mark.parametrize("change", [change_a_frame, compress, shorten])
+def test_other_data_are_not_found(store: Store, tmp_path: Path, change: Callable[[Store], Store]) -> None:
     load(store, tmp_path / "cache")
     changed = change(store)
     cache = load(changed, tmp_path / "cache")
@@ -92,7 +92,7 @@ def test_other_columns_of_the_same_array_are_other_images(tmp_path: Path) -> Non
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that are read to be hashed."""
+    """The files that are hashed."""
     names, digest = list[str](), hashlib.file_digest
 
     def note(file: Any, name: str) -> Any:
@@ -104,7 +104,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def settle(store: Store) -> None:
-    """Wait until the files are so old that no later change can bear the same time."""
+    """Wait until the files are so old that no later change can have the same timestamp."""
     newest = max(file.stat().st_ctime for file in store.path.rglob("*"))
     time.sleep(max(0.0, newest + image_cache_file.SETTLED_S + 0.1 - time.time()))
 
@@ -121,8 +121,8 @@ def test_files_that_did_not_change_are_hashed_once(store: Store, tmp_path: Path,
     np.testing.assert_array_equal(again.arrays["image"], IMAGES)
 
 
-def test_files_that_changed_in_content_alone_are_noticed(tmp_path: Path) -> None:
-    """Of the same size as before, and with the time of the last change put back."""
+def test_files_of_which_only_the_content_changed_are_noticed(tmp_path: Path) -> None:
+    """The size is unchanged, and the time of the last modification is restored."""
     path = tmp_path / "plain.zarr"
     root = zarr.open_group(path, mode="w", zarr_format=3)
     root.create_array("data/image", data=IMAGES, chunks=(80, *IMAGES.shape[1:]), compressors=None)
@@ -139,9 +139,7 @@ def test_files_that_changed_in_content_alone_are_noticed(tmp_path: Path) -> None
     assert read[-1, -1, -1, -1] == IMAGES[-1, -1, -1, -1] ^ 1
 
 
-def test_files_that_are_still_being_changed_are_hashed_each_time(
-    store: Store, tmp_path: Path, hashed: list[str]
-) -> None:
+def test_files_that_are_still_changing_are_hashed_each_time(store: Store, tmp_path: Path, hashed: list[str]) -> None:
     future = time.time() + 3600
     for file in chunk_files(store, "image"):
         os.utime(file, (future, future))
@@ -155,20 +153,22 @@ def truncate_the_images(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
-def spoil_the_header(file: Path) -> None:
+def corrupt_the_header(file: Path) -> None:
     file.write_bytes(b"#" * file.stat().st_size)
 
 
-def lose_the_note(file: Path) -> None:
+def delete_the_note(file: Path) -> None:
     file.with_suffix(".json").unlink()
 
 
-def spoil_the_note(file: Path) -> None:
+def corrupt_the_note(file: Path) -> None:
     file.with_suffix(".json").write_text("[")
 
 
-@pytest.mark.parametrize("harm", [truncate_the_images, spoil_the_header, lose_the_note, spoil_the_note, Path.unlink])
-def test_a_file_that_is_not_whole_is_built_anew(store: Store, tmp_path: Path, harm: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    "harm", [truncate_the_images, corrupt_the_header, delete_the_note, corrupt_the_note, Path.unlink]
+)
+def test_an_incomplete_file_is_rebuilt(store: Store, tmp_path: Path, harm: Callable[[Path], None]) -> None:
     load(store, tmp_path / "cache")
     (file,) = (tmp_path / "cache").glob("*.npy")
     harm(file)
@@ -192,7 +192,7 @@ def test_an_interrupted_build_leaves_nothing(store: Store, tmp_path: Path, monke
     assert is_new(load(store, tmp_path / "cache"))
 
 
-def test_what_a_killed_build_left_is_removed_when_it_is_old(store: Store, tmp_path: Path) -> None:
+def test_old_leftovers_of_killed_builds_are_removed(store: Store, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     old, young = tmp_path / "cache" / ".a.partial", tmp_path / "cache" / ".b.partial"
     for file in (old, young):
@@ -207,8 +207,8 @@ def build_in_another_process(path: Path, folder: Path) -> None:
     load_image_cache(Store.open(path), FIELDS, ImageCacheOptions(mode="disk", directory=folder), say=None)
 
 
-def test_two_processes_at_once_do_no_harm(store: Store, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")  # quick, and nothing here holds threads that matter
+def test_two_concurrent_processes_do_no_harm(store: Store, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")  # fast, and no relevant threads are running here
     arguments = (store.path, tmp_path / "cache")
     processes = [context.Process(target=build_in_another_process, args=arguments) for _ in range(2)]
     for process in processes:

@@ -1,4 +1,4 @@
-"""Image data sets: digits, folders and archives come out as arrays, and whatever is damaged is named."""
+"""Image data sets: digits, folders and archives are read as arrays, and damage is named."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RNG = np.random.default_rng
 
 
 def save(path: Path, values: object, mode: str = "L", **options: object) -> Path:
-    """An image of one value, 6 wide and 4 high where no size is given."""
+    """An image of a single value, 6 wide and 4 high by default."""
     path.parent.mkdir(parents=True, exist_ok=True)
     size = options.pop("size", (6, 4))
     assert isinstance(size, tuple)
@@ -35,7 +35,7 @@ def save(path: Path, values: object, mode: str = "L", **options: object) -> Path
 
 
 def classes(root: Path) -> Path:
-    """Two classes of three images, each of its own grey."""
+    """Two classes of three images, each with a different shade of gray."""
     for index in range(6):
         save(root / ("cats", "dogs")[index // 3] / f"{index}.png", 40 * index)
     return root
@@ -49,7 +49,7 @@ def zipped(folder: Path, path: Path) -> Path:
 
 
 def dataset_of(labels: list[int]) -> ImageDataset:
-    """Images whose only pixel is their index."""
+    """Images of one pixel, which contains their index."""
     images = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
     return ImageDataset(images, np.array(labels), tuple("abc"))
 
@@ -97,7 +97,7 @@ def test_without_two_classes_there_are_no_labels(tmp_path: Path, names: tuple[st
     assert dataset.label_names == ()
 
 
-def test_hidden_files_and_others_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_and_other_files_are_ignored(tmp_path: Path) -> None:
     source = classes(tmp_path / "pets")
     for name in ("__MACOSX/cats/1.png", ".cache/1.png", "cats/._0.png", "cats/notes.txt"):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def test_jpegs_and_capital_suffixes_are_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "value", "expected"), [("1", 1, 255), ("L", 77, 77), ("I;16", 77 * 256, 77), ("LA", (77, 255), 77)]
 )
-def test_shades_of_grey_have_one_channel(tmp_path: Path, mode: str, value: object, expected: int) -> None:
+def test_grayscale_has_one_channel(tmp_path: Path, mode: str, value: object, expected: int) -> None:
     save(tmp_path / "a.png", value, mode)
     np.testing.assert_array_equal(load_image_dataset(str(tmp_path)).images, np.full((1, 4, 6, 1), expected))
 
@@ -128,19 +128,19 @@ def test_one_image_in_color_gives_all_three_channels(tmp_path: Path) -> None:
     assert images[:, 0, 0].tolist() == [[77, 77, 77], [10, 20, 30]]
 
 
-def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
+def test_transparent_parts_become_white(tmp_path: Path) -> None:
     save(tmp_path / "a.png", (10, 20, 30, 0), "RGBA")
     assert (load_image_dataset(str(tmp_path)).images == 255).all()
 
 
-def test_photographs_stand_upright(tmp_path: Path) -> None:
+def test_photographs_are_rotated_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: to be turned by a quarter
+    exif[0x0112] = 6  # orientation: to be rotated by a quarter turn
     save(tmp_path / "a.jpg", 0, exif=exif)
     assert load_image_dataset(str(tmp_path)).images.shape == (1, 6, 4, 1)
 
 
-def test_resizing_brings_mixed_sizes_together(tmp_path: Path) -> None:
+def test_resizing_allows_mixed_sizes(tmp_path: Path) -> None:
     save(tmp_path / "a.png", 50, size=(9, 5))
     stripes = np.tile(np.array([0, 255], np.uint8), (32, 16))
     Image.fromarray(stripes).save(tmp_path / "b.png")
@@ -170,26 +170,26 @@ def test_omniglot() -> None:
     assert letters.images.mean() < 64  # thin strokes, light on dark
 
 
-# What is drawn from them.
+# Subsets and splits.
 
 
 def test_subsets_are_balanced_and_repeatable() -> None:
     dataset = dataset_of([0] * 10 + [1] * 50 + [2] * 3)
-    drawn = stratified_subset(dataset, 20, RNG(0))
-    assert drawn.labels is not None
-    assert sorted(np.bincount(drawn.labels).tolist()) == [3, 8, 9]
-    assert drawn.label_names == dataset.label_names
-    indices = drawn.images[:, 0, 0, 0]
+    subset = stratified_subset(dataset, 20, RNG(0))
+    assert subset.labels is not None
+    assert sorted(np.bincount(subset.labels).tolist()) == [3, 8, 9]
+    assert subset.label_names == dataset.label_names
+    indices = subset.images[:, 0, 0, 0]
     assert (np.diff(indices) > 0).all()
-    np.testing.assert_array_equal(drawn.labels, dataset.labels[indices] if dataset.labels is not None else None)
+    np.testing.assert_array_equal(subset.labels, dataset.labels[indices] if dataset.labels is not None else None)
     np.testing.assert_array_equal(indices, stratified_subset(dataset, 20, RNG(0)).images[:, 0, 0, 0])
     assert not np.array_equal(indices, stratified_subset(dataset, 20, RNG(1)).images[:, 0, 0, 0])
 
 
-def test_what_classes_do_not_divide_goes_to_any_of_them() -> None:
+def test_the_remainder_goes_to_any_class() -> None:
     dataset = dataset_of([0, 1, 2] * 10)
-    drawn = [stratified_subset(dataset, 10, RNG(seed)).labels for seed in range(20)]
-    assert {int(np.bincount(labels).argmax()) for labels in drawn if labels is not None} == {0, 1, 2}
+    samples = [stratified_subset(dataset, 10, RNG(seed)).labels for seed in range(20)]
+    assert {int(np.bincount(labels).argmax()) for labels in samples if labels is not None} == {0, 1, 2}
 
 
 def test_halves_share_nothing_and_are_balanced() -> None:
@@ -202,14 +202,14 @@ def test_halves_share_nothing_and_are_balanced() -> None:
     assert np.abs(np.bincount(first.labels) - np.bincount(second.labels)).max() <= 1
 
 
-def test_without_labels_all_are_one_class() -> None:
+def test_without_labels_all_images_are_one_class() -> None:
     dataset = ImageDataset(np.arange(10, dtype=np.uint8).reshape(-1, 1, 1, 1), None, ())
     assert stratified_subset(dataset, 4, RNG(0)).labels is None
     first, second = stratified_halves(dataset, RNG(0))
     assert sorted([*first.images.flat, *second.images.flat]) == list(range(10))
 
 
-def test_a_share_is_split_off_every_class_and_nothing_is_lost() -> None:
+def test_a_fraction_of_every_class_is_split_off_and_nothing_is_lost() -> None:
     dataset = dataset_of([0] * 30 + [1] * 60 + [2] * 9)
     share, rest = stratified_split(dataset, 1 / 3, RNG(0))
     assert np.bincount(np.asarray(share.labels)).tolist() == [10, 20, 3]
@@ -221,7 +221,7 @@ def test_a_share_is_split_off_every_class_and_nothing_is_lost() -> None:
 
 
 @pytest.mark.parametrize("n", [8, 20, 50])
-def test_an_evenly_mixed_order_begins_with_the_classes_in_their_shares(n: int) -> None:
+def test_a_stratified_shuffle_begins_with_the_classes_in_proportion(n: int) -> None:
     mixed = stratified_shuffle(dataset_of([0] * 25 + [1] * 50 + [2] * 25), RNG(0))
     counts = np.bincount(np.asarray(mixed.labels)[:n], minlength=3)
     assert np.abs(counts - n * np.array([0.25, 0.5, 0.25])).max() < 1
@@ -229,7 +229,7 @@ def test_an_evenly_mixed_order_begins_with_the_classes_in_their_shares(n: int) -
     assert not np.array_equal(mixed.images, other.images)
 
 
-def test_images_without_classes_are_split_and_mixed_too() -> None:
+def test_images_without_classes_are_split_and_shuffled_too() -> None:
     dataset = replace(dataset_of([0] * 10), labels=None)
     share, rest = stratified_split(dataset, 0.3, RNG(0))
     assert (len(share.images), len(rest.images), share.labels) == (3, 7, None)
@@ -239,12 +239,12 @@ def test_images_without_classes_are_split_and_mixed_too() -> None:
 # What is refused.
 
 
-def test_a_share_of_nothing_is_refused() -> None:
+def test_an_empty_part_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"cannot split 2 images at 0\.1"):
         stratified_split(dataset_of([0, 1]), 0.1, RNG(0))
 
 
-def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_path(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"nowhere: expected a folder or \.zip archive of images, found nothing"):
         load_image_dataset(str(tmp_path / "nowhere"))
 
@@ -290,7 +290,7 @@ def test_damaged_archives_are_named(tmp_path: Path) -> None:
         load_image_dataset(str(path))
 
 
-def test_a_single_image_is_no_archive(tmp_path: Path) -> None:
+def test_a_single_image_is_not_an_archive(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"a\.png: expected a folder or an intact \.zip archive"):
         load_image_dataset(str(save(tmp_path / "a.png", 0)))
 

@@ -1,4 +1,4 @@
-"""Images in our own stores: without loss, or as JPEGs, and what the writer refuses."""
+"""Images in flowchunk's stores: lossless, or as JPEGs, and what the writer refuses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def size_on_disk(folder: Path) -> int:
 
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=5))
 @settings(max_examples=10, deadline=None)
-def test_images_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, lengths: list[int]) -> None:
+def test_images_are_stored_without_loss(tmp_path_factory: pytest.TempPathFactory, lengths: list[int]) -> None:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (sum(lengths), 6, 8, 3), dtype=np.uint8)
     with pytest.MonkeyPatch.context() as patch:
@@ -38,7 +38,7 @@ def test_images_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory,
     np.testing.assert_array_equal(store.episode_lengths, lengths)
 
 
-def test_frames_lie_in_small_chunks_in_large_files(tmp_path: Path) -> None:
+def test_images_are_stored_in_small_chunks_in_large_files(tmp_path: Path) -> None:
     record(tmp_path / "demos.zarr", smooth_images(1100), [600, 500])
     array = Store.open(tmp_path / "demos.zarr").arrays["image"]
     assert (array.chunks, array.shards) == ((16, 6, 8, 3), (1024, 6, 8, 3))
@@ -48,7 +48,7 @@ def test_frames_lie_in_small_chunks_in_large_files(tmp_path: Path) -> None:
     assert sharding["configuration"]["codecs"][-1] == {"name": "zstd", "configuration": {"level": 1, "checksum": True}}
 
 
-def test_files_of_large_images_hold_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_large_images_hold_fewer_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "SHARD_BYTES", 40 * 6 * 8 * 3)
     images = smooth_images(100)
     store = record(tmp_path / "demos.zarr", images, [100])
@@ -83,7 +83,7 @@ def test_better_jpegs_are_closer_and_larger(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quality", [0, 101, -3])
-def test_a_quality_that_there_is_not(tmp_path: Path, quality: int) -> None:
+def test_an_invalid_quality_is_refused(tmp_path: Path, quality: int) -> None:
     with pytest.raises(ConfigurationError, match=rf"jpeg={quality} must be a quality from 1 to 100"):
         StoreWriter(tmp_path / "demos.zarr", observation_spec=OBSERVATIONS, action_spec=ACTIONS, jpeg=quality)
 
@@ -99,7 +99,7 @@ def test_a_quality_that_there_is_not(tmp_path: Path, quality: int) -> None:
         (np.zeros((5, 6, 8), np.uint8), r"uint8 \(5, 6, 8\)"),
     ],
 )
-def test_frames_that_are_no_images_of_the_spec(tmp_path: Path, images: Any, got: str) -> None:
+def test_arrays_that_do_not_match_the_spec(tmp_path: Path, images: Any, got: str) -> None:
     def write() -> None:
         with StoreWriter(tmp_path / "demos.zarr", observation_spec=OBSERVATIONS, action_spec=ACTIONS) as writer:
             writer.add_episode({"position": np.zeros((5, 2)), "image": images}, np.zeros((5, 1)))
@@ -110,7 +110,7 @@ def test_frames_that_are_no_images_of_the_spec(tmp_path: Path, images: Any, got:
 
 
 @pytest.mark.skipif(not RECORDED.exists(), reason=f"needs {RECORDED}")
-def test_the_frames_of_the_human_demonstrations(tmp_path: Path) -> None:
+def test_the_images_of_the_human_demonstrations(tmp_path: Path) -> None:
     images = Store.open(RECORDED).read("img", 0, 200).astype(np.uint8)
     np.testing.assert_array_equal(record(tmp_path / "lossless.zarr", images, [120, 80]).read("image"), images)
     jpeg = record(tmp_path / "jpeg.zarr", images, [120, 80], jpeg=90)

@@ -1,4 +1,4 @@
-"""Specifications: stored and read back, compared, and refused where they do not add up."""
+"""Specifications: stored and read back, compared, and refused if they are inconsistent."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_observation_specs_come_back_from_json(content: dict[str, ObservationFie
     again = ObservationSpec.from_json(json.loads(json.dumps(spec.to_json())))
     assert again == spec
     assert list(again.fields) == list(spec.fields)
-    require_observations(spec, again, expected_by="one", got_from="other")
+    require_observations(spec, again, expected_by="the spec", got_from="its copy")
 
 
 @given(st.lists(dimensions, max_size=4), st.floats(0.1, 1000))
@@ -68,7 +68,7 @@ def test_action_specs_come_back_from_json(content: list[ActionDimension], contro
     again = ActionSpec.from_json(json.loads(json.dumps(spec.to_json())))
     assert again == spec
     assert again.size == len(content)
-    require_same_actions(spec, again, expected_by="one", got_from="other")
+    require_same_actions(spec, again, expected_by="the spec", got_from="its copy")
 
 
 @given(st.lists(dimensions, min_size=1, max_size=4))
@@ -101,7 +101,7 @@ def test_sizes_count_values() -> None:
         ({"wraps": (-1,)}, r"wraps=\(-1,\) points outside"),
     ],
 )
-def test_fields_that_do_not_add_up(options: dict[str, Any], message: str) -> None:
+def test_inconsistent_fields(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecMismatchError, match=message):
         ObservationField((3,), **options)
 
@@ -117,7 +117,7 @@ def test_an_image_comes_back_from_json_with_its_camera_and_crop() -> None:
     assert (list(read.images), list(read.values)) == (["image"], ["state"])
 
 
-def test_how_a_policy_crops_does_not_make_another_observation() -> None:
+def test_the_crop_is_ignored_when_fields_are_compared() -> None:
     assert replace(IMAGE, crop=None) == IMAGE
     assert replace(IMAGE, camera="wrist") != IMAGE
 
@@ -133,7 +133,7 @@ def test_how_a_policy_crops_does_not_make_another_observation() -> None:
         ((96, 96, 3), "front", (0, 84)),
     ],
 )
-def test_images_that_do_not_add_up(shape: tuple[int, ...], camera: str | None, crop: tuple[int, ...] | None) -> None:
+def test_inconsistent_images(shape: tuple[int, ...], camera: str | None, crop: tuple[int, ...] | None) -> None:
     with pytest.raises(SpecMismatchError, match=r"an image has a camera|must be \(height, width\)"):
         ObservationField(shape, camera=camera, crop=crop)
 
@@ -201,7 +201,7 @@ def test_actions_at_another_rate() -> None:
         require_same_actions(ACTIONS, replace(ACTIONS, control_hz=10.0), **SIDES)
 
 
-def test_observations_may_be_more_but_not_fewer() -> None:
+def test_more_observations_are_accepted_but_not_fewer() -> None:
     fewer = ObservationSpec({"state": STATE})
     require_observations(fewer, OBSERVATIONS, **SIDES)
     with pytest.raises(SpecMismatchError, match=r"the policy needs the observation 'image', but the store only has"):
