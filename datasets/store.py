@@ -74,9 +74,7 @@ class Store:
     def episode_ends(self) -> np.ndarray:
         """(E,) int64: episode i consists of the frames ``episode_ends[i - 1] … episode_ends[i] - 1``."""
         ends = _read(self.path, "meta/episode_ends", self.root["meta/episode_ends"], slice(None)).astype(np.int64)
-        return (
-            ends if self.is_finished else ends[ends > 0]
-        )  # the last is 0 if the recording was killed while writing it
+        return ends if self.is_finished else ends[ends > 0]  # the last is 0 if a kill interrupted its writing
 
     @property
     def episode_starts(self) -> np.ndarray:

@@ -37,8 +37,8 @@ def test_the_images_are_those_of_the_store(store: Store, tmp_path: Path, mode: s
 
 
 def test_a_foreign_store_gives_the_same_images(tmp_path: Path) -> None:
-    others = write_foreign(tmp_path / "foreign.zarr", IMAGES.astype(np.float32), LENGTHS)
-    np.testing.assert_array_equal(load(others, tmp_path / "cache").arrays["image"], IMAGES)
+    foreign = write_foreign(tmp_path / "foreign.zarr", IMAGES.astype(np.float32), LENGTHS)
+    np.testing.assert_array_equal(load(foreign, tmp_path / "cache").arrays["image"], IMAGES)
 
 
 def test_images_are_decoded_in_blocks(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[2]
 IMPORT = "import flowchunk.envs.kinematics, mujoco; print(mujoco.MjModel.from_xml_string('<mujoco/>').nq)"
 needs_environment = pytest.mark.skipif(
     "FLOWCHUNK_ENVIRONMENTS" not in os.environ,
-    reason="makes an environment of its own from downloads: run .ci/extras, or set FLOWCHUNK_ENVIRONMENTS=1",
+    reason="creates a virtual environment from downloads: run .ci/extras, or set FLOWCHUNK_ENVIRONMENTS=1",
 )
 
 
 def test_a_broken_installation_says_what_to_type(tmp_path: Path) -> None:
-    """MuJoCo 4 as an upgrade leaves it: its own files and its description are there, those of mujoco-core are not."""
+    """MuJoCo 4 as an upgrade leaves it: its files and its metadata are present, those of mujoco-core are missing."""
     (tmp_path / "mujoco").mkdir()
     (tmp_path / "mujoco" / "__init__.py").write_text(
         "try:\n    import mujoco._specs\nexcept ImportError as error:\n"
@@ -57,7 +57,7 @@ class Environment:
 
 
 @needs_environment
-@pytest.mark.parametrize("advice", ["ours", "MuJoCo's, then ours"])
+@pytest.mark.parametrize("advice", ["flowchunk's", "MuJoCo's, then flowchunk's"])
 def test_an_upgrade_in_place_is_repaired_by_the_command_in_the_error(tmp_path: Path, advice: str) -> None:
     environment = Environment(tmp_path / "venv")
     environment.pip("install", "mujoco==3.7.0", "gymnasium")
@@ -68,7 +68,7 @@ def test_an_upgrade_in_place_is_repaired_by_the_command_in_the_error(tmp_path: P
     working = environment.run(IMPORT)
     assert working.returncode == 0, working.stderr
     environment.pip("install", "--upgrade", "mujoco==4.0.0")
-    if advice != "ours":  # the newest of each part: today mujoco 4.0.0 and mujoco-core 4.0.1
+    if advice != "flowchunk's":  # the newest of each part: today mujoco 4.0.0 and mujoco-core 4.0.1
         environment.pip("install", "--force-reinstall", "--no-deps", "mujoco", "mujoco-core", "mujoco-studio")
     broken = environment.run(IMPORT)
     if broken.returncode == 0:

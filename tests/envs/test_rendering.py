@@ -58,9 +58,9 @@ def test_renderers_of_equal_models_share_a_context_and_the_last_one_frees_it(con
     environments = [PickPlace() for _ in range(3)]
     for number, env in enumerate(environments):
         env.reset(seed=number)
-    alone = renderer_of(environments[1])
-    expected = {name: alone.render(environments[1].data, camera=name) for name in CAMERAS}
-    alone.close()
+    single = renderer_of(environments[1])
+    expected = {name: single.render(environments[1].data, camera=name) for name in CAMERAS}
+    single.close()
     assert contexts == {}
 
     renderers = [renderer_of(env) for env in environments]

@@ -224,7 +224,7 @@ def test_a_video_has_an_image_of_every_step_with_the_chunk_drawn_in(expected: Ro
     assert set(policy.batches) == {3}
     rounds = range(len(policy.batches))
     assert policy.seeds[::3] == [noise_seed(SEED + 2, number) for number in rounds], "the same noise again"
-    assert len(set(policy.seeds)) == len(policy.seeds), "and other noise for the others"
+    assert len(set(policy.seeds)) == len(policy.seeds), "and different noise for the other samples"
     assert {(frame.shape, frame.dtype) for frame in frames} == {((65, 65, 3), np.dtype(np.uint8))}
     for frame in frames:
         assert (np.abs(frame - FIRST.astype(float)).max(axis=-1) < 60).any()

@@ -13,7 +13,7 @@ from gymnasium.spaces import Discrete
 from flowchunk.datasets.errors import ConfigurationError, FlowchunkError, SimulationError
 from flowchunk.envs.receding_horizon import RecedingHorizon
 from flowchunk.envs.rollout import ChunkExecution, Rollout, record_episode, rollout
-from tests.envs.own_environments import HORIZON, Reach, Still
+from tests.envs.custom_environments import HORIZON, Reach, Still
 
 EXECUTION = ChunkExecution(observation_steps=1, horizon=HORIZON, n_action_steps=HORIZON)
 MIXED: list[dict[str, Any]] = [
