@@ -19,8 +19,9 @@ from torch import Tensor
 from flowchunk.policy.evaluation.field import straightness
 from flowchunk.policy.evaluation.gaussian_mixture import draw_mixture, mixture_velocity
 from flowchunk.policy.evaluation.generative import metric_floor, sliced_wasserstein
-from flowchunk.policy.flow import flow_matching_errors, integrate, uniform_times
+from flowchunk.policy.flow import integrate, uniform_times
 from flowchunk.policy.networks import MLP
+from flowchunk.policy.paths import FLOW
 
 POINTS, STD = 10_000, 0.15
 ANGLES = torch.arange(8) * math.tau / 8
@@ -55,8 +56,10 @@ def trained(power: int, steps: int) -> Any:
         return network(x[:, None], t, x.new_zeros(len(x), 1))[:, 0]
 
     for step in range(steps):
-        squared = flow_matching_errors(velocity, ring(1000 + step, 512), generator=torch.Generator().manual_seed(step))
-        loss = squared.mean() if power == 2 else squared.sqrt().mean()
+        generator, x_1 = torch.Generator().manual_seed(step), ring(1000 + step, 512)
+        x_0, t = torch.randn(x_1.shape, generator=generator), torch.rand(len(x_1), generator=generator)
+        x_t, target = FLOW.sample(x_0=x_0, x_1=x_1, t=t)
+        loss = (velocity(x_t, t, None) - target).abs().pow(power).mean()
         loss.backward()
         optimizer.step()
         schedule.step()

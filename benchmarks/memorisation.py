@@ -23,7 +23,7 @@ import torch
 from flowchunk.cli.generate import domain_of, samples_like_data
 from flowchunk.cli.main import main as flowchunk
 from flowchunk.policy.checkpoint import find_checkpoint
-from flowchunk.policy.generative_model import GenerativeModel
+from flowchunk.policy.data_model import DataModel
 
 VARIANTS = {
     "as it comes": [],
@@ -60,7 +60,7 @@ def agreement(runs: list[Path]) -> float:
     made = []
     for run in runs:
         directory = find_checkpoint(run)
-        model, domain = GenerativeModel.load(directory), domain_of(directory)
+        model, domain = DataModel.load(directory), domain_of(directory)
         made.append(samples_like_data(model, domain, SAMPLES, nfe=16, seed=0).x.flatten(1))
     apart = (made[0] - made[1]).norm(dim=1).mean()
     unrelated = (made[0] - made[1][torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0))]).norm(dim=1)

@@ -45,7 +45,7 @@ def main() -> None:
     lines = ["| noise draws | steps a second | validation loss | score / success |", "|---|---|---|---|"]
     for draws in options.draws:
         run = options.output_dir / f"draws-{draws}"
-        arguments = ["task=pusht_image", f"dataset.path={options.dataset}", f"policy.noise_draws={draws}"]
+        arguments = ["task=pusht_image", f"dataset.path={options.dataset}", f"policy.num_noise_samples={draws}"]
         train(run, [*arguments, f"training.steps={options.steps}", "evaluation.episodes=0"])
         lines.append(row(run, draws, options.episodes))
         (options.output_dir / "results.md").write_text("\n".join(lines) + "\n")

@@ -1,9 +1,9 @@
 """Push-T from states: one network and budget, every objective, at 1, 2, 4 and 10 evaluations.
 
-usage: python benchmarks/pusht_objectives.py DATASET_PATH OUTPUT_DIR [--objectives flow v x ddpm regression mip flow_map]
+usage: python benchmarks/pusht_objectives.py DATASET_PATH OUTPUT_DIR [--objectives flow v data_prediction …]
 
-An MLP of a million weights, 4,000 steps; 200 episodes each, the same for all. ddpm is sampled by DDIM in our few steps, and
-through `diffusers` as DDPM with 100 steps and as DDIM with 16. Resumable: what is done is not repeated. Writes
+An MLP of a million weights, 4,000 steps; 200 episodes each, the same for all. noise_prediction is sampled by DDIM in our few
+steps, and through `diffusers` as DDPM with 100 steps and as DDIM with 16. Resumable: what is done is not repeated. Writes
 OUTPUT_DIR/results-SEED.md.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from flowchunk.cli.main import main as flowchunk
 
-OBJECTIVES = ("flow", "v", "x", "ddpm", "regression", "mip", "flow_map")
+OBJECTIVES = ("flow", "v", "data_prediction", "noise_prediction", "regression", "mip", "flow_map")
 NFE = (1, 2, 4, 10)
 DIFFUSERS = (("diffusers_ddpm", 100), ("diffusers_ddim", 16))
 NETWORK = ("network=mlp", "network.width=200", "network.blocks=4")
@@ -70,9 +70,11 @@ def main() -> None:
         train(options.dataset, run, objective=objective, steps=options.steps, seed=options.seed, more=options.train)
         rows = sweep(run, NFE, episodes=options.episodes)
         lines.append(f"| {objective} | " + " | ".join(shown(row) for row in rows) + " |")
-        for solver, nfe in DIFFUSERS if objective == "ddpm" else ():
+        for solver, nfe in DIFFUSERS if objective == "noise_prediction" else ():
             (row,) = sweep(run, (nfe,), episodes=options.episodes, solver=solver)
-            lines.append(f"| ddpm, {solver.removeprefix('diffusers_').upper()}-{nfe} | {shown(row)} | | | |")
+            lines.append(
+                f"| noise_prediction, {solver.removeprefix('diffusers_').upper()}-{nfe} | {shown(row)} | | | |"
+            )
         (options.output_dir / f"results-{options.seed}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

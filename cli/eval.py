@@ -58,7 +58,7 @@ def evaluate(checkpoint: str | Path, options: dict[str, Any]) -> Path:
     console = Console()
     directory = find_checkpoint(checkpoint)
     setting = set_up(directory, options, console=console)
-    setting.policy.times(options["nfe"])  # refuse what the policy does not admit before anything is run
+    setting.policy.with_sampling(nfe=options["nfe"])  # refuses what does not fit before anything is run
     output_dir = Path(options["output_dir"] or run_of(directory) / "eval").expanduser()
     output_dir.mkdir(parents=True, exist_ok=True)
 
@@ -104,12 +104,12 @@ class Setting:
             "task": self.task,
             "env_id": self.env_id,
             "env": dict(self.env),
-            "solver": getattr(self.policy.objective, "solver", None),
-            "noise_scale": self.policy.config.noise_scale,
+            "solver": self.policy.objective.solver_name(self.policy.config.sampling),
+            "noise_scale": self.policy.config.sampling.noise_scale,
             "n_action_steps": self.execution.n_action_steps,
             "num_envs": min(options["num_envs"], options["episodes"]),
             "workers": options["workers"],
-            "device": str(next(self.policy.parameters()).device),
+            "device": str(self.policy.model.device),
             "versions": {name: version(name) for name in VERSIONS},
         }
 
@@ -144,7 +144,7 @@ def set_up(directory: Path, options: Mapping[str, Any], *, console: Console) -> 
     """
     policy = ChunkPolicy.load(directory, device=choose_device(options["device"]))
     changes = {name: options[name] for name in ("solver", "noise_scale") if options[name] is not None}
-    policy = policy.with_options(**changes)
+    policy = policy.with_sampling(**changes)
     training = read_json(directory / "checkpoint.json")["training"]
     env_id = options["env_id"] or training.get("env_id")
     if env_id is None:
@@ -179,7 +179,7 @@ def _outcome(result: Rollout) -> dict[str, Any]:
 
 
 def _nfe(policy: ChunkPolicy, nfe: int | None) -> int:
-    return nfe if nfe is not None else (policy.valid_nfe or (4,))[0]
+    return policy.model.evaluations(policy.config.sampling.with_given(nfe=nfe))
 
 
 def _check_env(policy: ChunkPolicy, make_env: MakeEnv, env_id: str) -> None:

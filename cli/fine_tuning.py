@@ -6,20 +6,20 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.policy.checkpoint import DESCRIPTION, find_checkpoint, read_json
+from flowchunk.policy.checkpoint import read_description
+from flowchunk.policy.sampling import SamplingOptions
 
 CHANGEABLE = (
     "n_action_steps",
     "time_density",
     "time_density_options",
-    "snr_cap",
-    "solver",
-    "eta",
-    "noise_draws",
+    "min_snr_gamma",
+    "num_noise_samples",
     "prefix_max",
     "mask_padding",
 )
-"""Options of ``policy`` that the weights do not depend on."""
+"""Options of ``policy`` that the weights do not depend on, besides those of its sampling."""
+SAMPLING = ("solver", "eta")
 
 
 def with_checkpoint(options: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
@@ -29,9 +29,9 @@ def with_checkpoint(options: Mapping[str, Any], given: Collection[str]) -> dict[
     has not and cannot be given, CheckpointError where there is no checkpoint.
     """
     init_from = options["training"]["init_from"]
-    kept = _options_of(read_json(find_checkpoint(init_from) / DESCRIPTION))
+    kept = _options_of(read_description(init_from))
     policy = dict(kept["policy"])
-    for name in CHANGEABLE:
+    for name in (*CHANGEABLE, *SAMPLING):
         if any(key == f"policy.{name}" or key.startswith(f"policy.{name}.") for key in given):
             policy[name] = options["policy"][name]
     evaluation = dict(options["evaluation"])
@@ -56,6 +56,7 @@ def with_checkpoint(options: Mapping[str, Any], given: Collection[str]) -> dict[
 
 def _options_of(description: Mapping[str, Any]) -> dict[str, Any]:
     config = dict(description["config"])
+    sampling = SamplingOptions(**config.pop("sampling"))
     crops = [field.get("crop") for field in description["observation_spec"].values() if isinstance(field, Mapping)]
     crop = next((crop for crop in crops if crop is not None), None)
     return {
@@ -68,8 +69,8 @@ def _options_of(description: Mapping[str, Any]) -> dict[str, Any]:
             "weights": None,
             **(config.pop("vision_options", None) or {}),
         },
-        "noise_scale": config.pop("noise_scale", 1.0),
-        "policy": config,
+        "noise_scale": sampling.noise_scale,
+        "policy": {**config, "solver": sampling.solver, "eta": sampling.eta},
     }
 
 

@@ -34,7 +34,7 @@ from flowchunk.cli.reports import print_table, print_written, table_of, write_re
 from flowchunk.cli.train_generative import generate_like
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
 from flowchunk.policy.checkpoint import find_checkpoint, read_json, run_of
-from flowchunk.policy.generative_model import GenerativeModel
+from flowchunk.policy.data_model import DataModel
 
 Draws = list[tuple[Samples, Samples]]
 CONDITIONS_SEED = 100_000  # of what is generated for; the pairs of data to compare with follow, from two further on
@@ -62,7 +62,7 @@ def generate(checkpoint: str | Path, options: Mapping[str, Any]) -> dict[str, fl
     console = Console()
     directory = find_checkpoint(checkpoint)
     model = load(directory, solver=options["solver"])
-    model.times(options["nfe"], guidance=options["guidance"])  # refuse what the model does not admit before all else
+    model.with_sampling(nfe=options["nfe"], guidance=options["guidance"])  # refuses what does not fit before all else
     domain = domain_of(directory)
     label = _label(options["label"], domain)
     n = how_many(options["n"], domain)
@@ -109,10 +109,10 @@ def as_numbers(name: str, spread: Spread) -> dict[str, float]:
     return {name: spread.mean} | ({} if spread.std is None else {f"{name}_std": spread.std})
 
 
-def load(directory: Path, *, solver: str | None = None, device: torch.device | str = "cpu") -> GenerativeModel:
+def load(directory: Path, *, solver: str | None = None, device: torch.device | str = "cpu") -> DataModel:
     """The model of a checkpoint, with another solver where one is given."""
-    model = GenerativeModel.load(directory, device=device)
-    return model if solver is None else model.with_solver(solver)
+    model = DataModel.load(directory, device=device)
+    return model if solver is None else model.with_sampling(solver=solver)
 
 
 def domain_of(directory: Path) -> Domain:
@@ -175,7 +175,7 @@ def progress_of(total: int, console: Console) -> Iterator[Callable[[], None]]:
 
 
 def samples_like_data(
-    model: GenerativeModel,
+    model: DataModel,
     domain: Domain,
     n: int,
     *,

@@ -50,12 +50,12 @@ WHOLE_OR_NULL = (  # other nulls are text
     "evaluation.nfe",
     "training.warmup_steps",
     "training.evaluate_every",
-    "policy.noise_draws",
+    "policy.num_noise_samples",
     "vision.picture_steps",
     "vision.resize",
 )
 YES_OR_NULL = ("training.prefetch",)
-NUMBER_OR_NULL = ("policy.snr_cap", "model.snr_cap", "noise_scale")
+NUMBER_OR_NULL = ("policy.min_snr_gamma", "model.min_snr_gamma", "noise_scale")
 SECTION_OR_NULL = ("dataset.symmetry",)
 LIST_OR_NULL = ("policy.relative_to", "network.widths", "vision.crop")
 WHOLE_OR_NAME_OR_NULL = ("label",)

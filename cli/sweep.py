@@ -125,7 +125,7 @@ def _of_policy(directory: Path, options: Mapping[str, Any], console: Console) ->
         }
 
     conditions = {**setting.conditions(options), "episodes": options["episodes"]}
-    return Subject(setting.policy.times, measure, conditions, floor=dict)
+    return Subject(lambda nfe: setting.policy.with_sampling(nfe=nfe), measure, conditions, floor=dict)
 
 
 def _interval_of_mean(scores: np.ndarray) -> list[float]:
@@ -159,12 +159,12 @@ def _of_generative_model(directory: Path, options: Mapping[str, Any], console: C
         "task": read_json(directory / "checkpoint.json")["training"]["task"],
         "n": n,
         "guidance": guidance,
-        "solver": getattr(model.objective, "solver", None),
-        "device": str(next(model.parameters()).device),
+        "solver": model.objective.solver_name(model.config.sampling),
+        "device": str(model.model.device),
         "versions": {name: version(name) for name in ("flowchunk", "torch", "numpy")},
     }
     return Subject(
-        check=lambda nfe: model.times(nfe, guidance=guidance),
+        check=lambda nfe: model.with_sampling(nfe=nfe, guidance=guidance),
         measure=measure,
         conditions=conditions,
         floor=lambda: _flat(floors(domain, draws)),

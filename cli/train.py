@@ -9,16 +9,17 @@ usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]        a robo
   network=mlp|mixer|dit|unet1d|gru [network.width=512 ...]
   hardware=cpu|gpu                 of the _image tasks: small convolutions, or ResNet-18 in bf16, compiled
   vision=small_conv|resnet18|timm|transformers  vision.crop=[84,84] vision.weights=PATH|NAME vision.shared=true …
-  policy.noise_draws=4             times each encoded observation is learned from
+  policy.num_noise_samples=4             times each encoded observation is learned from
   dataset.cache=auto|disk|ram|device  dataset.cache_dir=DIR    where pictures are kept
   --skip-corrupt                   leave out episodes with frames that cannot be read, and say which
-  training.precision=fp32|bf16  training.compile=true  training.channels_last=true  training.accumulate=PARTS
+  training.precision=fp32|bf16  training.compile=true  training.channels_last=true  training.num_micro_batches=PARTS
   training.steps=10000  training.batch_size=256  training.learning_rate=5e-4
   training.checkpoint_every=1000  training.log_every=100  training.evaluate_every=STEPS
   training.resume=true             go on from the last checkpoint in output_dir, bit for bit
   training.init_from=CHECKPOINT    fine-tune; network, specs and normaliser are the checkpoint's; policy.n_action_steps,
-                                   mask_padding, prefix_max, noise_draws, time_density, solver, … may be others
-  objective=flow|ddpm|x|v|kl|regression|mip|flow_map  schedule=linear|linear_beta|cosine|sigmoid
+                                   mask_padding, prefix_max, num_noise_samples, time_density, solver, … may be others
+  objective=flow|noise_prediction|data_prediction|v|posterior|regression|mip|flow_map
+  schedule=linear|linear_beta|cosine|sigmoid
   policy.solver=…  policy.time_density=beta|uniform|logit_normal|mode
   policy.horizon=16  policy.n_action_steps=8  policy.observation_steps=2
   evaluation.episodes=50           in simulation; the mean of score and success rate chooses `best` (0: the validation loss)
@@ -70,6 +71,7 @@ from flowchunk.policy.encoders.observation import check_vision
 from flowchunk.policy.encoders.transformers_backbone import architecture_of
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.relative_actions import check_relative_to, relative_chunks
+from flowchunk.policy.sampling import SamplingOptions
 
 
 def run(arguments: list[str]) -> None:
@@ -99,7 +101,7 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
     policy, windows, validation = _policy_and_data(options, make_env, run)
     evaluates = make_env is not None and options["evaluation"]["episodes"] > 0
     if evaluates:
-        policy.times(options["evaluation"]["nfe"])  # refuse what the policy does not admit before it is trained
+        policy.with_sampling(nfe=options["evaluation"]["nfe"])  # refuses what does not fit before it is trained
     run.train(
         policy,
         windows,
@@ -108,7 +110,7 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
         nbytes=memory_bytes(windows, validation),
         validation=validation,
         evaluate=_evaluation(options, make_env) if make_env is not None and evaluates else None,
-        remember={"env_id": options["task"]["env_id"], "env": options["env"]},
+        metadata={"env_id": options["task"]["env_id"], "env": options["env"]},
     )
     return run.directory
 
@@ -126,7 +128,8 @@ def _policy_and_data(
         )
         require_same_actions(policy.action_spec, action_spec, expected_by=str(init_from), got_from=str(store.path))
         changes = {name: options["policy"][name] for name in CHANGEABLE if name in options["policy"]}
-        config = policy.with_options(**changes, noise_scale=options["evaluation"]["noise_scale"]).config
+        policy = policy.with_options(**changes, sampling=sampling_options(options))
+        config = policy.config
     else:
         observation_spec = observation_spec.cropped(_crop(options["vision"]))
         config = policy_config(options, observation_spec)
@@ -176,9 +179,16 @@ def policy_config(options: Mapping[str, Any], observation_spec: ObservationSpec)
         "vision_options": settings,
         "objective": options["objective"],
         "schedule": options["schedule"],
-        "noise_scale": options["evaluation"]["noise_scale"],
+        "sampling": sampling_options(options),
     }
     return fill(PolicyConfig, {**options["policy"], **chosen}, section="policy")
+
+
+def sampling_options(options: Mapping[str, Any]) -> SamplingOptions:
+    """How the policy will be sampled, in the evaluations of training and afterwards."""
+    policy, noise_scale = options["policy"], options["evaluation"]["noise_scale"]
+    values = {"solver": policy["solver"], "eta": policy["eta"], "noise_scale": noise_scale}
+    return fill(SamplingOptions, values, section="policy")
 
 
 def _pictures(

@@ -15,9 +15,10 @@ from flowchunk.cli.domains.domain import Domain, Samples, make_domain
 from flowchunk.cli.options import fill
 from flowchunk.cli.training_run import prepare
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.policy.data_model import CONDITION, KIND, DataConfig, DataModel, X
 from flowchunk.policy.evaluation.generative import energy_distance
-from flowchunk.policy.generative_model import CONDITION, KIND, GenerativeConfig, GenerativeModel, X
 from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.policy.sampling import SamplingOptions
 from flowchunk.policy.train import Evaluate
 
 DOMAIN_OPTIONS = ("dataset", "samples", "size", "invert", "half", "seed")
@@ -37,10 +38,10 @@ def train_generative(options: dict[str, Any]) -> Path:
     data = domain.training()
     config = generative_config(options, domain, data)
     torch.manual_seed(options["seed"])
-    model = GenerativeModel(config, fit_normalizer(domain, data))
+    model = DataModel(config, fit_normalizer(domain, data))
     evaluation = options["evaluation"]
     if evaluation["samples"]:
-        model.times(evaluation["nfe"])  # refuse what the model does not admit before it is trained
+        model.with_sampling(nfe=evaluation["nfe"])  # refuses what does not fit before it is trained
     run.train(
         model,
         data.to(run.accelerator.device),
@@ -48,22 +49,25 @@ def train_generative(options: dict[str, Any]) -> Path:
         described=f"{len(data):,} data of shape {tuple(config.shape)}",
         nbytes=sum(values.nbytes for values in data.batch(torch.arange(len(data))).values()),
         evaluate=evaluation_of(domain, evaluation) if evaluation["samples"] else None,
-        remember={"options": of_domain},
+        metadata={"options": of_domain},
     )
     return run.directory
 
 
-def generative_config(options: Mapping[str, Any], domain: Domain, data: Samples) -> GenerativeConfig:
+def generative_config(options: Mapping[str, Any], domain: Domain, data: Samples) -> DataConfig:
     """The model of these data that the options ask for. Raises ConfigurationError."""
     network = dict(options["network"])
     return fill(
-        GenerativeConfig,
+        DataConfig,
         {
             **options["model"],
             "network": network.pop("name"),
             "network_options": network,
             "objective": options["objective"],
             "schedule": options["schedule"],
+            "sampling": fill(
+                SamplingOptions, {name: options["model"][name] for name in ("solver", "eta")}, section="model"
+            ),
             "shape": tuple(data.x.shape[1:]),
             "condition_size": 0 if data.condition is None else data.condition.shape[1],
             "classes": len(domain.label_names),
@@ -91,7 +95,7 @@ def _scaling(values: Tensor, mode: Any) -> Scaling:
 def evaluation_of(domain: Domain, settings: Mapping[str, Any]) -> Evaluate:
     """Measures a model by the energy distance to fresh data, jointly with their conditions."""
 
-    def evaluate(model: GenerativeModel) -> dict[str, float]:
+    def evaluate(model: DataModel) -> dict[str, float]:
         data = domain.fresh(settings["samples"], settings["seed"])
         made = generate_like(model, data, nfe=settings["nfe"], seed=settings["seed"])
         distance = float(energy_distance(*(joint(samples, domain) for samples in (made, data))))
@@ -107,11 +111,9 @@ def joint(samples: Samples, domain: Domain) -> Tensor:
     return samples.joint()
 
 
-def generate_like(
-    model: GenerativeModel, data: Samples, *, nfe: int | None, seed: int, guidance: float = 1.0
-) -> Samples:
+def generate_like(model: DataModel, data: Samples, *, nfe: int | None, seed: int, guidance: float = 1.0) -> Samples:
     """As many samples as data, for the same conditions and labels."""
-    device = model.normalizer.get_buffer("x_offset").device
+    device = model.model.device
     known = data.to(device)
     x = model.generate(len(data), condition=known.condition, label=known.label, nfe=nfe, seed=seed, guidance=guidance)
     return replace(data, x=x.cpu())

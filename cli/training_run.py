@@ -25,7 +25,7 @@ from flowchunk.cli.reports import print_written
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.checkpoint import replace_text
 from flowchunk.policy.sample_order import seeded
-from flowchunk.policy.train import Data, Evaluate, Trainer, rows_of
+from flowchunk.policy.train import Data, Evaluate, Trainer
 from flowchunk.policy.training_config import TrainingConfig
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
@@ -66,7 +66,7 @@ class TrainingRun:
         nbytes: int,
         validation: Data | None = None,
         evaluate: Evaluate | None = None,
-        remember: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Train the model in this run. described, nbytes: the data, for the plan. The rest: see ``Trainer``."""
         options, accelerator = self.options, self.accelerator
@@ -79,7 +79,7 @@ class TrainingRun:
             evaluate=evaluate,
             validation=validation,
             wandb=options["logging"]["wandb"],
-            remember={"task": options["task"]["name"], **(remember or {})},
+            metadata={"task": options["task"]["name"], **(metadata or {})},
         )
         if self.is_resumed:
             trainer.resume(kind=kind)
@@ -206,16 +206,16 @@ def _comparable(options: Any, prefix: str = "") -> dict[str, Any]:
 
 def _seconds_per_step(trainer: Trainer, *, steps: int = 3) -> float:
     """Time a few steps on a copy, which leaves the run as it was; of a batch that is shared out, one part is timed."""
-    model, device, parts = copy.deepcopy(trainer.module), trainer.accelerator.device, trainer.config.accumulate
+    model, device, parts = copy.deepcopy(trainer.module), trainer.accelerator.device, trainer.config.num_micro_batches
     size = trainer.config.batch_size // (trainer.accelerator.num_processes * parts)
     batch = trainer.data.batch(torch.arange(size, device=device) % len(trainer.data))
-    draws = rows_of(model.draw(size, seeded(0, 0)), slice(None), device)
+    noise = model.sample_noise(size, seeded(0, 0)).rows(slice(None), device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     times = []
     for _ in range(steps + 1):
         started = _now(device)
         with trainer.accelerator.autocast():
-            total, weight = model(batch, draws)
+            total, weight = model(batch, noise)
         (total / weight).backward()
         learned = _now(device)
         optimizer.step()

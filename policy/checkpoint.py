@@ -22,9 +22,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowchunk.datasets.errors import CheckpointError
+from flowchunk.policy.migrations import migrated, migrated_name
+from flowchunk.policy.networks import NETWORKS
+from flowchunk.policy.networks.pictures import IMAGE_NETWORKS
+from flowchunk.policy.objectives import OBJECTIVES
+from flowchunk.policy.predictions import PREDICTIONS
+from flowchunk.policy.registry import Registry
+from flowchunk.policy.solvers import SOLVERS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DESCRIPTION = "checkpoint.json"
+REGISTRIES: dict[str, Registry[Any]] = {
+    registry.kind: registry for registry in (PREDICTIONS, OBJECTIVES, SOLVERS, NETWORKS, IMAGE_NETWORKS)
+}
 READ_TRIES = 5
 SHARD_BYTES = 15 * 2**20 - 2**16  # room for the header
 
@@ -36,13 +46,13 @@ def write_checkpoint(
     description: Mapping[str, Any],
     weights: Mapping[str, Tensor],
     sharded: bool = False,
-    write_more: Callable[[Path], None] | None = None,
+    write_extra_files: Callable[[Path], None] | None = None,
 ) -> None:
     """Write (or replace) the checkpoint directory ``path``.
 
-    kind: what the weights are ("chunk_policy"). sharded: split the weights so that no file is above 15 MiB. write_more:
-    adds files to the same directory, in the same all-or-nothing way. Raises CheckpointError where it cannot be written
-    (disk full, no permission); what was at ``path`` then still is.
+    kind: what the weights are ("chunk_policy"). sharded: split the weights so that no file is above 15 MiB.
+    write_extra_files: adds files to the same directory, in the same all-or-nothing way. Raises CheckpointError if it
+    cannot be written (disk full, no permission); what was at ``path`` then still is.
     """
     with atomic_directory(Path(path)) as partial:
         files = save_tensors(partial, "model", weights, sharded=sharded)
@@ -55,8 +65,8 @@ def write_checkpoint(
             **description,
         }
         (partial / DESCRIPTION).write_text(json.dumps(content, indent=1))
-        if write_more is not None:
-            write_more(partial)
+        if write_extra_files is not None:
+            write_extra_files(partial)
 
 
 def read_checkpoint(path: str | Path, *, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -89,7 +99,23 @@ def _identity(directory: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
+def read_description(path: str | Path) -> dict[str, Any]:
+    """The description at ``path``, a checkpoint or a run directory, in today's words. Raises CheckpointError."""
+    return _description(find_checkpoint(path))
+
+
 def _read(directory: Path, *, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    description = _description(directory)
+    if description.get("kind") != kind:
+        raise CheckpointError(f"{directory} holds a {description.get('kind')!r}, but a {kind!r} was expected")
+    if not isinstance(files := description.get("weights"), dict):
+        raise CheckpointError(f"{directory / DESCRIPTION} does not name its weights; copy the checkpoint again")
+    _require_plugins(description, directory)
+    weights = load_tensors(directory, files)
+    return description, {migrated_name(name, description["format_version"]): value for name, value in weights.items()}
+
+
+def _description(directory: Path) -> dict[str, Any]:
     description = read_json(directory / DESCRIPTION)
     found = description.get("format_version")
     if not isinstance(found, int) or found > FORMAT_VERSION:
@@ -97,11 +123,16 @@ def _read(directory: Path, *, kind: str) -> tuple[dict[str, Any], dict[str, Tens
             f"{directory} has checkpoint format {found}, but this flowchunk reads up to {FORMAT_VERSION}: "
             f"update flowchunk (it was written by {description.get('versions')})"
         )
-    if description.get("kind") != kind:
-        raise CheckpointError(f"{directory} holds a {description.get('kind')!r}, but a {kind!r} was expected")
-    if not isinstance(files := description.get("weights"), dict):
-        raise CheckpointError(f"{directory / DESCRIPTION} does not name its weights; copy the checkpoint again")
-    return description, load_tensors(directory, files)
+    return migrated(description)
+
+
+def _require_plugins(description: Mapping[str, Any], directory: Path) -> None:
+    for plugin in description.get("plugins", []):
+        if plugin["name"] not in REGISTRIES[plugin["kind"]]:
+            raise CheckpointError(
+                f"{directory} needs the {plugin['kind']} {plugin['name']!r} of the plug-in {plugin['module']}, which is not "
+                "there: install it, or import it before loading"
+            )
 
 
 def run_of(checkpoint: Path) -> Path:

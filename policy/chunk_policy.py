@@ -1,13 +1,12 @@
-"""A chunk policy: from what the robot saw to the actions it should take next.
+"""A chunk policy: from what the robot observed to the actions it should take next.
 
-``ChunkPolicy.load(path).predict_chunk(observation, nfe=4, seed=0)`` is all that deployment needs.
+``ChunkPolicy.load(path).predict_chunk(observation, nfe=4)`` is all that deployment needs.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,57 +17,49 @@ from torch import Tensor, nn
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError, SpecMismatchError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.policy.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
-from flowchunk.policy.diffusers_sampling import DIFFUSERS_SOLVERS
 from flowchunk.policy.encoders.observation import ObservationEncoder
-from flowchunk.policy.flow import prefix_mask
+from flowchunk.policy.flow import Loss
+from flowchunk.policy.generative_model import GenerativeModel, ModelConfig, shallow_copy
 from flowchunk.policy.networks import NETWORKS
+from flowchunk.policy.noise import Noise, PathNoise
 from flowchunk.policy.normalizer import Normalizer
-from flowchunk.policy.objectives import objective_of
+from flowchunk.policy.objectives import Objective
+from flowchunk.policy.paths import Generators
 from flowchunk.policy.relative_actions import check_relative_to, reference
-from flowchunk.policy.solvers import Generators, draw_normal
+from flowchunk.policy.solvers import SOLVERS
 
 KIND = "chunk_policy"
 ACTION = "action"
 
 
-@dataclass(frozen=True)
-class PolicyConfig:
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig(ModelConfig):
     """What a chunk policy is made of; saved with it.
 
-    horizon: H actions predicted; n_action_steps: how many of them are executed before looking again. prefix_max: the
-    longest prefix of already committed actions that training shows (0: none). mask_padding: leave the held actions
-    behind an episode's end out of the loss. relative_to: for each action dimension the observed value, as KEY.INDEX,
-    that the network predicts it relative to, or None; policies take and give absolute actions all the same. vision,
-    vision_options: the network that looks at pictures, see ``ObservationEncoder``. noise_draws: how many times each
-    encoded observation is learned from, with noise and a time of their own (default: 4 with pictures, whose encoding
-    is what costs, else 1). noise_scale: what acting multiplies the starting noise by: below 1, chunks are more alike and
-    nearer to the mean one. objective, schedule, time_density, time_density_options, snr_cap, solver, eta: see
-    ``make_objective``.
+    horizon: H actions predicted; n_action_steps: how many of them are executed before the next observation. prefix_max:
+    the longest prefix of already committed actions in training (0: none). mask_padding: leave the held actions after an
+    episode's end out of the loss. relative_to: for each action dimension the observed value, as KEY.INDEX, that the
+    network predicts it relative to, or None; policies take and return absolute actions all the same. vision,
+    vision_options: the image encoder, see ``ObservationEncoder``. num_noise_samples: how many times each encoded
+    observation is used, with noise and a time of their own (default: 4 with images, whose encoding is what costs,
+    else 1). For the others see ``ModelConfig``.
     """
 
-    network: str = "mlp"
-    network_options: Mapping[str, Any] = field(default_factory=dict)
+    time_density: str = "beta"
     observation_steps: int = 2
     horizon: int = 16
     n_action_steps: int = 8
-    objective: str = "flow"
-    schedule: str | None = None
-    time_density: str = "beta"
-    time_density_options: Mapping[str, float] = field(default_factory=dict)
-    snr_cap: float | None = None
-    solver: str | None = None
-    eta: float = 1.0
     prefix_max: int = 0
     mask_padding: bool = False
     relative_to: Sequence[str | None] | None = None
     vision: str | None = None
     vision_options: Mapping[str, Any] = field(default_factory=dict)
-    noise_draws: int | None = None
-    noise_scale: float = 1.0
+    num_noise_samples: int | None = None
 
     def __post_init__(self) -> None:
-        _require_known("network", self.network, NETWORKS)
-        objective = objective_of(self)
+        if self.network not in NETWORKS:
+            raise ConfigurationError(f"unknown network {self.network!r}; there are {', '.join(NETWORKS)}")
+        objective = self.make_objective()
         if self.observation_steps < 1 or not 1 <= self.n_action_steps <= self.horizon:
             raise ConfigurationError(
                 f"observation_steps={self.observation_steps}, horizon={self.horizon}, "
@@ -76,45 +67,48 @@ class PolicyConfig:
             )
         if not 0 <= self.prefix_max < self.horizon:
             raise ConfigurationError(f"prefix_max={self.prefix_max} must be from 0 to horizon - 1 = {self.horizon - 1}")
-        if self.noise_draws is not None and self.noise_draws < 1:
-            raise ConfigurationError(f"noise_draws={self.noise_draws} must be at least 1")
-        if self.prefix_max and objective.valid_nfe is not None:
+        if self.num_noise_samples is not None and self.num_noise_samples < 1:
+            raise ConfigurationError(f"num_noise_samples={self.num_noise_samples} must be at least 1")
+        if self.prefix_max and not objective.takes_prefix:
             raise ConfigurationError(f"prefix_max={self.prefix_max}: objective={self.objective} cannot take a prefix")
-        if self.prefix_max and objective.solver in DIFFUSERS_SOLVERS:
+        solver = objective.solver_name(self.sampling)
+        if self.prefix_max and solver is not None and not SOLVERS[solver].keeps_prefix:
             raise ConfigurationError(
-                f"prefix_max={self.prefix_max}: solver={objective.solver} cannot keep a prefix; use ddim or ancestral"
+                f"prefix_max={self.prefix_max}: solver={solver} cannot keep a prefix; use ddim or ancestral"
             )
-        if self.noise_scale != 1 and objective.valid_nfe is not None:
-            raise ConfigurationError(
-                f"noise_scale={self.noise_scale}: objective={self.objective} does not start from noise; leave it out"
-            )
-        check_noise_scale(self.noise_scale)
 
     @property
-    def draws_a_sample(self) -> int:
-        """Noise draws for each encoded observation."""
-        return self.noise_draws or (1 if self.vision is None else 4)
+    def noise_samples_per_observation(self) -> int:
+        """``num_noise_samples``, or its default."""
+        return self.num_noise_samples or (1 if self.vision is None else 4)
 
 
-def check_noise_scale(noise_scale: float) -> None:
-    """Raise ConfigurationError unless it is a finite number from 0 up."""
-    if not 0 <= noise_scale < math.inf:
-        raise ConfigurationError(
-            f"noise_scale={noise_scale} must be at least 0, and finite; 1 is the noise of training"
-        )
+@dataclass(frozen=True)
+class PolicyNoise(Noise):
+    """Everything random in one training step, a row per observation.
+
+    path: of the chunks; with M > 1 noise samples per observation (B, M, …), like prefix_length (B,) or (B, M). views:
+    where and in which colors each image is seen, see ``ObservationEncoder.sample_views``.
+    """
+
+    path: PathNoise
+    prefix_length: Tensor | None
+    views: Mapping[str, Tensor]
 
 
 class ChunkPolicy(nn.Module):
-    """Observation histories in raw units to chunks of actions in physical units, by conditional flow matching or a rival."""
+    """Observation histories in raw units to chunks of actions in physical units.
+
+    An encoder of observations, a ``GenerativeModel`` of chunks, and the specifications of both ends.
+    """
+
+    default_nfe = 4
 
     def __init__(
         self, config: PolicyConfig, observation_spec: ObservationSpec, action_spec: ActionSpec, normalizer: Normalizer
     ) -> None:
         super().__init__()
         self.config, self.observation_spec, self.action_spec = config, observation_spec, action_spec
-        self.objective = objective_of(config, x_1_limit=normalizer.reach(ACTION))
-        self.valid_nfe = self.objective.valid_nfe  # None: any
-        self.normalizer = normalizer
         if config.relative_to is not None:
             check_relative_to(config.relative_to, observation_spec, action_spec.size)
         self.encoder = ObservationEncoder(
@@ -123,8 +117,9 @@ class ChunkPolicy(nn.Module):
             vision=config.vision,
             options=config.vision_options,
         )
+        shape = (config.horizon, action_spec.size)
         try:
-            self.network = NETWORKS[config.network](
+            network = NETWORKS[config.network](
                 action_size=action_spec.size,
                 horizon=config.horizon,
                 condition_size=self.encoder.condition_size,
@@ -132,59 +127,79 @@ class ChunkPolicy(nn.Module):
             )
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"cannot make network {config.network!r}: {error}") from error
+        objective = config.make_objective(clip_sample_range=normalizer.max_abs(ACTION))
+        self.model = GenerativeModel(
+            network, objective, normalizer, key=ACTION, shape=shape, default_nfe=self.default_nfe
+        )
+
+    @property
+    def network(self) -> nn.Module:
+        """Of the generative model."""
+        return self.model.network
+
+    @property
+    def objective(self) -> Objective:
+        """What it was trained for."""
+        return self.model.objective
+
+    @property
+    def valid_nfe(self) -> tuple[int, ...] | None:
+        """The numbers of network evaluations that it admits; None for any."""
+        return self.objective.valid_nfe
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """The scaling of its actions and observations."""
+        return self.model.normalizer
 
     # -- training -----------------------------------------------------------------------------------------------------
 
     pair_noise = None  # chunks are conditioned: their noise is independent of them
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Everything random in one training step, a row a sample: noise (B, H, D), time (B,), prefix length (B,), …, and
-        where to look in pictures; with M > 1 noise draws a sample, (B, M, H, D), (B, M), ….
-        """
-        config, rows = self.config, batch_size * self.config.draws_a_sample
-        draws = self.objective.draw((rows, config.horizon, self.action_spec.size), generator)
+    def sample_noise(self, batch_size: int, generator: torch.Generator) -> PolicyNoise:
+        """Everything random in one training step, a row per observation."""
+        config, times = self.config, self.config.noise_samples_per_observation
+        rows = batch_size * times
+        path, prefix_length = self.model.sample_noise(rows, generator), None
         if config.prefix_max:  # P(0) = 1/2, the rest uniform
             length = torch.randint(1, config.prefix_max + 1, (rows,), generator=generator)
-            draws["prefix_length"] = length * (torch.rand(rows, generator=generator) < 0.5)
-        if rows > batch_size:
-            draws = {name: values.reshape(batch_size, -1, *values.shape[1:]) for name, values in draws.items()}
-        return draws | self.encoder.draw(batch_size, generator)
+            prefix_length = length * (torch.rand(rows, generator=generator) < 0.5)
+        noise = PolicyNoise(path, prefix_length, {})
+        if times > 1:
+            noise = noise.map(lambda values: values.reshape(batch_size, times, *values.shape[1:]))
+        return replace(noise, views=self.encoder.sample_views(batch_size, generator))
 
-    def forward(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The loss as its two halves: the weighted sum of squared errors, and the sum of weights.
+    def forward(self, batch: Mapping[str, Tensor], noise: PolicyNoise) -> tuple[Tensor, Tensor]:
+        """The loss in two halves: the weighted sum of squared errors, and the sum of weights."""
+        return self.loss(batch, noise).sums()
+
+    def loss(self, batch: Mapping[str, Tensor], noise: PolicyNoise) -> Loss:
+        """The loss of each action of each chunk (B · M, H).
 
         batch: ``observation.KEY`` (B, To, …) and ``action`` (B, H, D) in physical units, ``mask`` (B, H). Observations
-        are encoded once, and learned from with each of their M noise draws.
+        are encoded once, and used with each of their M noise samples.
         """
         observation = {key: batch[f"observation.{key}"] for key in self.observation_spec.fields}
-        seen, noise = self.encoder.split(draws)
-        each = {
-            "x_1": self.to_network(batch[ACTION], observation),
-            "condition": self.encode(observation, seen if self.training else None),
-            "mask": batch["mask"],
-        }
-        if (times := self.config.draws_a_sample) > 1:
-            each = {name: rows.repeat_interleave(times, dim=0) for name, rows in each.items()}
-            noise = {name: rows.flatten(0, 1) for name, rows in noise.items()}
-        prefix_length = noise.get("prefix_length")
-        # In bfloat16 only what sees may compute: its 8 bits are too few for places and actions.
-        device = each["x_1"].device.type
+        x_1 = self._relative(batch[ACTION], observation)
+        condition = self.encode(observation, noise.views if self.training else None)
+        mask = batch["mask"] if self.config.mask_padding else torch.ones_like(batch["mask"])
+        path, prefix_length = noise.path, noise.prefix_length
+        if (times := self.config.noise_samples_per_observation) > 1:
+            x_1, condition, mask = (rows.repeat_interleave(times, dim=0) for rows in (x_1, condition, mask))
+            path = path.map(lambda values: values.flatten(0, 1))
+            prefix_length = None if prefix_length is None else prefix_length.flatten(0, 1)
+        # In bfloat16 only the image encoder may compute: its 8 bits are too few for positions and actions.
+        device = x_1.device.type
         with torch.autocast(device, enabled=self.config.vision is None and torch.is_autocast_enabled(device)):
-            errors = self.objective.errors(
-                self.network, each["x_1"], draws=noise, condition=each["condition"], prefix_length=prefix_length
-            ).mean(-1)  # (B · M, H)
-        weight = each["mask"].to(errors.dtype) if self.config.mask_padding else torch.ones_like(errors)
-        if prefix_length is not None:
-            weight = weight * ~prefix_mask(prefix_length, self.config.horizon)
-        return (errors * weight).sum(), weight.sum()
+            return self.model.loss(x_1, noise=path, condition=condition, mask=mask, prefix_length=prefix_length)
 
-    def encode(self, observation: Mapping[str, Tensor], draws: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Raw observations {key: (B, To, …)} to the condition (B, C). draws: where to look in pictures while learning."""
+    def encode(self, observation: Mapping[str, Tensor], views: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Raw observations {key: (B, To, …)} to the condition (B, C). views: of images, in training."""
         values = {
             key: value if self.observation_spec.fields[key].is_image else self.normalizer.normalize(key, value)
             for key, value in observation.items()
         }
-        condition: Tensor = self.encoder(values, draws)
+        condition: Tensor = self.encoder(values, views)
         return condition
 
     # -- acting -------------------------------------------------------------------------------------------------------
@@ -195,67 +210,60 @@ class ChunkPolicy(nn.Module):
         observation: Mapping[str, np.ndarray],
         *,
         nfe: int | None = None,
-        seed: int | Sequence[int] = 0,
+        seed: int | Sequence[int] | None = None,
         prefix: np.ndarray | None = None,
         noise_scale: float | None = None,
     ) -> np.ndarray:
         """Actions (B, H, D) in physical units for observations {key: (B, To, …)} in raw units.
 
-        nfe: network evaluations, 4 by default. seed: of the noise; a sequence gives every row its own, so that a row
-        does not depend on its neighbours. prefix: (B, d, D) actions already committed, for policies trained with them;
-        they come back unchanged. noise_scale: what the starting noise is multiplied by (default: the configuration's).
-        Raises ConfigurationError for an nfe, a prefix or a noise_scale that this policy does not admit, SpecMismatchError
-        where the observation is not what the policy was trained on, or not finite.
+        seed: of the noise; a sequence gives every row its own, so that a row does not depend on its neighbors. By default
+        the noise comes from torch's global generator and differs from call to call: a robot that starts every chunk from
+        the same noise gets stuck. prefix: (B, d, D) actions already committed, for policies trained with them; they come
+        back unchanged. nfe, noise_scale:
+        in place of the policy's own, see ``SamplingOptions``; 4 network evaluations by default. Raises ConfigurationError
+        for an nfe, a prefix or a noise_scale that this policy does not admit, SpecMismatchError if the observation is not
+        what the policy was trained on, or not finite.
         """
-        times = self.times(nfe)
-        if noise_scale is not None and noise_scale != self.config.noise_scale:
-            replace(self.config, noise_scale=noise_scale)  # refuses what does not fit
+        sampling = self.config.sampling.with_given(nfe=nfe, noise_scale=noise_scale)
+        self.model.evaluations(sampling)  # refuses what does not fit
         tensors = self._observation_tensors(observation)
         _require_finite(tensors, self.observation_spec)
         batch = len(next(iter(tensors.values())))
-        device = self.normalizer.get_buffer("action_offset").device
+        known = None if prefix is None else self._relative(self._prefix_tensor(prefix, batch), tensors)
         generators = seeded_rows(batch, seed)
-        x_0 = draw_normal((batch, self.config.horizon, self.action_spec.size), generators).to(device)
-        x_0 = x_0 * (self.config.noise_scale if noise_scale is None else noise_scale)
-        known = {} if prefix is None else {"prefix": self.to_network(self._prefix_tensor(prefix, batch), tensors)}
-        x_1 = self.objective.generate(
-            self.network, x_0, times, condition=self.encode(tensors), generator=generators, **known
-        )
-        chunk = self.from_network(x_1, tensors).cpu().numpy()
+        actions = self.model.sample(self.encode(tensors), sampling=sampling, generator=generators, prefix=known)
+        chunk = self._absolute(actions, tensors).cpu().numpy()
         if prefix is not None:
             chunk[:, : prefix.shape[1]] = prefix
         return chunk
 
-    def to_network(self, actions: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
-        """Physical actions (B, h, D), the first h of chunks, to what the network predicts."""
-        if self.config.relative_to is not None:
-            actions = actions - reference(observation, self.config.relative_to)
-        known = actions.shape[1]  # relative chunks have a scaling for each place in the chunk, so they go in whole
-        whole = torch.nn.functional.pad(actions, (0, 0, 0, self.config.horizon - known))
-        return self.normalizer.normalize(ACTION, whole)[:, :known]
+    def _relative(self, actions: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
+        """Actions (B, h, D) relative to what the configuration says."""
+        return actions if self.config.relative_to is None else actions - reference(observation, self.config.relative_to)
 
-    def from_network(self, x: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
-        """The inverse of ``to_network``, for whole chunks (B, H, D)."""
-        actions = self.normalizer.denormalize(ACTION, x)
+    def _absolute(self, actions: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of ``_relative``."""
         return actions if self.config.relative_to is None else actions + reference(observation, self.config.relative_to)
 
-    def times(self, nfe: int | None) -> Tensor:
-        """The time grid for so many evaluations. Raises ConfigurationError where this policy does not admit them."""
-        nfe = nfe if nfe is not None else (self.valid_nfe or (4,))[0]
-        if self.valid_nfe is not None and nfe not in self.valid_nfe:
-            raise ConfigurationError(f"nfe={nfe}: this policy was trained for {list(self.valid_nfe)} evaluations alone")
-        try:
-            return self.objective.times(nfe)
-        except ValueError as error:
-            raise ConfigurationError(str(error)) from error
+    def with_sampling(self, **options: Any) -> Self:
+        """This policy with other ``SamplingOptions``, sharing its weights: ``policy.with_sampling(nfe=1)``.
+
+        Raises ConfigurationError for what does not fit.
+        """
+        bound = shallow_copy(self)
+        bound.config = replace(self.config, sampling=replace(self.config.sampling, **options))
+        self.model.evaluations(bound.config.sampling)
+        return bound
 
     def with_options(self, **options: Any) -> Self:
-        """This policy with other options of its configuration that its weights do not depend on, such as ``solver`` or
-        ``noise_scale``. Raises ConfigurationError for what does not fit.
+        """This policy with other options of its configuration that its weights do not depend on, such as
+        ``n_action_steps``, sharing its weights. Raises ConfigurationError for what does not fit.
         """
-        self.config = replace(self.config, **options)
-        self.objective = objective_of(self.config, x_1_limit=self.normalizer.reach(ACTION))
-        return self
+        bound = shallow_copy(self)
+        bound.config = replace(self.config, **options)
+        bound.model = shallow_copy(self.model)
+        bound.model.objective = bound.config.make_objective(clip_sample_range=self.normalizer.max_abs(ACTION))
+        return bound
 
     def out_of_range(self, observation: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Per key that is no picture, the fraction of values outside the range of the training data, or not finite."""
@@ -287,7 +295,7 @@ class ChunkPolicy(nn.Module):
                     f"{value.min():g} to {value.max():g}; multiply pictures in [0, 1] by 255"
                 )
             batches.add(len(value))
-            tensors[key] = torch.as_tensor(value, device=self.normalizer.get_buffer("action_offset").device)
+            tensors[key] = torch.as_tensor(value, device=self.model.device)
         if len(batches) != 1:
             raise SpecMismatchError(f"observations disagree about the batch size: {sorted(batches)}")
         return tensors
@@ -300,9 +308,9 @@ class ChunkPolicy(nn.Module):
                 f"a prefix of {prefix.shape[1]} actions was given, but this policy was trained with prefix_max="
                 f"{self.config.prefix_max}; train with policy.prefix_max={prefix.shape[1]}"
             )
-        return torch.tensor(prefix, dtype=torch.float32, device=self.normalizer.get_buffer("action_offset").device)
+        return torch.tensor(prefix, dtype=torch.float32, device=self.model.device)
 
-    # -- keeping ------------------------------------------------------------------------------------------------------
+    # -- checkpointing --------------------------------------------------------------------------------------------------
 
     def save(
         self,
@@ -310,7 +318,7 @@ class ChunkPolicy(nn.Module):
         *,
         training: Mapping[str, Any] | None = None,
         sharded: bool = False,
-        write_more: Callable[[Path], None] | None = None,
+        write_extra_files: Callable[[Path], None] | None = None,
     ) -> None:
         """Write a checkpoint directory. training: what to remember of how it came about; for the other options see
         ``checkpoint.write_checkpoint``. Raises CheckpointError where it cannot be written.
@@ -321,13 +329,14 @@ class ChunkPolicy(nn.Module):
             description={**self.describe(), "training": dict(training or {})},
             weights=self.state_dict(),
             sharded=sharded,
-            write_more=write_more,
+            write_extra_files=write_extra_files,
         )
 
     def describe(self) -> dict[str, Any]:
         """All of the policy but its weights, as JSON takes it."""
         return {
-            "config": asdict(self.config),
+            "config": self.config.to_json(),
+            "plugins": self.config.plugins(NETWORKS),
             "observation_spec": self.observation_spec.to_json(),
             "action_spec": self.action_spec.to_json(),
             "normalizer": self.normalizer.to_json(),
@@ -341,13 +350,13 @@ class ChunkPolicy(nn.Module):
         description, weights = read_checkpoint(path, kind=KIND)
         try:
             policy = cls(
-                PolicyConfig(**description["config"]),
+                PolicyConfig.from_json(description["config"]),
                 ObservationSpec.from_json(description["observation_spec"]),
                 ActionSpec.from_json(description["action_spec"]),
                 Normalizer.from_json(description["normalizer"]),
             )
-            valid = description["valid_nfe"]
-            policy.valid_nfe = None if valid == "any" else tuple(valid)
+            if (valid := description["valid_nfe"]) != (own := policy.describe()["valid_nfe"]):
+                raise ValueError(f"valid_nfe={valid}, but its objective admits {own}")
             policy.load_state_dict(weights)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SpecMismatchError) as error:
             raise CheckpointError(f"{find_checkpoint(path)} does not describe a chunk policy: {error}") from error
@@ -363,8 +372,13 @@ def _require_finite(tensors: Mapping[str, Tensor], spec: ObservationSpec) -> Non
             )
 
 
-def seeded_rows(batch: int, seed: int | Sequence[int]) -> Generators:
-    """One generator for the batch, or one a row. Raises ConfigurationError where the seeds are not as many as the rows."""
+def seeded_rows(batch: int, seed: int | Sequence[int] | None) -> Generators:
+    """One generator for the batch, or one per row; without a seed, torch's global one.
+
+    Raises ConfigurationError unless there are as many seeds as rows.
+    """
+    if seed is None:
+        return torch.default_generator
     if isinstance(seed, int | np.integer):
         return torch.Generator().manual_seed(int(seed))
     if len(seed) != batch:
@@ -372,8 +386,3 @@ def seeded_rows(batch: int, seed: int | Sequence[int]) -> Generators:
             f"{len(seed)} seeds were given for a batch of {batch}; give one a row, or a single one"
         )
     return [torch.Generator().manual_seed(int(s)) for s in seed]
-
-
-def _require_known(label: str, name: str, known: Mapping[str, Any]) -> None:
-    if name not in known:
-        raise ConfigurationError(f"unknown {label} {name!r}; there are {', '.join(known)}")

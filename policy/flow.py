@@ -2,23 +2,24 @@
 
 The clock runs from noise at t = 0 to data at t = 1: ``x_t = (1 - t)·x_0 + t·x_1``, with velocity ``x_1 - x_0``
 (Lipman et al. 2210.02747, Liu et al. 2209.03003). Training regresses the velocity; sampling integrates it upward. Other
-ways from noise to data, and other questions to the network on the way, are values of ``path`` (see paths.py).
+paths from noise to data, and other predictions on them, are values of ``path`` (see paths.py).
 
 A *velocity* is any callable ``velocity(x_t, t, condition) -> like x_t``. x is ``(B, …)``; t is ``(B,)``, or ``(B, H)``
-where tokens along x's second axis have times of their own. Nothing here knows a network.
+where each token along x's second axis has its own time. Nothing here knows a network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from flowchunk.policy.paths import END, FLOW, GaussianPath, Path
-from flowchunk.policy.solvers import OPEN_ENDED, Field, Generators, solver
+from flowchunk.policy.paths import FLOW, Generators, ProbabilityPath
+from flowchunk.policy.schedules import TIME_EPSILON
+from flowchunk.policy.solvers import SOLVERS, VectorField
 from flowchunk.policy.time_densities import TimeDensity, uniform_time
 
 
@@ -28,53 +29,64 @@ class Velocity(Protocol):
     def __call__(self, x_t: Tensor, t: Tensor, condition: Any, /) -> Tensor: ...
 
 
-def flow_matching_errors(
-    velocity: Velocity,
-    x_1: Tensor,
-    *,
-    condition: Any = None,
-    x_0: Tensor | None = None,
-    t: Tensor | None = None,
-    prefix_length: Tensor | None = None,
-    path: Path = FLOW,
-    time_density: TimeDensity = uniform_time,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Squared error of the velocity at random points of the path from noise to data, like ``x_1``.
+class Loss(NamedTuple):
+    """Squared errors and what they count: errors (B,) or (B, H), the mean of each sample or token; weight alike.
 
-    x_1: data (B, …). x_0, t: noise like x_1 and times (B,), drawn where they are not given. prefix_length: (B,) whole
-    numbers; the first so many tokens of x_1 (B, H, D) are known, so they enter clean and at time 1 (2512.05964).
-    path: on another path the network is asked for, and weighed by, what that path says.
+    It stays in two halves, because a batch may be shared out between processes and parts.
     """
-    batch = x_1.shape[0]
-    x_0 = path.noise(tuple(x_1.shape), generator=generator).to(x_1) if x_0 is None else x_0
-    t = time_density((batch,), generator=generator).to(x_1) if t is None else t
-    if prefix_length is not None:
-        t = with_prefix_time(t, prefix_length, x_1.shape[1])
-    x_t, target = path.sample(x_0, x_1, t)
-    return path.loss(velocity(x_t, t, condition), target, t)
+
+    errors: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, errors: Tensor, *, mask: Tensor | None = None, prefix_length: Tensor | None = None) -> Loss:
+        """From squared errors (B, …). mask: (B,) or (B, H), False (or 0) where the data are padding. prefix_length: (B,)
+        whole numbers; the first so many tokens are known, so they do not count.
+        """
+        weight = torch.ones(errors.shape[:1], device=errors.device) if mask is None else mask.to(errors.dtype)
+        if prefix_length is not None:
+            weight = weight.reshape(len(weight), -1) * ~prefix_mask(prefix_length, errors.shape[1])
+        return cls(errors.flatten(weight.ndim).mean(-1), weight)
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """The weighted sum of the errors, and the sum of the weights."""
+        return (self.errors * self.weight).sum(), self.weight.sum()
+
+    def mean(self) -> Tensor:
+        """The loss as one number. Raises ValueError if nothing is left to learn from."""
+        total, weight = self.sums()
+        if not weight:
+            raise ValueError("the mask and the prefix leave no token to learn from")
+        return total / weight
 
 
 def flow_matching_loss(
     velocity: Velocity,
     x_1: Tensor,
     *,
+    condition: Any = None,
+    x_0: Tensor | None = None,
+    t: Tensor | None = None,
     mask: Tensor | None = None,
     prefix_length: Tensor | None = None,
-    **options: Any,
-) -> Tensor:
-    """Mean squared error of the velocity: the whole of training, as one number.
+    path: ProbabilityPath = FLOW,
+    time_density: TimeDensity = uniform_time,
+    generator: torch.Generator | None = None,
+) -> Loss:
+    """Squared error of the velocity at random points of the path from noise to data: the whole of training.
 
-    mask: (B,) or (B, H), False (or 0) where x_1 is padding. prefix_length: see ``flow_matching_errors``, which takes
-    the other options; prefixes are given, so they do not count. Raises ValueError where nothing is left to learn from.
+    x_1: data (B, …). x_0, t: noise like x_1 and times (B,), sampled if absent. mask, prefix_length: see ``Loss.of``; the
+    known tokens of x_1 (B, H, D) enter clean and at time 1 (2512.05964). path: another path asks the network for, and
+    weighs, something else.
     """
-    errors = flow_matching_errors(velocity, x_1, prefix_length=prefix_length, **options)
-    weight = torch.ones(x_1.shape[:1], device=x_1.device) if mask is None else mask.to(errors.dtype)
+    batch = x_1.shape[0]
+    x_0 = path.sample_noise(tuple(x_1.shape), generator=generator).to(x_1) if x_0 is None else x_0
+    t = time_density((batch,), generator=generator).to(x_1) if t is None else t
     if prefix_length is not None:
-        weight = weight.reshape(len(weight), -1) * ~prefix_mask(prefix_length, x_1.shape[1])
-    if not (total := weight.sum()):
-        raise ValueError("the mask and the prefix leave no token to learn from")
-    return (errors.flatten(weight.ndim).mean(-1) * weight).sum() / total
+        t = with_prefix_time(t, prefix_length, x_1.shape[1])
+    x_t, target = path.sample(x_0=x_0, x_1=x_1, t=t)
+    errors = path.errors(velocity(x_t, t, condition), target, t)
+    return Loss.of(errors, mask=mask, prefix_length=prefix_length)
 
 
 def prefix_mask(prefix_length: Tensor, horizon: int) -> Tensor:
@@ -87,24 +99,12 @@ def with_prefix_time(t: Tensor, prefix_length: Tensor, horizon: int) -> Tensor:
     return torch.where(prefix_mask(prefix_length, horizon), 1.0, t[:, None])
 
 
-def uniform_times(nfe: int, *, method: str = "euler", path: Path = FLOW) -> Tensor:
-    """The grid of equal steps, 0 … 1, that costs ``nfe`` network calls with this solver.
+def uniform_times(nfe: int, *, method: str = "euler", path: ProbabilityPath = FLOW) -> Tensor:
+    """The time grid of equal steps, 0 … 1, that costs ``nfe`` network calls with this solver; see ``Solver.times``.
 
-    A prediction of the noise (or of the posterior) says nothing of the data while alpha is about 0: its estimate of the
-    data is its error divided by alpha, and a first step of 1/nfe would carry that along. Such grids begin where alpha
-    reaches ``MIN_ALPHA``; x is noise until there. Solvers on the velocity begin there too on curved schedules, whose
-    slopes may be infinite at an end, and stay 1e-3 away from t = 1. Raises ValueError if nfe < 1, or if the solver's
-    evaluations per step do not divide it.
+    Raises ValueError if nfe < 1, or if the solver's evaluations per step do not divide it.
     """
-    stages = solver(method)[1]
-    if nfe < 1 or nfe % stages:
-        raise ValueError(f"nfe={nfe}: {method} needs a positive multiple of {stages} evaluations")
-    start, end = 0.0, 1.0
-    if isinstance(path, GaussianPath):
-        needs_slopes = method not in OPEN_ENDED and not path.schedule.is_straight
-        start = path.first_informative_time if needs_slopes or not path.predicts_from_start else start
-        end = 1 - END if needs_slopes else end
-    return torch.linspace(start, end, nfe // stages + 1)
+    return SOLVERS[method].times(nfe, path, name=method)
 
 
 def integrate(
@@ -114,38 +114,40 @@ def integrate(
     *,
     condition: Any = None,
     method: str = "euler",
-    path: Path = FLOW,
+    path: ProbabilityPath = FLOW,
     prefix: Tensor | None = None,
     eta: float = 1.0,
     generator: Generators | None = None,
     callback: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """Carry x_0 along the velocity through ``times`` and return it like x_0; keeps no state.
+    """Carry x_0 along the velocity through ``times`` and return it like x_0.
 
     times: (N + 1,) instants, usually 0 … 1, best on the CPU. path: what the network was trained on. prefix: (B, d, D)
     known first tokens of x (B, H, D); they are set, at time 1, before every step and after the last, so they come back
-    exactly. eta, generator: for the ancestral sampler, the only one that draws. callback: called with (t, x) at every
-    instant.
+    exactly. eta, generator: for solvers that add noise. callback: called with (t, x) at every instant. Raises ValueError
+    if the solver does not fit the path, or cannot keep a prefix.
     """
-    step, _ = solver(method)
-    field = Field(velocity, path, condition, prefix, eta=eta, generator=generator)
-    reaches_data = float(times[-1]) > 1 - 2 * END
+    solver = SOLVERS[method]
+    if prefix is not None and not solver.keeps_prefix:
+        raise ValueError(f"solver={method} cannot keep a prefix; use ddim or ancestral")
+    field = VectorField(velocity, path, condition, prefix, eta=eta, generator=generator, num_steps=len(times) - 1)
+    reaches_data = float(times[-1]) > 1 - 2 * TIME_EPSILON
     times = times.to(x_0)
     x = field.with_prefix(x_0)
-    for number, (t, t_end) in enumerate(pairwise(times), start=2):
+    for number, (t, t_end) in enumerate(pairwise(times), start=1):
         if callback is not None:
             callback(t, x)
-        field.is_last = reaches_data and number == len(times)
-        x = field.with_prefix(step(field, x, t, t_end))
+        field.is_last_step = reaches_data and number == field.num_steps
+        x = field.with_prefix(solver.step(field, x, t, t_end))
     if callback is not None:
         callback(times[-1], x)
     return x
 
 
 def guided(velocity: Velocity, *, guidance: float, without: Any) -> Velocity:
-    """Classifier-free guidance (Ho and Salimans 2207.12598): away from what the network says ``without`` the condition.
+    """Classifier-free guidance (Ho and Salimans 2207.12598): away from what the network predicts ``without`` the condition.
 
-    Two network calls for each; guidance 1 is the condition alone, 0 is none. Linear, so right for every reading.
+    Two network calls each; guidance 1 is only the condition, 0 is none. Linear, so right for every prediction.
     """
 
     def away(x_t: Tensor, t: Tensor, condition: Any, **t_end: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ RESERVOIR_ROWS = 200_000
 
 
 class RunningStatistics:
-    """Statistics of rows (N, …) that pass by once, in float64: minimum, maximum, mean, deviation and quantiles.
+    """Statistics of rows (N, …) that pass by once, in float64: minimum, maximum, mean, standard deviation and quantiles.
 
     Quantiles are exact up to 200,000 rows, beyond that from a uniform reservoir of so many rows (Vitter's algorithm R).
     keep_sample: false where no quantiles are wanted: nothing is kept of the rows then.
@@ -52,7 +52,7 @@ class RunningStatistics:
         self.count = total
 
     @property
-    def deviation(self) -> np.ndarray:
+    def std(self) -> np.ndarray:
         """Standard deviation of each dimension."""
         return np.sqrt(self._squares / self.count)
 
@@ -90,7 +90,7 @@ class Scaling:
             statistics.update(block)
         low, high = statistics.low, statistics.high
         if mode == "gaussian":
-            center, reach = statistics.mean, statistics.deviation
+            center, reach = statistics.mean, statistics.std
         else:
             ends = (statistics.quantile(0.01), statistics.quantile(0.99)) if mode == "quantile" else (low, high)
             center, reach = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2
@@ -140,7 +140,7 @@ class Normalizer(nn.Module):
             is_outside.flatten(values.ndim - low.ndim)[..., list(wraps)] = False
         return float((is_outside | ~values.isfinite()).float().mean())
 
-    def reach(self, key: str) -> float:
+    def max_abs(self, key: str) -> float:
         """The largest normalised value that training saw, either sign."""
         ends = [self.normalize(key, self._tensor(key, name)).abs().max() for name in ("low", "high")]
         return float(max(ends))

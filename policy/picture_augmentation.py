@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812 -- the name that every torch user 
 from torch import Tensor
 
 
-def draw_augmentation(
+def sample_augmentation(
     batch_size: int,
     generator: torch.Generator | None = None,
     *,

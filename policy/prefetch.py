@@ -8,6 +8,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from flowchunk.policy.noise import Noise
+
 T = TypeVar("T")
 
 
@@ -46,9 +48,9 @@ class Prefetched(Generic[T]):
         return prepared
 
     def _hand_over(self, prepared: Any) -> None:
-        """Keep the memory of the other stream, in dictionaries of tensors, from being reused before the step is done."""
-        for tensors in prepared:
-            for tensor in tensors.values():
+        """Keep the memory of the other stream, in dictionaries of tensors and in noise, from being reused too early."""
+        for part in prepared:
+            for tensor in part.tensors() if isinstance(part, Noise) else part.values():
                 tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
     def close(self) -> None:

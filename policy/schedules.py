@@ -8,11 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 TimeFunction = Callable[[Tensor], Tensor]
+TIME_EPSILON = 1e-3  # how near to an end of the path a division by alpha or sigma may come
+
+
+class Posterior(NamedTuple):
+    """p(x_{t_end} | x_t, x_1) of a Gaussian path: mean ``x_t_share·x_t + x_1_share·x_1``, standard deviation ``std``."""
+
+    x_t_share: Tensor
+    x_1_share: Tensor
+    std: Tensor
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,28 @@ class Schedule:
     def log_ratio(self, t: Tensor) -> Tensor:
         """log(alpha/sigma), the clock of DPM-Solver: half the log-SNR."""
         return self.alpha(t).log() - self.sigma(t).log()
+
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_dot and sigma_dot, ``TIME_EPSILON`` away from the ends, where they may be infinite."""
+        inside = t.clamp(TIME_EPSILON, 1 - TIME_EPSILON)
+        return self.alpha_dot(inside), self.sigma_dot(inside)
+
+    def posterior(self, t: Tensor, t_end: Tensor) -> Posterior:
+        """Where x_{t_end}, cleaner than x_t, lies when x_t and x_1 are known."""
+        alpha, sigma, alpha_end, sigma_end = self.alpha(t), self.sigma(t), self.alpha(t_end), self.sigma(t_end)
+        kept = alpha / alpha_end
+        added = sigma**2 - (kept * sigma_end) ** 2  # variance of the noise between the two times
+        return Posterior(
+            kept * (sigma_end / sigma) ** 2,
+            alpha_end * added / sigma**2,
+            added.clamp(min=0).sqrt() * sigma_end / sigma,
+        )
+
+    def next_posterior(self, t: Tensor, *, num_grid_steps: int) -> Posterior:
+        """The posterior one grid step later; the last step, whose SNR has no end, repeats the one before."""
+        step = 1 / num_grid_steps
+        t = t.clamp(max=1 - 2 * step)
+        return self.posterior(t, t + step)
 
 
 def variance_preserving(alpha_squared: TimeFunction, sigma_squared: TimeFunction, slope: TimeFunction) -> Schedule:

@@ -1,4 +1,4 @@
-"""The one training loop. It knows neither robots nor networks: it draws, steps, averages, evaluates and saves.
+"""The one training loop. It knows neither robots nor networks: it samples noise, steps, averages, evaluates and saves.
 
 All randomness is a function of (seed, step): the order of the data and the noise of each sample are drawn for the whole
 global batch from a generator seeded so, and every process takes its rows. So a run resumed after a crash, or spread over
@@ -30,6 +30,8 @@ from flowchunk.policy.checkpoint import (
     save_tensors,
 )
 from flowchunk.policy.ema import averaged
+from flowchunk.policy.migrations import migrated_name
+from flowchunk.policy.noise import Noise
 from flowchunk.policy.prefetch import Prefetched
 from flowchunk.policy.run_log import RunLog
 from flowchunk.policy.sample_order import SampleOrder, mixed_seed, seeded
@@ -40,14 +42,14 @@ STATE = "training_state"
 AVERAGE_EVERY = 4  # steps; a pass over all weights, so each step would be felt
 
 
-PairNoise = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
+PairNoise = Callable[[Mapping[str, Tensor], Any], Any]
 
 
 class Trainable(Protocol):
-    """What can be trained: a module that draws its own noise and whose forward gives (weighted error sum, weight sum).
+    """What can be trained: a module that samples its own noise and whose forward gives (weighted error sum, weight sum).
 
-    pair_noise: goes over the draws of a whole batch, before it is shared out between processes and parts; mostly None.
-    describe: what a checkpoint says of it, as JSON takes it.
+    pair_noise: changes the noise of a whole batch, before it is shared out between processes and parts; mostly None.
+    describe: what a checkpoint contains besides weights, as JSON takes it.
     """
 
     @property
@@ -55,10 +57,10 @@ class Trainable(Protocol):
 
     def describe(self) -> dict[str, Any]: ...
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]: ...
+    def sample_noise(self, batch_size: int, generator: torch.Generator) -> Noise: ...
 
     def save(
-        self, path: Path, *, training: Mapping[str, Any] | None, write_more: Callable[[Path], None] | None = None
+        self, path: Path, *, training: Mapping[str, Any] | None, write_extra_files: Callable[[Path], None] | None = None
     ) -> None: ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -79,7 +81,7 @@ class Trainer:
     """Train a module on data, into ``output_dir/checkpoints/{last,best}`` and ``output_dir/metrics.jsonl``.
 
     evaluate: measures the averaged module; its ``score`` (higher is better) chooses ``best``. Without it the loss on
-    ``validation`` does, and without both, ``best`` is the last. remember: goes into every checkpoint's summary.
+    ``validation`` does, and without both, ``best`` is the last. metadata: goes into every checkpoint's summary.
     """
 
     def __init__(
@@ -93,16 +95,20 @@ class Trainer:
         evaluate: Evaluate | None = None,
         validation: Data | None = None,
         wandb: bool = False,
-        remember: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        if config.batch_size % (accelerator.num_processes * config.accumulate):
-            parts = f" in training.accumulate={config.accumulate} parts each" if config.accumulate > 1 else ""
+        if config.batch_size % (accelerator.num_processes * config.num_micro_batches):
+            parts = (
+                f" in training.num_micro_batches={config.num_micro_batches} parts each"
+                if config.num_micro_batches > 1
+                else ""
+            )
             raise ConfigurationError(
                 f"training.batch_size={config.batch_size} cannot be shared evenly by {accelerator.num_processes} "
                 f"processes{parts}"
             )
         self.config, self.data, self.validation = config, data, validation
-        self.evaluate, self.wandb, self.remember = evaluate, wandb, dict(remember or {})
+        self.evaluate, self.wandb, self.metadata = evaluate, wandb, dict(metadata or {})
         self.output_dir, self.accelerator = output_dir, accelerator
         memory_format = torch.channels_last if config.channels_last else torch.preserve_format
         self.module: Any = model.to(accelerator.device, memory_format=memory_format)  # type: ignore[call-overload]
@@ -114,7 +120,7 @@ class Trainer:
         forward = torch.compile(self.module) if config.compile else self.module
         self.parallel, self.prepared_optimizer = accelerator.prepare(forward, self.optimizer)
         self.order = SampleOrder(len(data), config.batch_size, config.seed)
-        self.batch_of = self.share_of_batch
+        self.load_batch = self.local_batch
         self.step = 0
         self.logged_step = 0
         self.best_score: float | None = None
@@ -145,12 +151,12 @@ class Trainer:
                 advance(self.step, loss)
                 if self.step % self.config.log_every == 0:
                     self.require_finite()
-                    loss = self.take_mean_loss()
+                    loss = self.pop_mean_loss()
                     speed = (self.step - start) / (time.perf_counter() - started)
                     if log is not None:
                         metrics = {"loss": loss, "learning_rate": self.config.learning_rate_at(self.step - 1)}
                         log.write(self.step, {**metrics, "gradient_norm": float(norm), "steps_per_second": speed})
-                self.pause(log)
+                self.evaluate_and_checkpoint(log)
 
     def train_step(self) -> Tensor:
         """One step of the optimiser, now and then of the average; returns the gradient's norm before clipping.
@@ -160,9 +166,9 @@ class Trainer:
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.step) * group["scale"]
-        batch, draws = self.batch_of(self.step)
+        batch, noise = self.load_batch(self.step)
         torch.manual_seed(mixed_seed(config.seed, self.step, stream=2 + self.accelerator.process_index))  # for dropout
-        loss = self.learn_from(batch, draws)
+        loss = self.compute_gradients(batch, noise)
         norm = self.clip_gradients()
         is_new_failure = ~(norm + loss).isfinite() & (self.failed_step < 0)
         self.failed_step = torch.where(is_new_failure, self.step, self.failed_step)
@@ -185,22 +191,22 @@ class Trainer:
                 "training.learning_rate or training.gradient_clip"
             )
 
-    def learn_from(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
+    def compute_gradients(self, batch: dict[str, Tensor], noise: Noise) -> Tensor:
         """Leave the gradient of the batch's mean error in the parameters; returns that mean.
 
         It is the mean over all parts and processes, so that masks count alike however a batch is shared out.
         """
-        accelerator, parts = self.accelerator, self.config.accumulate
+        accelerator, parts = self.accelerator, self.config.num_micro_batches
         processes = accelerator.num_processes  # DDP averages gradients; the global mean needs their sum
         if parts == 1:
-            error, weight = self.parallel(batch, draws)
+            error, weight = self.parallel(batch, noise)
             weight = accelerator.reduce(weight.detach().clone(), "sum").clamp(min=1)  # a batch may be all padding
             accelerator.backward(error / weight * processes)
             return error.detach() / weight
         total, weights = torch.zeros_like(self.loss_sum), torch.zeros_like(self.loss_sum)
         for part in range(parts):
             with accelerator.no_sync(self.parallel) if part < parts - 1 else nullcontext():
-                error, weight = self.parallel(*(part_of(rows, part, parts) for rows in (batch, draws)))
+                error, weight = self.parallel(part_of(batch, part, parts), noise.part(part, parts))
                 accelerator.backward(error * processes)
             total, weights = total + error.detach(), weights + weight.detach()
         weights = accelerator.reduce(weights, "sum").clamp(min=1)  # known only now, so the gradients are divided by it
@@ -217,15 +223,15 @@ class Trainer:
         torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
         return norm
 
-    def share_of_batch(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """This process's rows of the global batch and of its draws."""
+    def local_batch(self, step: int) -> tuple[dict[str, Tensor], Noise]:
+        """This process's rows of the global batch and of its noise."""
         accelerator, size = self.accelerator, self.config.batch_size // self.accelerator.num_processes
         rows = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
-        draws = self.module.draw(self.config.batch_size, seeded(self.config.seed, step))
+        noise = self.module.sample_noise(self.config.batch_size, seeded(self.config.seed, step))
         indices = self.order.indices(step).to(accelerator.device)
         if (pair_noise := self.module.pair_noise) is not None:
-            draws = pair_noise(self.data.batch(indices), draws)
-        return self.data.batch(indices[rows]), rows_of(draws, rows, accelerator.device)
+            noise = pair_noise(self.data.batch(indices), noise)
+        return self.data.batch(indices[rows]), noise.rows(rows, accelerator.device)
 
     @contextmanager
     def prefetching(self) -> Iterator[None]:
@@ -234,21 +240,21 @@ class Trainer:
         if not (self.accelerator.device.type != "cpu" if is_wanted is None else is_wanted):
             yield
             return
-        prefetched = Prefetched(self.share_of_batch, last=self.config.steps, device=self.accelerator.device)
-        self.batch_of = prefetched
+        prefetched = Prefetched(self.local_batch, last=self.config.steps, device=self.accelerator.device)
+        self.load_batch = prefetched
         try:
             yield
         finally:
             prefetched.close()
-            self.batch_of = self.share_of_batch
+            self.load_batch = self.local_batch
 
-    def take_mean_loss(self) -> float:
+    def pop_mean_loss(self) -> float:
         """Mean loss since this was last asked, over all processes."""
         mean = float(self.accelerator.reduce(self.loss_sum, "sum")) / max(1, self.step - self.logged_step)
         self.loss_sum, self.logged_step = torch.zeros_like(self.loss_sum), self.step
         return mean
 
-    def pause(self, log: RunLog | None) -> None:
+    def evaluate_and_checkpoint(self, log: RunLog | None) -> None:
         """Save and evaluate, where this step asks for it: ``last`` is on disk before an evaluation begins."""
         config, is_last = self.config, self.step == self.config.steps
         is_due = is_last or self.step % config.evaluation_interval == 0
@@ -268,7 +274,7 @@ class Trainer:
         self.is_evaluated = True
         if log is None:
             return
-        metrics = self.measure()
+        metrics = self.compute_metrics()
         log.write(self.step, metrics)
         score = metrics["score"]
         if math.isfinite(score) and (self.best_score is None or score >= self.best_score):
@@ -283,7 +289,7 @@ class Trainer:
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 
-    def measure(self) -> dict[str, float]:
+    def compute_metrics(self) -> dict[str, float]:
         """Validation loss and evaluation of the averaged module; ``score`` decides which is best."""
         metrics = {}
         self.averaged.eval()
@@ -297,25 +303,25 @@ class Trainer:
     def validation_loss(self, data: Data, *, batches: int = 16) -> float:
         """Mean loss of the averaged module on up to so many batches, with the same samples and noise every time."""
         size = min(self.config.batch_size, len(data))
-        at_once = self.config.batch_size // (self.accelerator.num_processes * self.config.accumulate)
+        at_once = self.config.batch_size // (self.accelerator.num_processes * self.config.num_micro_batches)
         order, device = SampleOrder(len(data), size, seed=0), self.accelerator.device
         total, weight = 0.0, 0.0
         for number in range(min(batches, math.ceil(len(data) / size))):
-            draws, indices = self.averaged.draw(size, seeded(0, number)), order.indices(number).to(device)
+            noise, indices = self.averaged.sample_noise(size, seeded(0, number)), order.indices(number).to(device)
             if (pair_noise := self.averaged.pair_noise) is not None:
-                draws = pair_noise(data.batch(indices), draws)
+                noise = pair_noise(data.batch(indices), noise)
             for start in range(0, size, at_once):  # no more at once than in training
                 rows = slice(start, start + at_once)
-                error, count = self.averaged(data.batch(indices[rows]), rows_of(draws, rows, device))
+                error, count = self.averaged(data.batch(indices[rows]), noise.rows(rows, device))
                 total, weight = total + float(error), weight + float(count)
         return total / max(weight, 1.0)
 
     def summary(self, metrics: Mapping[str, float] | None = None) -> dict[str, Any]:
-        """What a checkpoint remembers of its training."""
+        """What a checkpoint stores about its training."""
         run = {"step": self.step, "steps": self.config.steps, "seed": self.config.seed}
-        return {**self.remember, **run, "metrics": dict(metrics or {})}
+        return {**self.metadata, **run, "metrics": dict(metrics or {})}
 
-    # -- surviving ----------------------------------------------------------------------------------------------------
+    # -- checkpointing ----------------------------------------------------------------------------------------------------
 
     def save_last(self, loss_sum: Tensor) -> None:
         """Write ``last``: the averaged weights to act with, and beside them all that resuming needs."""
@@ -326,7 +332,9 @@ class Trainer:
             files = save_tensors(directory, STATE, tensors)
             (directory / f"{STATE}.json").write_text(json.dumps({**self.state(), "files": files}))
 
-        self.averaged.save(self.output_dir / "checkpoints" / "last", training=self.summary(), write_more=write_state)
+        self.averaged.save(
+            self.output_dir / "checkpoints" / "last", training=self.summary(), write_extra_files=write_state
+        )
 
     def note_evaluated(self) -> None:
         """Tell ``last`` that its step was evaluated, and the best score since."""
@@ -360,7 +368,9 @@ class Trainer:
         )
         try:
             self.averaged.load_state_dict(weights)
-            self.module.load_state_dict({name[5:]: v for name, v in tensors.items() if name.startswith("live.")})
+            live = {name[5:]: value for name, value in tensors.items() if name.startswith("live.")}
+            version = description["format_version"]
+            self.module.load_state_dict({migrated_name(name, version): value for name, value in live.items()})
             restore_optimizer(self.optimizer, tensors)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{directory} does not fit this training run: {error}") from error
@@ -387,11 +397,6 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
         if parameter.requires_grad:
             groups.setdefault(scale_of.get(parameter, 1.0), []).append(parameter)
     return [{"params": parameters, "scale": scale} for scale, parameters in groups.items()]
-
-
-def rows_of(draws: Mapping[str, Tensor], rows: slice, device: torch.device) -> dict[str, Tensor]:
-    """Some rows of every tensor, on the device."""
-    return {name: values[rows].to(device) for name, values in draws.items()}
 
 
 def part_of(rows: Mapping[str, Tensor], part: int, parts: int) -> dict[str, Tensor]:

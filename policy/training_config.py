@@ -13,7 +13,7 @@ class TrainingConfig:
     """How long and how to train.
 
     batch_size: over all processes. warmup_steps: by default min(500, steps / 10). evaluate_every: by default a fifth of
-    the steps. accumulate: in how many parts a batch is learned from, for less memory. channels_last: how convolutions'
+    the steps. num_micro_batches: in how many parts a batch is learned from, for less memory. channels_last: how convolutions'
     weights lie in memory. compile: by ``torch.compile``. prefetch: prepare the next batch in a thread (by default where
     another device than the CPU does the learning).
     """
@@ -28,14 +28,14 @@ class TrainingConfig:
     log_every: int = 100
     checkpoint_every: int = 1000
     evaluate_every: int | None = None
-    accumulate: int = 1
+    num_micro_batches: int = 1
     channels_last: bool = False
     compile: bool = False
     prefetch: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "accumulate"):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "num_micro_batches"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"training.{name}={getattr(self, name)} must be at least 1")
         for name in ("learning_rate", "gradient_clip"):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +22,28 @@ from flowchunk.cli.train import train
 from flowchunk.cli.train_generative import DOMAIN_OPTIONS, generate_like, train_generative
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.checkpoint import find_checkpoint, read_json
+from flowchunk.policy.data_model import DataModel
 from flowchunk.policy.evaluation.field import loss_over_time, straightness
-from flowchunk.policy.generative_model import GenerativeModel
 
 TOYS = ("8gaussians", "checkerboard")
 CURVED = ("linear_beta", "cosine", "sigmoid")
 TOY_PAIRS = (
     ("flow", "linear"),
-    *((objective, schedule) for objective in ("ddpm", "x", "v", "kl") for schedule in ("linear", *CURVED)),
+    *product(("noise_prediction", "data_prediction", "v", "posterior"), ("linear", *CURVED)),
     ("flow_map", None),
     ("regression", None),
     ("mip", None),
 )
 DIGIT_PAIRS = {
-    "2015: posterior mean": ("kl", "linear_beta", ()),
-    "DDPM": ("ddpm", "linear_beta", ()),
-    "improved DDPM": ("ddpm", "cosine", ()),
-    "x, min-SNR": ("x", "cosine", ("model.snr_cap=5",)),
+    "2015: posterior mean": ("posterior", "linear_beta", ()),
+    "DDPM": ("noise_prediction", "linear_beta", ()),
+    "improved DDPM": ("noise_prediction", "cosine", ()),
+    "x, min-SNR": ("data_prediction", "cosine", ("model.min_snr_gamma=5",)),
     "v (Salimans and Ho)": ("v", "cosine", ()),
     "v, sigmoid": ("v", "sigmoid", ()),
     "flow": ("flow", "linear", ()),
 }
-PUSHT_OBJECTIVES = ("flow", "v", "ddpm", "regression", "mip")
+PUSHT_OBJECTIVES = ("flow", "v", "noise_prediction", "regression", "mip")
 TOY_NFE, DIGIT_NFE, PUSHT_NFE = (1, 2, 4, 8, 16, 32), (1, 2, 4, 8, 16, 32), (1, 2, 4, 10)
 MEASURES = 2  # raised where what is measured changes: 2 judges digits by pictures set aside, over several draws
 TIMES = torch.linspace(0.02, 0.98, 25)
@@ -134,7 +135,7 @@ def run_cell(cell: Cell, folder: Path) -> str:
 def _looked_into(cell: Cell, run: Path) -> dict[str, Any]:
     """Where the loss comes from, how straight the ways are, and what the samples look like."""
     directory = find_checkpoint(run)
-    model, training = GenerativeModel.load(directory), read_json(directory / "checkpoint.json")["training"]
+    model, training = DataModel.load(directory), read_json(directory / "checkpoint.json")["training"]
     domain = make_domain(training["task"], {name: training["options"][name] for name in DOMAIN_OPTIONS})
     looked: dict[str, Any] = {}
     if model.objective.valid_nfe is None:

@@ -1,11 +1,14 @@
-"""The comparison as one HTML page: tables and plots of the cells, with nothing to load from elsewhere."""
+"""The comparison as one HTML page: tables and plots of the cells, with nothing to load from elsewhere.
+
+``results.json`` holds all that the page shows, so that it can be rendered again without the trained models.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,10 @@ Found = dict[str, Any]
 SCHEDULE_STYLE = {"linear": "-", "linear_beta": ":", "cosine": "--", "sigmoid": "-.", "": "-"}
 COLORS = {
     "flow": "C0",
-    "ddpm": "C1",
-    "x": "C2",
+    "noise_prediction": "C1",
+    "data_prediction": "C2",
     "v": "C3",
-    "kl": "C4",
+    "posterior": "C4",
     "flow_map": "C5",
     "regression": "C7",
     "mip": "C8",
@@ -32,25 +35,44 @@ COLORS = {
 
 
 def write_page(folder: Path, cells: Sequence[Cell]) -> Path:
-    """Write ``index.html`` into the folder that holds the finished cells; returns its path."""
-    found = [json.loads((folder / "cells" / cell.name / "cell.json").read_text()) for cell in cells]
+    """Write ``index.html`` and ``results.json`` into the folder that holds the finished cells; returns the page's path."""
+    results = gather_results(folder, cells)
+    (folder / "results.json").write_text(json.dumps(results, separators=(",", ":")) + "\n")
+    file = folder / "index.html"
+    file.write_text(render_page(results))
+    return file
+
+
+def gather_results(folder: Path, cells: Sequence[Cell]) -> dict[str, Any]:
+    """What the finished cells found, as JSON takes it: numbers to six digits, digits as PNG in base64, no paths."""
+    found = []
+    for cell in cells:
+        run = folder / "cells" / cell.name
+        one = _rounded(json.loads((run / "cell.json").read_text()))
+        one["training"] = [_without_path(argument) for argument in one["training"]]
+        if cell.section == "digits":
+            one["samples"] = base64.b64encode((run / "samples.png").read_bytes()).decode()
+        found.append(one)
+    return {"versions": {name: version(name) for name in ("flowchunk", "torch", "diffusers", "mujoco")}, "cells": found}
+
+
+def render_page(results: Mapping[str, Any]) -> str:
+    """The page of what ``gather_results`` gave."""
+    found: list[Found] = results["cells"]
     toys, digits, pusht = ([one for one in found if one["section"] == name] for name in ("toys", "digits", "pusht"))
     environment = Environment(
         loader=PackageLoader("flowchunk.cli.comparison", "."), autoescape=select_autoescape(), trim_blocks=True
     )
-    page = environment.get_template("page.html").render(
-        versions={name: version(name) for name in ("flowchunk", "torch", "diffusers", "mujoco")},
+    return environment.get_template("page.html").render(
+        versions=results["versions"],
         toys=[
             _toy_section(name, chosen) for name in TOYS if (chosen := [one for one in toys if one["key"][0] == name])
         ],
-        digits=_digit_section(digits, folder, {cell.key: cell.name for cell in cells}) if digits else None,
+        digits=_digit_section(digits) if digits else None,
         pusht=_pusht_section(pusht) if pusht else None,
         nfe={"toys": TOY_NFE, "digits": DIGIT_NFE, "pusht": PUSHT_NFE},
-        commands={cell.section: f"flowchunk train {' '.join(_shown(cell))}" for cell in cells},
+        commands={one["section"]: f"flowchunk train {' '.join(one['training'])}" for one in found},
     )
-    file = folder / "index.html"
-    file.write_text(page)
-    return file
 
 
 def _toy_section(name: str, found: list[Found]) -> Found:
@@ -77,7 +99,7 @@ def _toy_section(name: str, found: list[Found]) -> Found:
     return {"name": name, "floor": found[0]["floor"]["sliced_wasserstein"], "rows": rows, "plot": _embedded(drawn)}
 
 
-def _digit_section(found: list[Found], folder: Path, names: dict[tuple[str, ...], str]) -> Found:
+def _digit_section(found: list[Found]) -> Found:
     drawn, axes = figure(1, 2, size=4.5)
     rows = []
     for one in found:
@@ -85,14 +107,13 @@ def _digit_section(found: list[Found], folder: Path, names: dict[tuple[str, ...]
         distances = [_value(row, "kernel_distance") for row in one["rows"]]
         axes[0, 0].plot(DIGIT_NFE, distances, marker=".", label=name)
         axes[0, 1].plot(TIMES, one["loss_mean"], label=name)
-        picture = folder / "cells" / names[tuple(one["key"])] / "samples.png"
         accuracy = [_value(row, "class_accuracy") for row in one["rows"]]
         rows.append(
             {
                 "names": (name, objective, schedule),
                 "cells": distances,
                 "accuracy": accuracy[DIGIT_NFE.index(16)],
-                "picture": _data_url(picture.read_bytes()),
+                "picture": _data_url(one["samples"]),
             }
         )
     axes[0, 0].set(xscale="log", yscale="symlog", xlabel="network calls", title="kernel distance of features")
@@ -136,16 +157,25 @@ def _value(row: Found, name: str) -> float | None:
     return value
 
 
-def _shown(cell: Cell) -> list[str]:
-    """A cell's arguments without paths of this machine."""
-    return ["dataset.path=PATH" if part.startswith("dataset.path=") else part for part in cell.training]
+def _without_path(argument: str) -> str:
+    return "dataset.path=PATH" if argument.startswith("dataset.path=") else argument
+
+
+def _rounded(value: Any) -> Any:
+    """JSON with its numbers to six significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    return [_rounded(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _embedded(drawn: Figure) -> str:
     buffer = io.BytesIO()
     drawn.savefig(buffer, dpi=110)
-    return _data_url(buffer.getvalue())
+    return _data_url(base64.b64encode(buffer.getvalue()).decode())
 
 
-def _data_url(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _data_url(png: str) -> str:
+    """png: in base64."""
+    return f"data:image/png;base64,{png}"

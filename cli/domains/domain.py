@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowchunk.cli.domains import DOMAINS
 from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.policy.generative_model import CONDITION, GenerativeModel, X
+from flowchunk.policy.data_model import CONDITION, DataModel, X
 
 NOT_FOR_ALL = ("size", "invert", "half")
 
@@ -80,7 +80,7 @@ class Domain(Protocol):
     def memorised(self, generated: Samples) -> dict[str, tuple[float, float]]:
         """Measures of learning by heart, each with its floor; none where data are drawn without end."""
 
-    def draw(self, model: GenerativeModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
+    def draw(self, model: DataModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
         """Pictures of what was generated, written into the folder."""
 
 

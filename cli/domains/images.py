@@ -22,9 +22,9 @@ from flowchunk.datasets.generated.image_dataset import (
     stratified_split,
     stratified_subset,
 )
+from flowchunk.policy.data_model import DataModel
 from flowchunk.policy.evaluation.generative import copied_share, kernel_distance, nearest_neighbour_ratio
 from flowchunk.policy.evaluation.picture_classifier import PictureClassifier, train_classifier
-from flowchunk.policy.generative_model import GenerativeModel
 
 COLUMNS = 10  # of the grid
 SPLIT_SEED = 0
@@ -96,7 +96,7 @@ class Images:
             "copied_share": (copied_share(flat, train), copied_share(held_out, train)),
         }
 
-    def draw(self, model: GenerativeModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
+    def draw(self, model: DataModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
         flat = generated.x.flatten(1)
         order = torch.arange(len(flat)) if generated.label is None else generated.label.argsort(stable=True)
         shown = order[torch.linspace(0, len(order) - 1, min(COLUMNS**2, len(order))).long()]

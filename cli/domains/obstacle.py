@@ -13,8 +13,8 @@ from matplotlib.patches import Circle
 from flowchunk.cli.domains.domain import Samples, bare, figure, save
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.generated.obstacle import collides, passed_left, sample_chunks, sample_obstacle_chunks
+from flowchunk.policy.data_model import DataModel
 from flowchunk.policy.evaluation.generative import energy_distance, sliced_wasserstein
-from flowchunk.policy.generative_model import GenerativeModel
 
 TRAINING_CHUNKS = 20_000
 SCENES, CHUNKS_A_SCENE = 4, 24  # in the picture
@@ -52,7 +52,7 @@ class Obstacle:
     def memorised(self, generated: Samples) -> dict[str, tuple[float, float]]:
         return {}
 
-    def draw(self, model: GenerativeModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
+    def draw(self, model: DataModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
         drawn, axes = figure(2, SCENES)
         scenes = self.fresh(SCENES, 1)
         assert scenes.condition is not None

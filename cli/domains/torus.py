@@ -18,8 +18,8 @@ from flowchunk.datasets.generated.arm_kinematics import (
     position_error,
     sample_arm_poses,
 )
+from flowchunk.policy.data_model import DataModel
 from flowchunk.policy.evaluation.generative import angular_energy_distance
-from flowchunk.policy.generative_model import GenerativeModel
 
 TRAINING_POSES = 50_000
 POSES, ANSWERS = 4, 30  # in the picture
@@ -58,7 +58,7 @@ class Torus:
     def memorised(self, generated: Samples) -> dict[str, tuple[float, float]]:
         return {}
 
-    def draw(self, model: GenerativeModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
+    def draw(self, model: DataModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
         drawn, axes = figure(1, POSES)
         poses = self.fresh(POSES, 1).condition
         assert poses is not None

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from flowchunk.cli.domains.domain import Samples, bare, figure, save
 from flowchunk.datasets.generated.toys import sample_toy
+from flowchunk.policy.data_model import DataModel
 from flowchunk.policy.evaluation.generative import energy_distance, sliced_wasserstein
-from flowchunk.policy.generative_model import GenerativeModel
 
 TRAINING_POINTS = 50_000
 MARGIN = 1.25  # of the pictures, round the data
@@ -50,14 +50,14 @@ class Toy2D:
     def memorised(self, generated: Samples) -> dict[str, tuple[float, float]]:
         return {}
 
-    def draw(self, model: GenerativeModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
+    def draw(self, model: DataModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
         reach = MARGIN * float(self.fresh(1000, 0).x.abs().max())
         return [
             save(self._picture(model, generated, trajectories(model, 2000, nfe=nfe), reach), folder / "samples.png"),
             animate(trajectories(model, 1500, nfe=finest(model)), folder / "animation.gif", reach=reach),
         ]
 
-    def _picture(self, model: GenerativeModel, generated: Samples, way: Trajectories, reach: float) -> Any:
+    def _picture(self, model: DataModel, generated: Samples, way: Trajectories, reach: float) -> Any:
         drawn, axes = figure(1, 4)
         data = self.fresh(len(generated), 1).x[:, 0]
         for place, title, points in ((0, "data", data), (1, "samples", generated.x[:, 0])):
@@ -76,7 +76,7 @@ class Toy2D:
         return drawn
 
 
-def finest(model: GenerativeModel) -> int | None:
+def finest(model: DataModel) -> int | None:
     """Network calls for a smooth film; None where the model admits one number alone."""
     return 32 if model.objective.valid_nfe is None else None
 
@@ -89,7 +89,7 @@ class Trajectories:
     points: np.ndarray
 
 
-def trajectories(model: GenerativeModel, n: int, *, nfe: int | None, seed: int = 1) -> Trajectories:
+def trajectories(model: DataModel, n: int, *, nfe: int | None, seed: int = 1) -> Trajectories:
     """Where points are at each time that sampling stops at."""
     times: list[float] = []
     points: list[Tensor] = []
@@ -105,10 +105,10 @@ def trajectories(model: GenerativeModel, n: int, *, nfe: int | None, seed: int =
 
 
 @torch.inference_mode()
-def velocity_at(model: GenerativeModel, points: Tensor, t: float) -> np.ndarray:
+def velocity_at(model: DataModel, points: Tensor, t: float) -> np.ndarray:
     """(n, 2) velocity of the flow at points (n, 2), in the data's units per unit of time."""
     x, times = model.normalizer.normalize("x", points[:, None]), torch.full((len(points),), t)
-    output = model.network(x, times, model.encode(len(x)))
+    output = model.model.network(x, times, model.encode(len(x)))
     velocity = model.objective.path.velocity(output, x, times)
     return (model.normalizer.denormalize("x", x + velocity) - points[:, None])[:, 0].numpy()
 

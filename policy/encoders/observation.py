@@ -61,27 +61,22 @@ class ObservationEncoder(nn.Module):
                 network = self.cameras[_module_name(key)] = _make(str(vision), field, settings)
             self.condition_size += self.picture_steps * network.features
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """For each picture of a training step where to look (B, 2), and in which light (B, 3)."""
-        draws = {}
+    def sample_views(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """For each image of a training step where its crop lies (B, 2), and its color jitter (B, 3)."""
+        views = {}
         for key, field in self.pictures.items():
             if field.crop is not None:
-                draws[f"place.{key}"] = torch.rand((batch_size, 2), generator=generator)
+                views[f"place.{key}"] = torch.rand((batch_size, 2), generator=generator)
             if self.colour_jitter:
                 span = 2 * torch.rand((batch_size, 3), generator=generator) - 1
-                draws[f"light.{key}"] = 1 + self.colour_jitter * span
-        return draws
+                views[f"light.{key}"] = 1 + self.colour_jitter * span
+        return views
 
-    def forward(self, observation: Mapping[str, Tensor], draws: Mapping[str, Tensor] | None = None) -> Tensor:
-        """draws: of ``draw``, while learning; without them pictures are seen as they are, their middle."""
+    def forward(self, observation: Mapping[str, Tensor], views: Mapping[str, Tensor] | None = None) -> Tensor:
+        """views: of ``sample_views``, in training; without them images stay as they are, and are cropped in the middle."""
         parts = [self.state(observation)] if self.state.condition_size else []
-        parts += [self._see(key, observation[key], draws or {}) for key in self.pictures]
+        parts += [self._see(key, observation[key], views or {}) for key in self.pictures]
         return torch.cat(parts, dim=-1)
-
-    def split(self, draws: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The draws that are of pictures, and the others."""
-        seen = {name: values for name, values in draws.items() if name.startswith(("place.", "light."))}
-        return seen, {name: values for name, values in draws.items() if name not in seen}
 
     def camera(self, key: str) -> nn.Module:
         """The network that looks at this picture."""
@@ -92,13 +87,13 @@ class ObservationEncoder(nn.Module):
         for network in self.cameras.values():
             network.load_weights(weights)  # type: ignore[operator]  # every one in VISION has it
 
-    def _see(self, key: str, pictures: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+    def _see(self, key: str, pictures: Tensor, views: Mapping[str, Tensor]) -> Tensor:
         """Pictures (B, To, H, W, 3), uint8, to (B, picture_steps · features)."""
         pictures = pictures[:, -self.picture_steps :]
         if (crop := self.pictures[key].crop) is not None:
-            pictures = cropped(pictures, crop, draws.get(f"place.{key}"))
+            pictures = cropped(pictures, crop, views.get(f"place.{key}"))
         seen = pictures.permute(0, 1, 4, 2, 3).float() / 255  # channels last in memory, which convolutions like
-        if (light := draws.get(f"light.{key}")) is not None:
+        if (light := views.get(f"light.{key}")) is not None:
             seen = in_other_light(seen, light)
         features: Tensor = self.camera(key)(seen.flatten(0, 1))
         return features.reshape(len(seen), -1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from flowchunk.policy.generative_model import GenerativeModel
+from flowchunk.policy.data_model import DataModel
 
 
 def straightness(way: Tensor) -> float:
@@ -23,7 +24,7 @@ def straightness(way: Tensor) -> float:
 
 @torch.inference_mode()
 def loss_over_time(
-    model: GenerativeModel, batch: Mapping[str, Tensor], times: Tensor, *, seed: int = 0
+    model: DataModel, batch: Mapping[str, Tensor], times: Tensor, *, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over samples of the training loss at each of the times (T,): both (T,).
 
@@ -32,8 +33,8 @@ def loss_over_time(
     size = len(next(iter(batch.values())))
     losses = []
     for t in times:
-        draws = model.draw(size, torch.Generator().manual_seed(seed))
-        draws = draws if model.pair_noise is None else model.pair_noise(batch, draws)
-        losses.append(model.losses(batch, {**draws, "t": t.expand(size)}))
+        noise = model.sample_noise(size, torch.Generator().manual_seed(seed))
+        noise = noise if model.pair_noise is None else model.pair_noise(batch, noise)
+        losses.append(model.loss(batch, replace(noise, path=replace(noise.path, t=t.expand(size)))).errors)
     each = torch.stack(losses)  # (T, B)
     return each.mean(1), each.std(1)

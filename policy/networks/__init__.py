@@ -14,7 +14,10 @@ from flowchunk.policy.networks.gru import GRU
 from flowchunk.policy.networks.mixer import Mixer
 from flowchunk.policy.networks.mlp import MLP
 from flowchunk.policy.networks.unet1d import UNet1D
+from flowchunk.policy.registry import Registry
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "mixer": Mixer, "dit": DiT, "unet1d": UNet1D, "gru": GRU}
+NETWORKS: Registry[Callable[..., nn.Module]] = Registry(
+    "network", {"mlp": MLP, "mixer": Mixer, "dit": DiT, "unet1d": UNet1D, "gru": GRU}
+)
 
 __all__ = ["GRU", "MLP", "NETWORKS", "DiT", "Mixer", "UNet1D"]

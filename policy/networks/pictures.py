@@ -14,11 +14,15 @@ from torch import nn
 from flowchunk.policy.networks.local_conv import LocalConv
 from flowchunk.policy.networks.patch_dit import PatchDiT
 from flowchunk.policy.networks.unet2d import UNet2D
+from flowchunk.policy.registry import Registry
 
-PICTURE_NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "unet2d": UNet2D,
-    "patch_dit": PatchDiT,
-    "local_conv": LocalConv,
-}
+IMAGE_NETWORKS: Registry[Callable[..., nn.Module]] = Registry(
+    "image_network",
+    {
+        "unet2d": UNet2D,
+        "patch_dit": PatchDiT,
+        "local_conv": LocalConv,
+    },
+)
 
-__all__ = ["PICTURE_NETWORKS", "LocalConv", "PatchDiT", "UNet2D"]
+__all__ = ["IMAGE_NETWORKS", "LocalConv", "PatchDiT", "UNet2D"]

@@ -9,7 +9,6 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-import zarr
 from PIL import Image
 
 import flowchunk.envs  # noqa: F401 -- registers the ids
@@ -56,28 +55,6 @@ def pickplace_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of ours: 6 demonstrations of the arm."""
     path = tmp_path_factory.mktemp("stores") / "arm.zarr"
     assert main(["collect", "task=pickplace_state", f"output_dir={path}", "episodes=6"]) == 0
-    return path
-
-
-@pytest.fixture(scope="session")
-def pusht_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store in diffusion_policy's layout, zarr format 2: 5 episodes of aimless pushing, 100 frames in chunks of 16."""
-    states, actions, lengths = [], [], (30, 10, 25, 20, 15)
-    env = gymnasium.make("flowchunk.envs:flowchunk/PushT-v1")
-    env.action_space.seed(0)
-    for seed, length in enumerate(lengths):
-        observation, _ = env.reset(seed=seed)
-        for _ in range(length):
-            states.append(observation["state"])
-            actions.append(env.action_space.sample())
-            observation = env.step(actions[-1])[0]
-    env.close()
-    path = tmp_path_factory.mktemp("stores") / "pusht.zarr"
-    root = zarr.open_group(path, mode="w", zarr_format=2)
-    for name, rows in (("state", states), ("action", actions)):
-        values = np.stack(rows).astype(np.float32)
-        root.create_array(f"data/{name}", shape=values.shape, chunks=(16, values.shape[1]), dtype="f4")[:] = values
-    root.create_array("meta/episode_ends", data=np.cumsum(lengths))
     return path
 
 

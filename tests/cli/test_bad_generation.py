@@ -114,7 +114,7 @@ def places(
     assert not (tmp_path / "new").exists() or not any((tmp_path / "new").iterdir())
 
 
-ALL_OBJECTIVES = "flow, ddpm, x, v, kl, regression, mip, flow_map"
+ALL_OBJECTIVES = "flow, noise_prediction, data_prediction, v, posterior, regression, mip, flow_map"
 NORMAL = "time_density=logit_normal"
 STD = "time_density_options.std"
 
@@ -124,7 +124,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     "unknown objective": (lambda at: at.train("toy2d", "objective=flwo"), ["'flwo'", ALL_OBJECTIVES]),
     "unknown objective of a robot": (lambda at: at.train_robot("objective=flwo"), ["'flwo'", ALL_OBJECTIVES]),
     "unknown schedule": (
-        lambda at: at.train("toy2d", "objective=ddpm", "schedule=quadratic"),
+        lambda at: at.train("toy2d", "objective=v", "schedule=quadratic"),
         ["'quadratic'", "linear, linear_beta, cosine, sigmoid"],
     ),
     "unknown schedule of a robot": (
@@ -148,13 +148,13 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
         ["objective=mip has no schedule", "leave it out"],
     ),
     "noise on angles": (
-        lambda at: at.train("torus", "objective=ddpm"),
-        ["objective=ddpm", "Gaussian path", "flow, flow_map"],
+        lambda at: at.train("torus", "objective=v"),
+        ["objective=v", "Gaussian path", "flow, flow_map"],
     ),
     "schedule on angles": (lambda at: at.train("torus", "schedule=linear"), ["schedule=linear", "leave it out"]),
     "weight of another objective": (
-        lambda at: at.train("toy2d", "model.snr_cap=5"),
-        ["snr_cap=5", "objective=x, not flow"],
+        lambda at: at.train("toy2d", "model.min_snr_gamma=5"),
+        ["min_snr_gamma=5", "objective=data_prediction, not flow"],
     ),
     "noise of the ancestral sampler": (lambda at: at.train("toy2d", "model.eta=2"), ["eta=2", "from 0 to 1"]),
     "prefix of a regression": (
@@ -258,7 +258,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
         lambda at: at.train("obstacle", "model.coupling=ot"),
         ["coupling=ot is for unconditional data", "skewed", "coupling=independent"],
     ),
-    "augmented toys": (lambda at: at.train("toy2d", "model.augment=true"), ["augment=true", "pictures alone"]),
+    "augmented toys": (lambda at: at.train("toy2d", "model.augment=true"), ["augment=true", "only for images"]),
     "class always hidden": (
         lambda at: at.train_pictures("model.label_dropout=1"),
         ["label_dropout=1", "at least 0 and below 1"],
@@ -286,7 +286,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     ),
     "nfe of the selection": (
         lambda at: at.train("toy2d", "objective=mip", "evaluation.nfe=4"),
-        ["nfe=4", "objective=mip admits 2 alone"],
+        ["nfe=4", "objective=mip admits only 2"],
     ),
     "negative selection": (
         lambda at: at.train("toy2d", "evaluation.samples=-1"),
@@ -312,7 +312,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     "calls as text": (lambda at: at.generate(at.toy, "nfe=many"), ["nfe=many", "a whole number"]),
     "nfe of a regression": (
         lambda at: at.generate(at.regression, "nfe=4"),
-        ["nfe=4", "objective=regression admits 1 alone"],
+        ["nfe=4", "objective=regression admits only 1"],
     ),
     "odd nfe of Heun": (lambda at: at.generate(at.toy, "solver=heun", "nfe=3"), ["nfe=3", "heun", "multiple of 2"]),
     "odd nfe with guidance": (
@@ -344,7 +344,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     ),
     "solver of flow maps": (
         lambda at: at.generate(at.toy, "solver=flow_map"),
-        ["solver=flow_map needs objective=flow_map, not flow"],
+        ["solver=flow_map needs objective=flow_map, not this flow"],
     ),
     "solver of diffusers": (
         lambda at: at.generate(at.toy, "solver=diffusers_ddpm"),
@@ -357,7 +357,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     "samples below a file": (lambda at: at.generate(at.toy, f"output_dir={at.file}/new"), ["a_file/new"]),
     # eval
     "toy in simulation": (lambda at: at.eval(at.toy), ["'generative_model'", "'chunk_policy' was expected"]),
-    "nfe of a robot's regression": (lambda at: at.eval(at.policy, "nfe=4"), ["nfe=4", "[1] evaluations alone"]),
+    "nfe of a robot's regression": (lambda at: at.eval(at.policy, "nfe=4"), ["nfe=4", "admits only 1"]),
     "solver of what has none": (
         lambda at: at.eval(at.policy, "solver=heun"),
         ["objective=regression has no solver", "solver=heun"],
@@ -372,11 +372,11 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     "sweep of a number": (lambda at: at.sweep(at.toy, "nfe=4"), ["nfe=4", "a list"]),
     "sweep of what is refused": (
         lambda at: at.sweep(at.regression, "nfe=[2,4]"),
-        ["none of nfe=[2, 4] is admitted", "objective=regression admits 1 alone"],
+        ["none of nfe=[2, 4] is admitted", "objective=regression admits only 1"],
     ),
     "sweep of what a policy refuses": (
         lambda at: at.sweep(at.policy, "nfe=[2,4]"),
-        ["none of nfe=[2, 4] is admitted", "[1] evaluations alone"],
+        ["none of nfe=[2, 4] is admitted", "admits only 1"],
     ),
     "sweep with guidance of no class": (lambda at: at.sweep(at.toy, "guidance=2"), ["guidance=2", "knows no classes"]),
     "sweep of no samples": (lambda at: at.sweep(at.toy, "n=0"), ["n=0", "at least 2"]),

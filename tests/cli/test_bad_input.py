@@ -115,8 +115,8 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     "number as a list": (lambda at: at.train("network=unet1d", "network.channels=3"), ["network.channels=3", "a list"]),
     "nothing as a number": (lambda at: at.train("training.steps=null"), ["training.steps=", "a whole number"]),
     "fine-tuning for another objective": (
-        lambda at: at.train(f"training.init_from={at.run}", "objective=x"),
-        ["objective=x", "was trained with objective=flow", "fine-tuning keeps it; leave it out"],
+        lambda at: at.train(f"training.init_from={at.run}", "objective=v"),
+        ["objective=v", "was trained with objective=flow", "fine-tuning keeps it; leave it out"],
     ),
     "mirror that moves the goal": (
         lambda at: at.train("env.goal_pose=[200,300,0.5]"),
@@ -324,7 +324,7 @@ def edit_description(**changes: Any) -> Callable[[Path], None]:
 
 
 CHECKPOINT_DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
-    "newer format": (edit_description(format_version=99), ["format 99", "reads up to 1", "update flowchunk"]),
+    "newer format": (edit_description(format_version=99), ["format 99", "reads up to 2", "update flowchunk"]),
     "another kind": (edit_description(kind="toaster"), ["'toaster'", "'chunk_policy'"]),
     "no weights": (remove("model.safetensors"), ["model.safetensors is missing", "copy"]),
     "cut weights": (overwrite("model.safetensors", b"\x10"), ["model.safetensors is damaged", "copy"]),

@@ -27,11 +27,11 @@ from PIL import Image
 
 from flowchunk.cli.comparison import cells as cells_module
 from flowchunk.cli.comparison.cells import DIGIT_NFE, PUSHT_NFE, TOY_NFE, Cell, all_cells, run_cell
-from flowchunk.cli.comparison.page import write_page
+from flowchunk.cli.comparison.page import render_page, write_page
 from flowchunk.cli.main import AFTER_INTERRUPTION, main
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.evaluation.picture_classifier import train_classifier
-from flowchunk.policy.objectives import make_objective
+from flowchunk.policy.objectives import make_objective, objective_names
 from flowchunk.policy.train import Trainer
 
 NOTHING = "\N{EN DASH}"
@@ -174,6 +174,12 @@ def test_the_page_says_what_was_left_out(comparison: tuple[Path, list[Cell]], tm
     assert len(read(tmp_path / "index.html").tables) == 1
 
 
+def test_the_results_are_enough_to_render_the_page_again(comparison: tuple[Path, list[Cell]]) -> None:
+    text = (comparison[0] / "results.json").read_text()
+    assert render_page(json.loads(text)) == (comparison[0] / "index.html").read_text()
+    assert str(comparison[0]) not in text
+
+
 # Cells
 
 
@@ -253,7 +259,7 @@ def sections(cells: Sequence[Cell]) -> dict[str, int]:
 
 def test_every_objective_meets_every_schedule_it_admits() -> None:
     admitted = []
-    for objective in ("flow", "ddpm", "x", "v", "kl", "flow_map", "regression", "mip"):
+    for objective in objective_names():
         for schedule in ("linear", "linear_beta", "cosine", "sigmoid"):
             try:
                 admitted.append(make_objective(objective, schedule=schedule))
@@ -267,7 +273,13 @@ def test_every_objective_meets_every_schedule_it_admits() -> None:
 def test_pusht_is_compared_where_its_data_are_given() -> None:
     cells = all_cells(options(dataset={"path": "some.zarr"}))
     assert sections(cells)["pusht"] == 5
-    assert {cell.key[0] for cell in cells if cell.section == "pusht"} == {"flow", "v", "ddpm", "regression", "mip"}
+    assert {cell.key[0] for cell in cells if cell.section == "pusht"} == {
+        "flow",
+        "v",
+        "noise_prediction",
+        "regression",
+        "mip",
+    }
 
 
 def test_full_is_five_times_the_training() -> None:
@@ -300,7 +312,7 @@ COMPARE_SMALL = """if True:
     from flowchunk.cli.main import AFTER_INTERRUPTION, main
 
     def few(options):
-        chosen = [cell for cell in cells.all_cells(options) if cell.key[:2] == ("8gaussians", "ddpm")]
+        chosen = [cell for cell in cells.all_cells(options) if cell.key[:2] == ("8gaussians", "noise_prediction")]
         broken = replace(chosen[0], key=("8gaussians", "broken"), training=("task=toy2d", "dataset=spirals"))
         return [broken, *chosen] if sys.argv[1] == "broken" else chosen
 

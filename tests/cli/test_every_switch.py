@@ -21,21 +21,20 @@ from flowchunk.cli.train_generative import DOMAIN_OPTIONS, fit_normalizer, gener
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.policy.chunk_policy import ChunkPolicy
-from flowchunk.policy.diffusers_sampling import DIFFUSERS_SOLVERS
-from flowchunk.policy.generative_model import GenerativeModel
+from flowchunk.policy.data_model import DataModel
 from flowchunk.policy.normalizer import Normalizer, Scaling
-from flowchunk.policy.objectives import OBJECTIVES
+from flowchunk.policy.objectives import objective_names
 from flowchunk.policy.schedules import SCHEDULES
 from flowchunk.policy.solvers import SOLVERS
 from flowchunk.policy.time_densities import TIME_DENSITIES
 
-PICTURE_NETWORKS = ("local_conv", "patch_dit", "unet2d")
+IMAGE_NETWORKS = ("local_conv", "patch_dit", "unet2d")
 TASKS = [task for task in choices("task") if task != "own"]
 SWITCHES = [
-    *(("objective", name) for name in OBJECTIVES),
+    *(("objective", name) for name in objective_names()),
     *(("schedule", name) for name in SCHEDULES),
     *(("network", name) for name in choices("network")),
-    *(("solver", name) for name in (*SOLVERS, *DIFFUSERS_SOLVERS)),
+    *(("solver", name) for name in SOLVERS),
     *(("time_density", name) for name in TIME_DENSITIES),
     *(("vision", name) for name in choices("vision")),
 ]
@@ -115,12 +114,12 @@ def act_once(task: str, *words: str) -> None:
     batch = {f"observation.{key}": torch.from_numpy(value) for key, value in seen.items()}
     batch["action"] = torch.randn(2, config.horizon, action_spec.size)
     batch["mask"] = torch.ones(2, config.horizon, dtype=torch.bool)
-    error, weight = policy(batch, policy.draw(2, torch.Generator().manual_seed(0)))
+    error, weight = policy(batch, policy.sample_noise(2, torch.Generator().manual_seed(0)))
     (error / weight).backward()
     assert error.isfinite()
     assert any(bool(parameter.grad.abs().max() > 0) for parameter in policy.parameters() if parameter.grad is not None)
     chunk = policy.eval().predict_chunk(
-        {key: value[:1] for key, value in seen.items()}, nfe=options["evaluation"]["nfe"]
+        {key: value[:1] for key, value in seen.items()}, nfe=options["evaluation"]["nfe"], seed=0
     )
     assert chunk.shape == (1, config.horizon, action_spec.size)
     assert np.isfinite(chunk).all()
@@ -136,9 +135,9 @@ def domain_of(task: str) -> tuple[Any, Any]:
 def generate_once(task: str, *words: str) -> None:
     options = read_options("train_generative", [f"task={task}", *words])
     domain, data = domain_of(task)
-    model = GenerativeModel(generative_config(options, domain, data), fit_normalizer(domain, data))
+    model = DataModel(generative_config(options, domain, data), fit_normalizer(domain, data))
     batch = data.batch(torch.arange(2))
-    draws = model.draw(2, torch.Generator().manual_seed(0))
+    draws = model.sample_noise(2, torch.Generator().manual_seed(0))
     draws = draws if model.pair_noise is None else model.pair_noise(batch, draws)
     error, weight = model(batch, draws)
     (error / weight).backward()
@@ -162,9 +161,9 @@ def refusal(task: str, key: str, value: str) -> str | None:
         return "use schedule=linear, or objective=v"
     if key == "solver" and value == "flow_map":
         return "needs objective=flow_map"
-    if key == "solver" and value in DIFFUSERS_SOLVERS:
-        return "knows objective=ddpm, x and v with a curved schedule"
-    if key == "network" and value in PICTURE_NETWORKS and task != "images":
+    if key == "solver" and value.startswith("diffusers_"):
+        return "needs objective=noise_prediction or data_prediction or v with a curved schedule"
+    if key == "network" and value in IMAGE_NETWORKS and task != "images":
         return "there are mlp, mixer, dit, unet1d, gru" + ("" if is_flat else "$")
     if key == "network" and value == "unet1d" and task in ("torus", "toy2d"):
         return "must be a multiple of 4 for 3 levels; give fewer network.channels"
@@ -196,14 +195,14 @@ def command_for(key: str, value: str) -> tuple[str, tuple[str, ...]]:
     """A task with which this switch goes, and what makes it small."""
     if key == "vision":
         return ("pusht_state" if value == "none" else "pusht_image"), ()
-    if key == "network" and value in PICTURE_NETWORKS:
+    if key == "network" and value in IMAGE_NETWORKS:
         return "images", ()
     if key == "schedule":
         return "pusht_state", ("objective=v",)
     if key == "solver" and value == "flow_map":
         return "pusht_state", ("objective=flow_map",)
-    if key == "solver" and value in DIFFUSERS_SOLVERS:
-        return "pusht_state", ("objective=ddpm",)
+    if key == "solver" and value.startswith("diffusers_"):
+        return "pusht_state", ("objective=noise_prediction",)
     return "pusht_state", ()
 
 

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from flowchunk.cli.main import main
 from flowchunk.policy.chunk_policy import ChunkPolicy
+from flowchunk.policy.sampling import SamplingOptions
 from tests.cli.training_commands import pickplace, pusht
 
 
@@ -46,8 +47,7 @@ def test_fine_tuning_changes_what_it_can(
         "n_action_steps": 2,
         "mask_padding": True,
         "prefix_max": 3,
-        "solver": "midpoint",
-        "noise_scale": 0.5,
+        "sampling": SamplingOptions(solver="midpoint", noise_scale=0.5),
     }
     assert tuned.config == replace(original.config, **asked)
     assert main([*command, "training.resume=true"]) == 0
@@ -62,7 +62,7 @@ def test_fine_tuning_changes_what_it_can(
         ("policy.horizon=32", "policy.horizon=32: {run} was trained with policy.horizon=16"),
         ("policy.observation_steps=1", "policy.observation_steps=1: {run} was trained with policy.observation_steps=2"),
         ("policy.relative_to=null", "policy.relative_to=null: {run} was trained with policy.relative_to=['state.0'"),
-        ("objective=x", "objective=x: {run} was trained with objective=flow"),
+        ("objective=v", "objective=v: {run} was trained with objective=flow"),
         ("schedule=cosine", "schedule=cosine: {run} was trained with schedule=null"),
         ("vision=small_conv", "vision=small_conv: {run} was trained with vision=null"),
         ("dataset.normalizer.state=gaussian", "dataset.normalizer.state: fine-tuning keeps the normaliser of {run}"),

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 from flowchunk.cli.domains import DOMAINS
 from flowchunk.cli.main import main
-from flowchunk.policy.generative_model import GenerativeModel
+from flowchunk.policy.data_model import DataModel
 from flowchunk.policy.networks import NETWORKS
-from flowchunk.policy.networks.pictures import PICTURE_NETWORKS
-from flowchunk.policy.objectives import OBJECTIVES
+from flowchunk.policy.networks.pictures import IMAGE_NETWORKS
+from flowchunk.policy.objectives import objective_names
 from flowchunk.policy.train import Trainer
 
 
@@ -183,7 +183,7 @@ def test_pictures_without_classes_have_no_labels(
     folder = generate(run, tmp_path / "made")
     assert samples(folder).shape == (12, 1, 8, 8)
     assert measures(folder).keys() == {"kernel_distance", "kernel_distance_floor"}, "one draw has no deviation"
-    assert GenerativeModel.load(run).config.classes == 0
+    assert DataModel.load(run).config.classes == 0
 
 
 def test_pictures_are_resized_and_inverted(
@@ -262,9 +262,9 @@ def test_a_checkpoint_remembers_its_data(picture_run: Path, picture_folder: Path
     assert content["training"]["options"]["dataset"] == str(picture_folder)
 
 
-def learns(run: Path, *options: str) -> GenerativeModel:
+def learns(run: Path, *options: str) -> DataModel:
     """A model that was trained with these options, and that makes 3 finite data in as many calls as it admits."""
-    model = GenerativeModel.load(train(run, *options))
+    model = DataModel.load(train(run, *options))
     label = torch.zeros(3, dtype=torch.long) if model.config.classes else None
     made = model.generate(3, nfe=None if model.objective.valid_nfe else 4, label=label)
     assert made.shape == (3, *model.config.shape)
@@ -274,17 +274,17 @@ def learns(run: Path, *options: str) -> GenerativeModel:
 
 PAIRS = {
     "flow": "linear",
-    "ddpm": "linear_beta",
-    "x": "cosine",
+    "noise_prediction": "linear_beta",
+    "data_prediction": "cosine",
     "v": "sigmoid",
-    "kl": "linear",
+    "posterior": "linear",
     "regression": None,
     "mip": None,
     "flow_map": None,
 }
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", objective_names())
 def test_every_objective_trains(objective: str, tmp_path: Path, tiny_generative: tuple[str, ...]) -> None:
     schedule = [] if PAIRS[objective] is None else [f"schedule={PAIRS[objective]}"]
     model = learns(tmp_path / "run", "task=toy2d", *tiny_generative, f"objective={objective}", *schedule)
@@ -304,7 +304,7 @@ SMALL_NETWORKS: dict[str, tuple[str, ...]] = {
 
 
 def test_every_network_is_here() -> None:
-    assert SMALL_NETWORKS.keys() == NETWORKS.keys() | PICTURE_NETWORKS.keys()
+    assert SMALL_NETWORKS.keys() == NETWORKS.keys() | IMAGE_NETWORKS.keys()
 
 
 @pytest.mark.parametrize("network", SMALL_NETWORKS)
@@ -312,7 +312,7 @@ def test_every_network_trains(
     network: str, picture_folder: Path, tmp_path: Path, tiny_generative: tuple[str, ...]
 ) -> None:
     pictures = ("task=images", f"dataset={picture_folder}", "model.augment=true")
-    data = pictures if network in PICTURE_NETWORKS else ("task=toy2d",)
+    data = pictures if network in IMAGE_NETWORKS else ("task=toy2d",)
     few = ("training.steps=4", "training.log_every=2", f"network={network}", *SMALL_NETWORKS[network])
     assert learns(tmp_path / "run", *data, *tiny_generative[3:], *few).config.network == network
 

@@ -17,7 +17,7 @@ from flowchunk.cli.domains.toy2d import trajectories
 from flowchunk.cli.generate import CONDITIONS_SEED, against_data, data_draws, domain_of, floors
 from flowchunk.cli.main import main
 from flowchunk.policy.checkpoint import find_checkpoint
-from flowchunk.policy.generative_model import GenerativeModel
+from flowchunk.policy.data_model import DataModel
 
 
 def generate(run: Path, folder: Path, *options: str) -> Path:
@@ -94,7 +94,7 @@ def test_samples_and_floor_share_their_draws_and_show_their_deviation(picture_ru
 
 
 def test_a_film_shows_the_times_that_sampling_stops_at(toy_run: Path) -> None:
-    way = trajectories(GenerativeModel.load(toy_run), 5, nfe=4)
+    way = trajectories(DataModel.load(toy_run), 5, nfe=4)
     assert way.points.shape == (5, 5, 2)
     np.testing.assert_allclose(way.times, [0, 0.25, 0.5, 0.75, 1])
 

@@ -154,7 +154,7 @@ def test_the_plan_times_no_more_rows_at_once_than_a_step_has(
         return forward(self, batch, draws)
 
     monkeypatch.setattr(ChunkPolicy, "forward", watched)
-    assert main(pusht(pusht_store, tmp_path / "run", *tiny, "training.accumulate=8")) == 0
+    assert main(pusht(pusht_store, tmp_path / "run", *tiny, "training.num_micro_batches=8")) == 0
     assert set(rows) == {2}
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from flowchunk.cli.main import main
 from flowchunk.envs.rollout import rollout
 from flowchunk.policy.evaluation.intervals import wilson_interval
-from flowchunk.policy.objectives import OBJECTIVES, VALID_NFE
+from flowchunk.policy.objectives import make_objective, objective_names
 
 MEASURES = {"sliced_wasserstein", "energy_distance"}
 
@@ -97,17 +97,18 @@ def short_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short_tasks")
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", objective_names())
 def test_a_robots_policy_of_every_objective_is_trained_evaluated_and_swept(
     objective: str, pickplace_store: Path, tmp_path: Path, tiny: tuple[str, ...]
 ) -> None:
     run, robot = tmp_path / "run", ("task=pickplace_state", f"dataset.path={pickplace_store}")
     assert main(["train", *robot, f"output_dir={run}", f"objective={objective}", *tiny]) == 0
     assert main(["eval", str(run), "episodes=1", "video=0"]) == 0
-    (valid,) = VALID_NFE.get(objective, (4,))
+    valid_nfe = make_objective(objective).valid_nfe
+    (valid,) = valid_nfe or (4,)
     assert json.loads((run / "eval" / "eval.json").read_text())["nfe"] == valid
     rows = swept(run, tmp_path / "sweep", "nfe=[1,2]", "episodes=2")["rows"]
-    assert [row["nfe"] for row in rows if "refused" not in row] == list(VALID_NFE.get(objective, (1, 2)))
+    assert [row["nfe"] for row in rows if "refused" not in row] == list(valid_nfe or (1, 2))
 
 
 # Models of other data

@@ -17,7 +17,7 @@ from torch import Tensor
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.datasets.windows import Windows
 from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig
-from flowchunk.policy.generative_model import GenerativeConfig, GenerativeModel
+from flowchunk.policy.data_model import DataConfig, DataModel
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.run_log import read_metrics
 from flowchunk.policy.train import Trainer
@@ -69,7 +69,7 @@ def make_windows(lengths: tuple[int, ...] = (1, 9, 2, 1, 10, 3, 4)) -> Windows:
 
 
 def evaluate(policy: ChunkPolicy) -> dict[str, float]:
-    chunk = policy.predict_chunk({"state": np.zeros((1, 2, 3))}, nfe=2)
+    chunk = policy.predict_chunk({"state": np.zeros((1, 2, 3))}, nfe=2, seed=0)
     return {"score": -float(np.abs(chunk).mean()), "chunk": float(chunk[0, 0, 0])}
 
 
@@ -86,7 +86,7 @@ def make_shared(output_dir: Path) -> Trainer:
 
 
 def make_shared_in_parts(output_dir: Path) -> Trainer:
-    return make_trainer(output_dir, replace(SHARED, accumulate=2, log_every=3))
+    return make_trainer(output_dir, replace(SHARED, num_micro_batches=2, log_every=3))
 
 
 class Points:
@@ -103,10 +103,10 @@ class Points:
 
 def make_coupled(output_dir: Path) -> Trainer:
     """A generative model whose noise is paired with its data by optimal transport."""
-    config = GenerativeConfig((1, 2), network_options={"width": 8, "blocks": 1}, coupling="ot")
+    config = DataConfig((1, 2), network_options={"width": 8, "blocks": 1}, coupling="ot")
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = GenerativeModel(config, Normalizer({"x": Scaling.fit("gaussian", [Points.x.flatten(1).numpy()])}))
+        model = DataModel(config, Normalizer({"x": Scaling.fit("gaussian", [Points.x.flatten(1).numpy()])}))
     return make_trainer(output_dir, SHARED, model=model, data=Points(), evaluate=None, validation=Points())
 
 
@@ -116,7 +116,7 @@ class CrashError(Exception):
 
 def run_to(trainer: Trainer, step: int) -> None:
     """Run as if the process died after ``step``: what is then on disk was written by the steps before."""
-    train_step, pause = trainer.train_step, trainer.pause
+    train_step, pause = trainer.train_step, trainer.evaluate_and_checkpoint
     logs: list[Any] = []
 
     def die_at_the_step() -> Tensor:
@@ -128,7 +128,7 @@ def run_to(trainer: Trainer, step: int) -> None:
         logs.append(log)
         pause(log)
 
-    trainer.train_step, trainer.pause = die_at_the_step, remember_the_log  # type: ignore[method-assign]
+    trainer.train_step, trainer.evaluate_and_checkpoint = die_at_the_step, remember_the_log  # type: ignore[method-assign]
     with pytest.raises(CrashError):
         trainer.run()
     if logs[0] is not None:  # the main process has it

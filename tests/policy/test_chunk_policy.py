@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from tests.policy.small_policies import HIGH, HORIZON, LOW, STEPS, make_policy, 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("network", ["mlp", "dit"])
 def test_chunks_have_their_shape(batch: int, network: str) -> None:
-    chunk = make_policy(network=network).predict_chunk(observe(batch), nfe=2)
+    chunk = make_policy(network=network).predict_chunk(observe(batch), nfe=2, seed=0)
     assert chunk.shape == (batch, HORIZON, 2)
     assert chunk.dtype == np.float32
     assert np.isfinite(chunk).all()
 
 
 def test_chunks_are_in_physical_units() -> None:
-    chunk = make_policy(perturbed=False).predict_chunk(observe(200))  # zero velocity: what comes out is the noise
+    chunk = make_policy(perturbed=False).predict_chunk(
+        observe(200), seed=0
+    )  # zero velocity: what comes out is the noise
     center, reach = (LOW + HIGH) / 2, (HIGH - LOW) / 2
     np.testing.assert_allclose(chunk.mean((0, 1)), center, atol=4 * reach.max() / 40)
     np.testing.assert_allclose((chunk.mean((0, 1)) - center) / reach, 0, atol=0.1)
@@ -43,22 +46,22 @@ def test_the_network_is_integrated_in_normalised_units() -> None:
         return (aim - x_t) / (1 - t[:, None, None])
 
     policy.network.forward = towards_aim
-    chunk = policy.predict_chunk(observe(), nfe=5)
+    chunk = policy.predict_chunk(observe(), nfe=5, seed=0)
     np.testing.assert_allclose(chunk, np.broadcast_to([250.0, -0.02], chunk.shape), rtol=1e-4, atol=1e-5)
 
 
 def test_chunks_depend_on_what_is_observed() -> None:
     policy, observation = make_policy(), observe(1)
-    chunk = policy.predict_chunk(observation)
+    chunk = policy.predict_chunk(observation, seed=0)
     for key in observation:
         changed = observation | {key: observation[key] + 0.5}
-        assert not np.allclose(policy.predict_chunk(changed), chunk)
+        assert not np.allclose(policy.predict_chunk(changed, seed=0), chunk)
 
 
 def test_observations_may_hold_more_keys() -> None:
     policy, observation = make_policy(), observe()
     more = observation | {"image": np.zeros((3, STEPS, 96, 96, 3), np.uint8)}
-    np.testing.assert_array_equal(policy.predict_chunk(more), policy.predict_chunk(observation))
+    np.testing.assert_array_equal(policy.predict_chunk(more, seed=0), policy.predict_chunk(observation, seed=0))
 
 
 def test_observations_may_be_read_only() -> None:
@@ -68,7 +71,7 @@ def test_observations_may_be_read_only() -> None:
         values.flags.writeable = False
     torch.set_warn_always(True)
     try:
-        make_policy().predict_chunk(observation)
+        make_policy().predict_chunk(observation, seed=0)
     finally:
         torch.set_warn_always(False)
 
@@ -77,9 +80,9 @@ def test_an_angle_and_one_turn_more_give_the_same_chunk() -> None:
     policy, observation = make_policy(), observe()
     turned = observation | {"state": observation["state"] + [0, 0, 2 * np.pi]}
     half_turned = observation | {"state": observation["state"] + [0, 0, np.pi]}
-    chunk = policy.predict_chunk(observation)
-    np.testing.assert_allclose(policy.predict_chunk(turned), chunk, rtol=1e-4, atol=1e-3)
-    assert np.abs(policy.predict_chunk(half_turned) - chunk).max() > 1
+    chunk = policy.predict_chunk(observation, seed=0)
+    np.testing.assert_allclose(policy.predict_chunk(turned, seed=0), chunk, rtol=1e-4, atol=1e-3)
+    assert np.abs(policy.predict_chunk(half_turned, seed=0) - chunk).max() > 1
 
 
 # Seeds.
@@ -92,6 +95,17 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     np.testing.assert_array_equal(one, same)
     assert not np.allclose(one, other)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_a_seed_every_chunk_has_other_noise() -> None:
+    policy, observation = make_policy(), observe()
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        one, other = (policy.predict_chunk(observation) for _ in range(2))
+        torch.manual_seed(3)
+        again = policy.predict_chunk(observation)
+    assert not np.allclose(one, other)
+    np.testing.assert_array_equal(again, one)
 
 
 def test_rows_of_one_seed_have_noise_of_their_own() -> None:
@@ -125,8 +139,8 @@ def test_one_seed_a_row() -> None:
 def test_a_prefix_comes_back_unchanged_and_matters(network: str, length: int) -> None:
     policy = make_policy(network=network, network_options={"width": 16, "blocks": 1}, prefix_max=3)
     prefix = np.random.default_rng(0).uniform(LOW, HIGH, (3, length, 2)).astype(np.float32)
-    free = policy.predict_chunk(observe())
-    chunk = policy.predict_chunk(observe(), prefix=prefix)
+    free = policy.predict_chunk(observe(), seed=0)
+    chunk = policy.predict_chunk(observe(), prefix=prefix, seed=0)
     np.testing.assert_array_equal(chunk[:, :length], prefix)
     assert np.allclose(chunk[:, length:], free[:, length:], rtol=1e-5, atol=1e-3) == (length == 0)
 
@@ -140,7 +154,7 @@ def test_the_network_sees_a_prefix_normalised() -> None:
         return torch.zeros_like(x_t)
 
     policy.network.forward = look
-    policy.predict_chunk(observe(), prefix=prefix, nfe=3)
+    policy.predict_chunk(observe(), prefix=prefix, nfe=3, seed=0)
     assert len(seen) == 3
     for x_t, t in seen:
         torch.testing.assert_close(x_t, torch.ones(3, 2, 2))
@@ -152,13 +166,13 @@ def test_longer_prefixes_than_trained_are_refused(prefix_max: int) -> None:
     policy = make_policy(prefix_max=prefix_max)
     message = f"a prefix of 3 actions was given, but this policy was trained with prefix_max={prefix_max}; train with"
     with pytest.raises(ConfigurationError, match=message):
-        policy.predict_chunk(observe(), prefix=np.zeros((3, 3, 2)))
+        policy.predict_chunk(observe(), prefix=np.zeros((3, 3, 2)), seed=0)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 2), (3, 1, 5), (3, 2), (2,)])
 def test_prefixes_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(SpecMismatchError, match=r"prefix must be \(3, d, 2\), but is \("):
-        make_policy(prefix_max=2).predict_chunk(observe(3), prefix=np.zeros(shape))
+        make_policy(prefix_max=2).predict_chunk(observe(3), prefix=np.zeros(shape), seed=0)
 
 
 # Evaluations of the network.
@@ -168,7 +182,7 @@ def test_prefixes_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 def test_as_many_evaluations_as_asked_for(nfe: int | None, calls: int) -> None:
     policy, times = make_policy(), []
     policy.network.register_forward_hook(lambda _, inputs, __: times.append(float(inputs[1][0])))
-    policy.predict_chunk(observe(), nfe=nfe)
+    policy.predict_chunk(observe(), nfe=nfe, seed=0)
     assert times == pytest.approx(np.arange(calls) / calls)
 
 
@@ -182,15 +196,16 @@ def test_as_many_evaluations_as_asked_for(nfe: int | None, calls: int) -> None:
 )
 def test_impossible_numbers_of_evaluations(solver: str, nfe: int, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        make_policy(solver=solver).predict_chunk(observe(), nfe=nfe)
+        make_policy(solver=solver).predict_chunk(observe(), nfe=nfe, seed=0)
 
 
 def test_policies_for_one_number_of_evaluations() -> None:
-    policy = make_policy()
-    policy.valid_nfe = (1,)
-    np.testing.assert_array_equal(policy.predict_chunk(observe()), policy.predict_chunk(observe(), nfe=1))
-    with pytest.raises(ConfigurationError, match=r"nfe=4: this policy was trained for \[1\] evaluations alone"):
-        policy.predict_chunk(observe(), nfe=4)
+    policy = make_policy(objective="regression")
+    np.testing.assert_array_equal(
+        policy.predict_chunk(observe(), seed=0), policy.predict_chunk(observe(), nfe=1, seed=0)
+    )
+    with pytest.raises(ConfigurationError, match="nfe=4: a model trained with objective=regression admits only 1"):
+        policy.predict_chunk(observe(), nfe=4, seed=0)
 
 
 # Observations that do not fit.
@@ -200,18 +215,18 @@ def test_missing_observations() -> None:
     observation = observe()
     del observation["forces"]
     with pytest.raises(SpecMismatchError, match=r"needs the observations \['forces', 'state'\], but \['forces'\] are"):
-        make_policy().predict_chunk(observation)
+        make_policy().predict_chunk(observation, seed=0)
 
 
 @pytest.mark.parametrize("shape", [(3,), (STEPS, 3), (3, STEPS + 1, 3), (3, STEPS, 4), (3, STEPS, 3, 1), ()])
 def test_observations_of_another_shape(shape: tuple[int, ...]) -> None:
     with pytest.raises(SpecMismatchError, match=r"observation 'state' must be \(B, 2, 3\), but is \(.*batch first"):
-        make_policy().predict_chunk(observe() | {"state": np.zeros(shape)})
+        make_policy().predict_chunk(observe() | {"state": np.zeros(shape)}, seed=0)
 
 
 def test_observations_that_disagree_about_the_batch() -> None:
     with pytest.raises(SpecMismatchError, match=r"disagree about the batch size: \[1, 3\]"):
-        make_policy().predict_chunk(observe(3) | {"forces": observe(1)["forces"]})
+        make_policy().predict_chunk(observe(3) | {"forces": observe(1)["forces"]}, seed=0)
 
 
 def test_out_of_range_names_the_key() -> None:
@@ -232,7 +247,7 @@ def test_what_is_not_finite_is_out_of_range_and_moves_nothing(key: str, place: t
     assert policy.out_of_range(observation)[key] >= before
     assert policy.out_of_range(observation)[key] >= 1 / observation[key].size
     with pytest.raises(SpecMismatchError, match=rf"observation '{key}' holds values that are not finite"):
-        policy.predict_chunk(observation)
+        policy.predict_chunk(observation, seed=0)
 
 
 # The starting noise.
@@ -245,9 +260,10 @@ def test_the_starting_noise_is_scaled(scale: float, tmp_path: Path) -> None:
     noise = (policy.predict_chunk(observation, seed=3) - center) / half
     scaled = (policy.predict_chunk(observation, seed=3, noise_scale=scale) - center) / half
     np.testing.assert_allclose(scaled, scale * noise, atol=1e-5)
-    policy.with_options(noise_scale=scale).save(tmp_path / "saved")
+    policy.with_sampling(noise_scale=scale).save(tmp_path / "saved")
     kept = ChunkPolicy.load(tmp_path / "saved")
-    assert kept.config.noise_scale == scale
+    assert kept.config.sampling.noise_scale == scale
+    assert policy.config.sampling.noise_scale == 1
     np.testing.assert_allclose((kept.predict_chunk(observation, seed=3) - center) / half, scaled, atol=1e-5)
     np.testing.assert_allclose(
         (kept.predict_chunk(observation, seed=3, noise_scale=1.0) - center) / half, noise, atol=1e-5
@@ -267,7 +283,10 @@ def test_without_noise_every_seed_gives_the_same_chunk() -> None:
         ({"noise_scale": np.nan}, r"noise_scale=nan must be at least 0"),
         ({"noise_scale": np.inf}, r"noise_scale=inf must be at least 0, and finite"),
         ({"noise_scale": 0.5, "objective": "mip"}, r"objective=mip does not start from noise; leave it out"),
-        ({"prefix_max": 2, "objective": "ddpm", "solver": "diffusers_ddim"}, r"diffusers_ddim cannot keep a prefix"),
+        (
+            {"prefix_max": 2, "objective": "noise_prediction", "solver": "diffusers_ddim"},
+            r"diffusers_ddim cannot keep a prefix",
+        ),
     ],
 )
 def test_noise_and_prefixes_that_cannot_be(options: dict[str, Any], message: str) -> None:
@@ -277,9 +296,9 @@ def test_noise_and_prefixes_that_cannot_be(options: dict[str, Any], message: str
 
 def test_a_noise_scale_that_cannot_be_is_refused_when_acting() -> None:
     with pytest.raises(ConfigurationError, match="noise_scale=-1"):
-        make_policy().predict_chunk(observe(), noise_scale=-1)
+        make_policy().predict_chunk(observe(), noise_scale=-1, seed=0)
     with pytest.raises(ConfigurationError, match="does not start from noise"):
-        make_policy(objective="regression").predict_chunk(observe(), noise_scale=0.5)
+        make_policy(objective="regression").predict_chunk(observe(), noise_scale=0.5, seed=0)
 
 
 def test_out_of_range_refuses_what_predict_chunk_refuses() -> None:
@@ -308,7 +327,7 @@ def test_the_last_observation_and_the_first_action_share_their_frame() -> None:
     assert batch["observation.state"].shape == (30, STEPS, 3)
     assert batch["action"].shape == (30, HORIZON, 2)
     policy = make_policy()
-    error, weight = policy(batch, policy.draw(30, torch.Generator().manual_seed(0)))
+    error, weight = policy(batch, policy.sample_noise(30, torch.Generator().manual_seed(0)))
     assert weight == 30 * HORIZON
     assert error.isfinite()
 
@@ -327,35 +346,33 @@ def training_batch(batch: int = 6) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("prefix_max", [0, 3])
 def test_the_loss_counts_tokens_that_are_neither_padding_nor_given(mask_padding: bool, prefix_max: int) -> None:
     policy, batch = make_policy(mask_padding=mask_padding, prefix_max=prefix_max), training_batch()
-    draws = policy.draw(6, torch.Generator().manual_seed(0))
+    noise = policy.sample_noise(6, torch.Generator().manual_seed(0))
     counted = batch["mask"].clone() if mask_padding else torch.ones(6, HORIZON, dtype=torch.bool)
     if prefix_max:
-        draws["prefix_length"] = torch.tensor([0, 1, 2, 3, 0, 1])
-        counted &= torch.arange(HORIZON) >= draws["prefix_length"][:, None]
+        prefix_length = torch.tensor([0, 1, 2, 3, 0, 1])
+        noise = replace(noise, prefix_length=prefix_length)
+        counted &= torch.arange(HORIZON) >= prefix_length[:, None]
     policy.network.forward = lambda x, t, c: torch.sin(x)  # looks at each token alone
-    error, weight = policy(batch, draws)
+    error, weight = policy(batch, noise)
     assert weight == counted.sum()
     ignored = torch.where(counted[..., None], batch["action"], 0)
-    torch.testing.assert_close(policy(batch | {"action": ignored}, draws)[0], error)
+    torch.testing.assert_close(policy(batch | {"action": ignored}, noise)[0], error)
     for row, token in ((0, 7), (3, 4)):
         changed = batch["action"].clone()
         changed[row, token] += 30
-        assert policy(batch | {"action": changed}, draws)[0] != error
+        assert policy(batch | {"action": changed}, noise)[0] != error
 
 
-def test_draws_are_reproducible_and_belong_to_rows() -> None:
+def test_noise_is_reproducible_and_belongs_to_rows() -> None:
     policy = make_policy(prefix_max=3)
-    one, same = (policy.draw(4000, torch.Generator().manual_seed(0)) for _ in range(2))
-    assert {name: tuple(value.shape) for name, value in one.items()} == {
-        "x_0": (4000, HORIZON, 2),
-        "t": (4000,),
-        "prefix_length": (4000,),
-    }
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    share = torch.bincount(one["prefix_length"]) / 4000
+    one, same = (policy.sample_noise(4000, torch.Generator().manual_seed(0)) for _ in range(2))
+    assert [tuple(value.shape) for value in one.tensors()] == [(4000, HORIZON, 2), (4000,), (4000,)]
+    assert all(torch.equal(*pair) for pair in zip(one.tensors(), same.tensors(), strict=True))
+    assert one.prefix_length is not None
+    share = torch.bincount(one.prefix_length) / 4000
     assert share.tolist() == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6], abs=0.03)
-    assert "prefix_length" not in make_policy().draw(4, torch.Generator())
-    assert float(one["t"].mean()) == pytest.approx(0.4, abs=0.02)
+    assert make_policy().sample_noise(4, torch.Generator()).prefix_length is None
+    assert float(one.path.t.mean()) == pytest.approx(0.4, abs=0.02)
 
 
 # Configurations.

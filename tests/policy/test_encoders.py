@@ -103,7 +103,7 @@ def test_a_camera_may_have_any_name() -> None:
     encoder = make_encoder(spec)
     pictures = make_observation()["front"]
     observation = {"hand": make_observation()["hand"], **dict.fromkeys(HARD_NAMES, pictures)}
-    assert encoder(observation, encoder.draw(2, torch.Generator())).shape == (2, encoder.condition_size)
+    assert encoder(observation, encoder.sample_views(2, torch.Generator())).shape == (2, encoder.condition_size)
     networks = {id(encoder.camera(name)) for name in HARD_NAMES}
     assert len(networks) == len(HARD_NAMES)  # each its own
     again = make_encoder(spec)
@@ -170,18 +170,18 @@ def test_only_the_last_pictures_are_looked_at() -> None:
 
 def test_draws_move_the_crop_and_change_the_light_only_while_learning() -> None:
     encoder = make_encoder(colour_jitter=0.3)
-    draws = encoder.draw(2, torch.Generator().manual_seed(0))
-    assert {name: tuple(rows.shape) for name, rows in draws.items()} == {
+    views = encoder.sample_views(2, torch.Generator().manual_seed(0))
+    assert {name: tuple(rows.shape) for name, rows in views.items()} == {
         "place.front": (2, 2),
         "light.front": (2, 3),
         "place.wrist": (2, 2),
         "light.wrist": (2, 3),
     }
     observation = make_observation()
-    assert not torch.equal(encoder(observation, draws), encoder(observation))
+    assert not torch.equal(encoder(observation, views), encoder(observation))
     middle = {"place.front": torch.full((2, 2), 0.5), "place.wrist": torch.full((2, 2), 0.5)}
     assert torch.equal(encoder(observation, middle), encoder(observation))
-    assert make_encoder(ObservationSpec({"front": replace(FRONT, crop=None)})).draw(2, torch.Generator()) == {}
+    assert make_encoder(ObservationSpec({"front": replace(FRONT, crop=None)})).sample_views(2, torch.Generator()) == {}
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowchunk.policy.data_model import DataConfig, DataModel
 from flowchunk.policy.evaluation.field import loss_over_time, straightness
-from flowchunk.policy.generative_model import GenerativeConfig, GenerativeModel
 from flowchunk.policy.normalizer import Normalizer, Scaling
 
 TIMES = torch.tensor([0.1, 0.5, 0.9])
@@ -54,11 +54,11 @@ def test_straightness_has_no_unit() -> None:
 # The loss over time
 
 
-def make_model(*, objective: str = "flow", classes: int = 0) -> GenerativeModel:
+def make_model(*, objective: str = "flow", classes: int = 0) -> DataModel:
     """Untrained, so its answer is zero everywhere."""
     options = {"width": 16, "blocks": 1}
-    config = GenerativeConfig(shape=(3, 2), classes=classes, network_options=options, objective=objective)
-    return GenerativeModel(config, Normalizer({"x": Scaling.fit("identity", [np.zeros((1, 2))])})).eval()
+    config = DataConfig(shape=(3, 2), classes=classes, network_options=options, objective=objective)
+    return DataModel(config, Normalizer({"x": Scaling.fit("identity", [np.zeros((1, 2))])})).eval()
 
 
 def batch(n: int = 400) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ def test_an_answer_of_zero_loses_the_square_of_the_target() -> None:
     of_velocity, _ = loss_over_time(make_model(), batch(), TIMES)
     assert of_velocity.tolist() == pytest.approx([2**2 + 1] * 3, rel=0.15)  # data of deviation 2, noise of 1
     assert of_velocity.tolist() == pytest.approx([float(of_velocity[0])] * 3)  # the same samples at every time
-    of_noise, _ = loss_over_time(make_model(objective="ddpm"), batch(), TIMES)
+    of_noise, _ = loss_over_time(make_model(objective="noise_prediction"), batch(), TIMES)
     assert of_noise.tolist() == pytest.approx([1.0] * 3, rel=0.15)
 
 

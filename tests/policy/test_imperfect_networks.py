@@ -12,24 +12,29 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from flowchunk.policy.diffusers_sampling import GRID_STEPS, PREDICTION_TYPE
+from flowchunk.policy.diffusers_solvers import NUM_GRID_STEPS
 from flowchunk.policy.flow import integrate, uniform_times
-from flowchunk.policy.paths import FLOW, MIN_ALPHA, READINGS, GaussianPath, WrappedPath, broadcast_time
+from flowchunk.policy.paths import FLOW, MIN_ALPHA, GaussianPath, WrappedPath, broadcast_time
+from flowchunk.policy.predictions import PREDICTIONS
 from flowchunk.policy.schedules import SCHEDULES, discrete_betas
-from flowchunk.policy.solvers import OPEN_ENDED, SOLVERS
+from flowchunk.policy.solvers import SOLVERS as ALL_SOLVERS
+
+SOLVERS = {name: solver for name, solver in ALL_SOLVERS.items() if not solver.diffusers_only}
 
 MEAN, STD = 0.7, 0.4
 SCORES = torch.linspace(-2, 2, 11, dtype=torch.float64)[:, None]
 LIMIT = 9.0  # as with relative actions: estimates are clipped far outside of nearly all data
 FOLLOWS_ENDPOINTS = ("ddim", "ancestral", "dpm_solver")
-BLIND = ("noise", "posterior")
+BLIND = ("noise_prediction", "posterior")
+KNOWN_TO_DIFFUSERS = [name for name, kind in PREDICTIONS.items() if kind.diffusers_name is not None]
 
-each_reading = pytest.mark.parametrize("reading", READINGS)
+each_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 
 
-def path_of(reading: str, schedule: str) -> GaussianPath:
-    return GaussianPath(SCHEDULES[schedule], reading, x_1_limit=LIMIT if reading in BLIND else None)
+def path_of(prediction: str, schedule: str) -> GaussianPath:
+    options = {"clip_sample_range": LIMIT} if prediction in BLIND else {}
+    return GaussianPath(SCHEDULES[schedule], PREDICTIONS[prediction](**options))
 
 
 def imperfect(path: GaussianPath) -> Any:
@@ -39,7 +44,7 @@ def imperfect(path: GaussianPath) -> Any:
         time = broadcast_time(t, x_t)
         alpha, sigma = path.schedule.alpha(time), path.schedule.sigma(time)
         share = (x_t - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
-        best = path.sample(sigma * share, MEAN + alpha * STD**2 * share, t)[1]
+        best = path.sample(x_0=sigma * share, x_1=MEAN + alpha * STD**2 * share, t=t).target
         return best + 0.2 * ((3 * x_t + 7 * time).sin() + 0.5 * (11 * time).cos())
 
     return network
@@ -59,36 +64,36 @@ def bound(method: str, nfe: int) -> float:
 
 
 @each_schedule
-@each_reading
+@each_prediction
 @pytest.mark.parametrize("method", [name for name in SOLVERS if name != "flow_map"])
-def test_few_evaluations_of_an_imperfect_network_are_near_many(method: str, reading: str, schedule: str) -> None:
-    path = path_of(reading, schedule)
+def test_few_evaluations_of_an_imperfect_network_are_near_many(method: str, prediction: str, schedule: str) -> None:
+    path = path_of(prediction, schedule)
     converged = error(path, method, 64)
     assert converged < 0.4
     for nfe in (2, 4, 8, 16):
-        if nfe % SOLVERS[method][1] == 0:
+        if nfe % SOLVERS[method].stages == 0:
             assert error(path, method, nfe) < converged + bound(method, nfe), nfe
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")  # their numpy
 @pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "linear"])
-@pytest.mark.parametrize("reading", PREDICTION_TYPE)
+@pytest.mark.parametrize("prediction", KNOWN_TO_DIFFUSERS)
 @pytest.mark.parametrize("nfe", [2, 4, 8, 16])
-def test_ddim_is_no_worse_than_that_of_diffusers(reading: str, schedule: str, nfe: int) -> None:
-    path = path_of(reading, schedule)
-    limit = {} if path.x_1_limit is None else {"clip_sample_range": path.x_1_limit}
+def test_ddim_is_no_worse_than_that_of_diffusers(prediction: str, schedule: str, nfe: int) -> None:
+    path = path_of(prediction, schedule)
+    limit = {"clip_sample_range": LIMIT} if prediction in BLIND else {}
     scheduler: Any = DDIMScheduler(  # type: ignore[no-untyped-call]
-        num_train_timesteps=GRID_STEPS,
-        trained_betas=discrete_betas(path.schedule, GRID_STEPS).tolist(),
-        prediction_type=PREDICTION_TYPE[reading],
-        clip_sample=path.x_1_limit is not None,
+        num_train_timesteps=NUM_GRID_STEPS,
+        trained_betas=discrete_betas(path.schedule, NUM_GRID_STEPS).tolist(),
+        prediction_type=path.prediction.diffusers_name,
+        clip_sample=bool(limit),
         timestep_spacing="trailing",
         **limit,
     )
     scheduler.set_timesteps(nfe)
     x, network = SCORES, imperfect(path)
     for number in scheduler.timesteps:
-        t = torch.full((len(x),), 1 - (float(number) + 1) / GRID_STEPS, dtype=x.dtype)
+        t = torch.full((len(x),), 1 - (float(number) + 1) / NUM_GRID_STEPS, dtype=x.dtype)
         x = scheduler.step(network(x, t), int(number), x).prev_sample
     theirs = float((x - (MEAN + STD * SCORES)).abs().mean())
     assert error(path, "ddim", nfe) < theirs + 0.03
@@ -98,13 +103,13 @@ def test_ddim_is_no_worse_than_that_of_diffusers(reading: str, schedule: str, nf
 
 
 @each_schedule
-@each_reading
+@each_prediction
 @pytest.mark.parametrize("method", SOLVERS)
-def test_sampling_begins_where_the_prediction_says_something(method: str, reading: str, schedule: str) -> None:
-    path = path_of(reading, schedule)
-    needs_slopes = method not in OPEN_ENDED and schedule != "linear"
+def test_sampling_begins_where_the_prediction_says_something(method: str, prediction: str, schedule: str) -> None:
+    path = path_of(prediction, schedule)
+    needs_slopes = SOLVERS[method].follows == "velocity" and schedule != "linear"
     times = uniform_times(4, method=method, path=path).double()
-    if needs_slopes or reading in BLIND:
+    if needs_slopes or prediction in BLIND:
         before, at = path.schedule.alpha(times[0] - 2e-3), path.schedule.alpha(times[0])
         assert before < MIN_ALPHA <= at + 1e-6
     else:
@@ -127,5 +132,5 @@ def test_solvers_look_at_the_end_only_where_the_velocity_is_known(method: str) -
         return max(seen)
 
     assert latest(FLOW) == latest(WrappedPath()) == latest(path_of("v", "linear")) == 1
-    for path in (path_of("x", "linear"), path_of("posterior", "linear"), path_of("v", "cosine")):
+    for path in (path_of("data_prediction", "linear"), path_of("posterior", "linear"), path_of("v", "cosine")):
         assert latest(path) < 0.97

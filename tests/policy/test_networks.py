@@ -118,7 +118,7 @@ def test_rows_do_not_see_each_other(name: str) -> None:
 def test_the_gradient_reaches_every_parameter(name: str) -> None:
     network, (x, t, condition) = make(name), inputs()
     loss = flow_matching_loss(lambda x_t, t, c: network(x_t, t, c, t_end=t + 0.1), x, t=t, condition=condition)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.mean().backward()  # type: ignore[no-untyped-call]
     for label, parameter in network.named_parameters():
         assert parameter.grad is not None, label
         assert parameter.grad.abs().max() > 0, label
@@ -131,7 +131,7 @@ def test_it_overfits_a_small_batch(name: str) -> None:
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     losses = []
     for _ in range(100):
-        loss = flow_matching_loss(network, x_1, condition=condition, x_0=x_0, t=t)
+        loss = flow_matching_loss(network, x_1, condition=condition, x_0=x_0, t=t).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -213,7 +213,7 @@ def test_statistics_are_those_of_numpy() -> None:
         statistics.update(block)
     assert statistics.count == len(ROWS)
     np.testing.assert_allclose(statistics.mean, ROWS.mean(0))
-    np.testing.assert_allclose(statistics.deviation, ROWS.std(0))
+    np.testing.assert_allclose(statistics.std, ROWS.std(0))
     np.testing.assert_allclose(statistics.quantile(0.3), np.quantile(ROWS, 0.3, axis=0))
 
 
@@ -222,7 +222,7 @@ def test_a_small_deviation_far_from_zero_is_kept() -> None:
     statistics = RunningStatistics()
     for block in split(rows, [10, 500]):
         statistics.update(block)
-    np.testing.assert_allclose(statistics.deviation, rows.std(0), rtol=1e-4)
+    np.testing.assert_allclose(statistics.std, rows.std(0), rtol=1e-4)
 
 
 # More rows than the reservoir holds.

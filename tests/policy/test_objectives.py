@@ -14,24 +14,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowchunk.policy.coupling import optimal_coupling
-from flowchunk.policy.flow import flow_matching_errors
+from flowchunk.policy.flow import flow_matching_loss
 from flowchunk.policy.networks import NETWORKS
-from flowchunk.policy.objectives import (
-    MIP_TIME,
-    OBJECTIVES,
-    flow_map_errors,
-    make_objective,
-    minimal_iterative_act,
-    minimal_iterative_errors,
-    regression_errors,
-)
+from flowchunk.policy.noise import PathNoise
+from flowchunk.policy.objectives import IntegratedObjective, make_objective, objective_names
+from flowchunk.policy.objectives.direct import MIP_TIME
+from flowchunk.policy.objectives.flow_map import FlowMapNoise, flow_map_errors
 from flowchunk.policy.paths import FLOW, GaussianPath, broadcast_time
+from flowchunk.policy.predictions import PREDICTIONS
+from flowchunk.policy.sampling import SamplingOptions
 
 MEAN, DEVIATION = 0.7, 0.4
 
 Network = Callable[..., Tensor]
 
-each_objective = pytest.mark.parametrize("name", OBJECTIVES)
+each_objective = pytest.mark.parametrize("name", objective_names())
+OBJECTIVES = objective_names()
+DEFAULTS = SamplingOptions()
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -45,22 +44,22 @@ CENTER, SPREAD = torch.tensor([[1.0, -0.5], [0.3, 0.8]]), 0.2
 
 @each_objective
 def test_every_objective_learns_where_the_data_are(name: str) -> None:
-    objective = make_objective(name, x_1_limit=2.0)
+    objective = make_objective(name, clip_sample_range=2.0 if name in ("noise_prediction", "posterior") else None)
     torch.manual_seed(0)
     network = NETWORKS["mlp"](action_size=2, horizon=2, condition_size=1, width=32, blocks=1)
     optimiser, generator = torch.optim.Adam(network.parameters(), lr=1e-2), seeded(0)
     nothing = torch.zeros(128, 1)
     for _ in range(200):
         x_1 = CENTER + SPREAD * torch.randn(128, 2, 2, generator=generator)
-        draws = objective.draw((128, 2, 2), generator)
-        loss = objective.errors(network, x_1, draws=draws, condition=nothing).mean()
+        noise = objective.sample_noise((128, 2, 2), generator)
+        loss = objective.loss(network, x_1, noise=noise, condition=nothing).mean()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-    x_0 = objective.path.noise((128, 2, 2), generator=seeded(1))
-    times = objective.times(None if objective.valid_nfe else 16)
+    x_0 = objective.path.sample_noise((128, 2, 2), generator=seeded(1))
+    nfe = 16 if objective.valid_nfe is None else objective.valid_nfe[0]
     with torch.no_grad():
-        x_1 = objective.generate(network, x_0, times, condition=nothing, generator=seeded(2))
+        x_1 = objective.sample(network, x_0, nfe=nfe, sampling=DEFAULTS, condition=nothing, generator=seeded(2))
     assert x_1.shape == x_0.shape
     torch.testing.assert_close(x_1.mean(0), CENTER, rtol=0, atol=0.2)
     assert float((x_1 - x_1.mean(0)).std()) < 0.5  # the noise had 1
@@ -78,7 +77,11 @@ def expected_ends(path: GaussianPath, x_t: Tensor, t: Tensor) -> tuple[Tensor, T
 
 
 def exact(path: GaussianPath) -> Network:
-    return lambda x_t, t, condition: path.sample(*expected_ends(path, x_t, t), t)[1]
+    def network(x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
+        x_0, x_1 = expected_ends(path, x_t, t)
+        return path.sample(x_0=x_0, x_1=x_1, t=t).target
+
+    return network
 
 
 def exact_map(x: Tensor, t: Tensor, condition: Any, *, t_end: Tensor) -> Tensor:
@@ -89,23 +92,25 @@ def exact_map(x: Tensor, t: Tensor, condition: Any, *, t_end: Tensor) -> Tensor:
     return MEAN + slope / spread * (x - t * MEAN)
 
 
-@pytest.mark.parametrize("name", ["flow", "ddpm", "x", "v", "kl"])
+@pytest.mark.parametrize("name", PREDICTIONS)
 def test_the_exact_network_has_the_least_error(name: str) -> None:
     objective = make_objective(name)
     assert isinstance(objective.path, GaussianPath)
     best, x_1 = exact(objective.path), MEAN + DEVIATION * torch.randn(20_000, 1, generator=seeded(0))
-    draws = objective.draw((20_000, 1), seeded(1))
+    noise = objective.sample_noise((20_000, 1), seeded(1))
 
     def error(factor: float) -> float:
-        return float(objective.errors(lambda x, t, c: factor * best(x, t, c), x_1, draws=draws).mean())
+        return float(objective.loss(lambda x, t, c: factor * best(x, t, c), x_1, noise=noise).mean())
 
     assert error(1.0) < min(error(0.95), error(1.05))
 
 
-@pytest.mark.parametrize(("name", "schedule"), [("ddpm", "cosine"), ("v", "linear_beta"), ("x", "sigmoid")])
+@pytest.mark.parametrize(
+    ("name", "schedule"), [("noise_prediction", "cosine"), ("v", "linear_beta"), ("data_prediction", "sigmoid")]
+)
 @pytest.mark.parametrize(("solver", "nfe"), [("diffusers_ddpm", 100), ("diffusers_ddim", 16)])
 def test_samplers_of_diffusers_carry_noise_to_the_data(name: str, schedule: str, solver: str, nfe: int) -> None:
-    objective = make_objective(name, schedule=schedule, solver=solver, x_1_limit=3.0)
+    objective = make_objective(name, schedule=schedule, clip_sample_range=3.0)
     assert isinstance(objective.path, GaussianPath)
     calls = []
 
@@ -113,9 +118,9 @@ def test_samplers_of_diffusers_carry_noise_to_the_data(name: str, schedule: str,
         calls.append(float(t[0]))
         return exact(objective.path)(x, t, condition)  # type: ignore[arg-type]
 
-    x_1 = objective.generate(
-        network, torch.randn(4000, 1, generator=seeded(0)), objective.times(nfe), generator=seeded(1)
-    )
+    sampling = SamplingOptions(solver=solver)
+    x_0 = torch.randn(4000, 1, generator=seeded(0))
+    x_1 = objective.sample(network, x_0, nfe=nfe, sampling=sampling, generator=seeded(1))
     assert len(calls) == nfe
     assert calls == sorted(calls)
     assert 0 <= calls[0] < calls[-1] == pytest.approx(0.99)
@@ -123,13 +128,13 @@ def test_samplers_of_diffusers_carry_noise_to_the_data(name: str, schedule: str,
 
 
 def test_rows_of_diffusers_may_have_generators_of_their_own() -> None:
-    objective = make_objective("x", solver="diffusers_ddpm")
-    x_0, times = torch.randn(3, 2, generator=seeded(0)), objective.times(5)
+    objective, sampling = make_objective("data_prediction"), SamplingOptions(solver="diffusers_ddpm")
+    x_0 = torch.randn(3, 2, generator=seeded(0))
     seen: list[float] = []
 
     def sample(rows: list[int]) -> Tensor:
-        return objective.generate(
-            lambda x, t, c: x.tanh(), x_0[rows], times, generator=[seeded(row) for row in rows],
+        return objective.sample(
+            lambda x, t, c: x.tanh(), x_0[rows], nfe=5, sampling=sampling, generator=[seeded(row) for row in rows],
             callback=lambda t, x: seen.append(float(t)),
         )  # fmt: skip
 
@@ -143,67 +148,69 @@ def test_rows_of_diffusers_may_have_generators_of_their_own() -> None:
 
 @each_objective
 def test_draws_are_a_function_of_the_generator_alone(name: str) -> None:
-    objective, before = make_objective(name, density="logit_normal"), torch.get_rng_state()
-    one, same, other = (objective.draw((6, 4, 2), seeded(seed)) for seed in (0, 0, 1))
+    objective, before = make_objective(name, time_density="logit_normal"), torch.get_rng_state()
+    one, same, other = (objective.sample_noise((6, 4, 2), seeded(seed)) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
-    assert one.keys() == same.keys() == {"x_0", "t"} | ({"t_end", "share"} if name == "flow_map" else set())
-    assert one["x_0"].shape == (6, 4, 2)
-    for key, value in one.items():
+    assert isinstance(one, FlowMapNoise if name == "flow_map" else PathNoise)
+    assert one.x_0.shape == (6, 4, 2)
+    assert len(one.tensors()) == (4 if name == "flow_map" else 2)
+    for value, again, another in zip(one.tensors(), same.tensors(), other.tensors(), strict=True):
         assert len(value) == 6
-        assert torch.equal(value, same[key])
-        assert not torch.equal(value, other[key])
+        assert torch.equal(value, again)
+        assert not torch.equal(value, another)
 
 
 @each_objective
 def test_errors_and_samples_draw_nothing(name: str) -> None:
     objective, before = make_objective(name), torch.get_rng_state()
     x_1 = torch.randn(6, 4, 2, generator=seeded(0))
-    draws = objective.draw((6, 4, 2), seeded(1))
+    noise = objective.sample_noise((6, 4, 2), seeded(1))
 
     def network(x: Tensor, t: Tensor, condition: Any, *, t_end: Tensor | None = None) -> Tensor:
         assert condition == "seen"
         return x.sin()
 
-    errors = [objective.errors(network, x_1, draws=draws, condition="seen") for _ in range(2)]
-    assert torch.equal(*errors)
-    assert errors[0].shape == x_1.shape
-    assert float(errors[0].min()) >= 0
-    objective.generate(network, draws["x_0"], objective.times(None), condition="seen", generator=seeded(2))
+    losses = [objective.loss(network, x_1, noise=noise, condition="seen") for _ in range(2)]
+    assert torch.equal(losses[0].errors, losses[1].errors)
+    assert losses[0].errors.shape == (6,)
+    assert float(losses[0].errors.min()) >= 0
+    nfe = (objective.valid_nfe or (4,))[0]
+    objective.sample(network, noise.x_0, nfe=nfe, sampling=DEFAULTS, condition="seen", generator=seeded(2))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_divergence_is_trained_on_its_grid_without_the_last_interval() -> None:
-    steps = make_objective("kl").draw((20_000,), seeded(0))["t"] * 100
+    steps = make_objective("posterior").sample_noise((20_000,), seeded(0)).t * 100
     torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-4)
     assert set(steps.round().int().tolist()) == set(range(99))  # 0/100 … 98/100; from 99/100 on there is no end
     assert steps.mean() == pytest.approx(49, abs=1)
 
 
 def test_flow_maps_are_trained_forward() -> None:
-    draws = make_objective("flow_map").draw((1000,), seeded(0))
-    assert (draws["t"] <= draws["t_end"]).all()
-    for times in draws["t_end"], draws["share"]:
+    noise: Any = make_objective("flow_map").sample_noise((1000,), seeded(0))
+    assert (noise.t <= noise.t_end).all()
+    for times in noise.t_end, noise.share:
         assert 0 <= float(times.min()) <= float(times.max()) <= 1
 
 
 # Flow maps.
 
 
-def map_draws(batch: int = 200) -> dict[str, Tensor]:
+def map_noise(batch: int = 200) -> FlowMapNoise:
     t, length, share = torch.rand(3, batch, generator=seeded(0), dtype=torch.float64)
     x_0 = torch.randn(batch, 3, 2, generator=seeded(1), dtype=torch.float64)
-    return {"x_0": x_0, "t": t, "t_end": t + (1 - t) * length, "share": share}
+    return FlowMapNoise(x_0, t, t + (1 - t) * length, share)
 
 
 @pytest.mark.parametrize("with_prefix", [False, True])
 def test_the_exact_flow_map_is_consistent(with_prefix: bool) -> None:
     x_1 = torch.randn(200, 3, 2, generator=seeded(2), dtype=torch.float64)
     prefix_length = torch.randint(3, (200,), generator=seeded(3)) if with_prefix else None
-    errors = flow_map_errors(exact_map, x_1, path=FLOW, prefix_length=prefix_length, draws=map_draws())
+    errors = flow_map_errors(exact_map, x_1, path=FLOW, prefix_length=prefix_length, noise=map_noise())
     assert float(errors.max()) < 1e-24
     wrong = flow_map_errors(
         lambda x, t, c, *, t_end: exact_map(x, t, c, t_end=t_end) + broadcast_time(t_end - t, x),
-        x_1, path=FLOW, draws=map_draws(),
+        x_1, path=FLOW, noise=map_noise(),
     )  # fmt: skip
     assert float(wrong.mean()) > 1e-3
 
@@ -215,11 +222,11 @@ def test_two_steps_teach_one_and_are_not_taught() -> None:
         taught.append(torch.is_grad_enabled())
         return weight * x
 
-    draws, x_1 = map_draws(), torch.ones(200, 3, 2, dtype=torch.float64)
-    errors = flow_map_errors(network, x_1, path=FLOW, draws=draws)
+    noise, x_1 = map_noise(), torch.ones(200, 3, 2, dtype=torch.float64)
+    errors = flow_map_errors(network, x_1, path=FLOW, noise=noise)
     assert taught == [False, False, True]
-    x_t, _ = FLOW.sample(draws["x_0"], x_1, draws["t"])
-    share, length = (column[:, None, None] for column in (draws["share"], draws["t_end"] - draws["t"]))
+    x_t, _ = FLOW.sample(x_0=noise.x_0, x_1=x_1, t=noise.t)
+    share, length = (column[:, None, None] for column in (noise.share, noise.t_end - noise.t))
     first = 0.5 * x_t
     target = share * first + (1 - share) * 0.5 * (x_t + share * length * first)
     torch.testing.assert_close(errors, (0.5 * x_t - target) ** 2)
@@ -229,47 +236,53 @@ def test_two_steps_teach_one_and_are_not_taught() -> None:
 
 def test_flow_maps_learn_the_velocity_too() -> None:
     objective, x_1 = make_objective("flow_map"), torch.randn(6, 4, 2, generator=seeded(0))
-    draws = objective.draw((6, 4, 2), seeded(1))
+    noise: Any = objective.sample_noise((6, 4, 2), seeded(1))
 
     def network(x: Tensor, t: Tensor, condition: Any, *, t_end: Tensor | None = None) -> Tensor:
         return x.sin() * (1 if t_end is None else 1 + broadcast_time(t_end, x))
 
-    velocity = flow_matching_errors(network, x_1, x_0=draws["x_0"], t=draws["t"])
-    consistency = flow_map_errors(network, x_1, path=FLOW, draws=draws)
-    torch.testing.assert_close(objective.errors(network, x_1, draws=draws), velocity + consistency)
+    velocity = flow_matching_loss(network, x_1, x_0=noise.x_0, t=noise.t).errors
+    consistency = flow_map_errors(network, x_1, path=FLOW, noise=noise)
+    expected = velocity + consistency.flatten(1).mean(1)
+    torch.testing.assert_close(objective.loss(network, x_1, noise=noise).errors, expected)
 
 
-# The rivals that are no reading of a path.
+# The baselines without a path.
 
 
 def echo(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
     return 2 * x + t[:, None, None] + condition
 
 
-def test_regression_sees_nothing_but_the_condition() -> None:
-    x_1, condition = torch.randn(2, 5, 3, 2, generator=seeded(0))
-    torch.testing.assert_close(regression_errors(echo, x_1, condition=condition), (condition - x_1) ** 2)
-    objective, noise = make_objective("regression"), torch.randn(5, 3, 2, generator=seeded(1))
-    generated = objective.generate(echo, noise, objective.times(None), condition=condition)
-    torch.testing.assert_close(generated, condition)
-    errors = objective.errors(echo, x_1, draws={"x_0": noise}, condition=condition)
-    torch.testing.assert_close(errors, (condition - x_1) ** 2)
+def errors_of(name: str, x_1: Tensor, noise: Tensor, condition: Tensor) -> Tensor:
+    path_noise = PathNoise(noise, torch.zeros(len(noise)))
+    return make_objective(name).loss(echo, x_1, noise=path_noise, condition=condition).errors
 
 
-def test_the_minimal_iterative_policy_looks_twice() -> None:
+def sample_of(name: str, network: Any, noise: Tensor, condition: Any = None) -> Tensor:
+    objective = make_objective(name)
+    assert objective.valid_nfe is not None
+    return objective.sample(network, noise, nfe=objective.valid_nfe[0], sampling=DEFAULTS, condition=condition)
+
+
+def test_regression_knows_only_the_condition() -> None:
     x_1, condition, noise = torch.randn(3, 5, 3, 2, generator=seeded(0))
-    errors = minimal_iterative_errors(echo, x_1, x_0=noise, condition=condition)
+    torch.testing.assert_close(sample_of("regression", echo, noise, condition), condition)
+    expected = ((condition - x_1) ** 2).flatten(1).mean(1)
+    torch.testing.assert_close(errors_of("regression", x_1, noise, condition), expected)
+
+
+def test_the_minimal_iterative_policy_evaluates_twice() -> None:
+    x_1, condition, noise = torch.randn(3, 5, 3, 2, generator=seeded(0))
     second = 2 * (0.9 * x_1 + 0.1 * noise) + 0.9 + condition
-    torch.testing.assert_close(errors, (condition - x_1) ** 2 + (second - x_1) ** 2)
+    expected = ((condition - x_1) ** 2 + (second - x_1) ** 2).flatten(1).mean(1)
+    torch.testing.assert_close(errors_of("mip", x_1, noise, condition), expected)
     assert MIP_TIME == 0.9
-    expected = 2 * 0.9 * condition + 0.9 + condition
-    torch.testing.assert_close(minimal_iterative_act(echo, noise, condition=condition), expected)
-    objective = make_objective("mip")
-    torch.testing.assert_close(objective.generate(echo, noise, objective.times(2), condition=condition), expected)
+    torch.testing.assert_close(sample_of("mip", echo, noise, condition), 2 * 0.9 * condition + 0.9 + condition)
 
 
 @pytest.mark.parametrize(("name", "valid"), [("regression", 1), ("mip", 2)])
-def test_rivals_admit_one_number_of_evaluations(name: str, valid: int) -> None:
+def test_baselines_admit_one_number_of_evaluations(name: str, valid: int) -> None:
     objective, calls = make_objective(name), []
 
     def network(x: Tensor, t: Tensor, condition: Any) -> Tensor:
@@ -277,20 +290,20 @@ def test_rivals_admit_one_number_of_evaluations(name: str, valid: int) -> None:
         return x
 
     assert objective.valid_nfe == (valid,)
-    objective.generate(network, torch.ones(2, 3), objective.times(None))
+    sample_of(name, network, torch.ones(2, 3))
     assert len(calls) == valid
     for nfe in (3, 3 - valid, 0):
-        with pytest.raises(ValueError, match=f"nfe={nfe}: a model trained with objective={name} admits {valid} alone"):
-            objective.times(nfe)
+        with pytest.raises(ValueError, match=f"nfe={nfe}: a model trained with objective={name} admits only {valid}"):
+            objective.sample(network, torch.ones(2, 3), nfe=nfe, sampling=DEFAULTS)
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("regression", "mip")])
 def test_others_admit_any(name: str) -> None:
     objective = make_objective(name)
     assert objective.valid_nfe is None
-    assert [len(objective.times(nfe)) for nfe in (None, 1, 7)] == [5, 2, 8]
+    assert [len(objective.times(nfe, sampling=DEFAULTS)) for nfe in (4, 1, 7)] == [5, 2, 8]
     with pytest.raises(ValueError, match="nfe=0"):
-        objective.times(0)
+        objective.times(0, sampling=DEFAULTS)
 
 
 # What is refused.
@@ -299,44 +312,70 @@ def test_others_admit_any(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "gan"}, "unknown objective 'gan'; there are flow, ddpm, x, v, kl, regression, mip, flow_map"),
+        (
+            {"name": "gan"},
+            "unknown objective 'gan'; there are flow, noise_prediction, data_.*, v, posterior, regression, mip, flow_map",
+        ),
         ({"name": "v", "schedule": "quadratic"}, "unknown schedule 'quadratic'; there are linear, linear_beta"),
         ({"name": "flow", "schedule": "cosine"}, "objective=flow with schedule=cosine: its velocity is infinite"),
         ({"name": "flow_map", "schedule": "sigmoid"}, "objective=flow_map with schedule=sigmoid: .*; use .*linear"),
         ({"name": "regression", "schedule": "linear"}, "objective=regression has no schedule, but schedule=linear"),
         ({"name": "mip", "schedule": "cosine"}, "objective=mip has no schedule"),
-        ({"name": "flow", "snr_cap": 5.0}, "snr_cap=5.0 is for objective=x, not flow"),
+        ({"name": "flow", "min_snr_gamma": 5.0}, "min_snr_gamma=5.0 is for objective=data_prediction, not flow"),
         ({"name": "flow", "solver": "leapfrog"}, "unknown solver 'leapfrog'; there are euler, .*diffusers_ddim"),
-        ({"name": "v", "solver": "flow_map"}, "solver=flow_map needs objective=flow_map, not v"),
-        ({"name": "flow", "solver": "diffusers_ddim"}, "solver=diffusers_ddim knows objective=ddpm, x and v with a"),
-        ({"name": "ddpm", "schedule": "linear", "solver": "diffusers_ddpm"}, "with a curved schedule, not this ddpm"),
-        ({"name": "kl", "solver": "diffusers_ddpm"}, "not this kl"),
-        ({"name": "ddpm", "wrapped": True}, "objective=ddpm needs a Gaussian path; on angles there are flow, flow_map"),
+        ({"name": "v", "solver": "flow_map"}, "solver=flow_map needs objective=flow_map, not this v"),
+        (
+            {"name": "flow", "solver": "diffusers_ddim"},
+            "solver=diffusers_ddim needs objective=noise_prediction or data_pr.* or v with a",
+        ),
+        ({"name": "v", "schedule": "linear", "solver": "diffusers_ddpm"}, "with a curved schedule, not this v"),
+        ({"name": "posterior", "solver": "diffusers_ddpm"}, "not this posterior"),
+        (
+            {"name": "noise_prediction", "wrapped": True},
+            "objective=noise_prediction needs a Gaussian path; on angles there are flow, flow_map",
+        ),
         ({"name": "flow", "wrapped": True, "schedule": "linear"}, "the path between angles has none; leave it out"),
         ({"name": "flow", "wrapped": True, "solver": "ddim"}, "solver=ddim needs a Gaussian path; on angles there are"),
-        ({"name": "flow", "wrapped": True, "solver": "diffusers_ddim"}, "solver=diffusers_ddim knows objective=ddpm"),
+        (
+            {"name": "flow", "wrapped": True, "solver": "diffusers_ddim"},
+            "solver=diffusers_ddim needs objective=noise_prediction",
+        ),
+        ({"name": "ddpm"}, "objective=ddpm was renamed; use objective=noise_prediction"),
+        ({"name": "x"}, "use objective=data_prediction"),
+        ({"name": "kl"}, "use objective=posterior"),
+        ({"name": "data_prediction", "min_snr_gamma": 0.0}, "min_snr_gamma=0.0 must be above 0"),
+        ({"name": "regression", "solver": "euler"}, "objective=regression has no solver, but solver=euler was given"),
         ({"name": "v", "eta": 1.5}, "eta=1.5 must be from 0 to 1"),
         ({"name": "v", "eta": math.nan}, "eta=nan must be from 0 to 1"),
-        ({"name": "v", "density": "late"}, "unknown time_density 'late'"),
-        ({"name": "v", "density": "mode", "density_options": {"scale": 9.0}}, "scale=9.0 must be from -1"),
-        ({"name": "v", "density_options": {"std": 1.0}}, "time_density uniform does not know std"),
+        ({"name": "v", "time_density": "late"}, "unknown time_density 'late'"),
+        ({"name": "v", "time_density": "mode", "time_density_options": {"scale": 9.0}}, "scale=9.0 must be from -1"),
+        ({"name": "v", "time_density_options": {"std": 1.0}}, "time_density uniform does not know std"),
     ],
 )
 def test_what_is_unknown_or_cannot_go_together_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_objective(**options)
+        checked(options)
 
 
-@pytest.mark.parametrize("nfe", [0, 101])
-def test_samplers_of_diffusers_have_a_hundred_steps(nfe: int) -> None:
-    with pytest.raises(ValueError, match=f"nfe={nfe}: diffusers_ddim takes from 1 to 100 steps"):
-        make_objective("v", solver="diffusers_ddim").times(nfe)
+def checked(options: dict[str, Any]) -> tuple[Any, SamplingOptions]:
+    """The objective and its sampling, which fit."""
+    own = {name: options[name] for name in options if name in ("solver", "eta")}
+    sampling = SamplingOptions(**own)
+    objective = make_objective(**{name: value for name, value in options.items() if name not in own})
+    objective.check(sampling)
+    return objective, sampling
+
+
+@pytest.mark.parametrize(("nfe", "message"), [(0, "needs a positive multiple of 1"), (101, "take from 1 to 100 steps")])
+def test_samplers_of_diffusers_have_a_hundred_steps(nfe: int, message: str) -> None:
+    with pytest.raises(ValueError, match=f"nfe={nfe}: .*{message}"):
+        make_objective("v").times(nfe, sampling=SamplingOptions(solver="diffusers_ddim"))
 
 
 def test_samplers_of_diffusers_cannot_keep_a_prefix() -> None:
-    objective = make_objective("v", solver="diffusers_ddim")
+    objective, sampling = make_objective("v"), SamplingOptions(solver="diffusers_ddim")
     with pytest.raises(ValueError, match="solver=diffusers_ddim cannot keep a prefix; use ddim or ancestral"):
-        objective.generate(echo, torch.ones(2, 3, 1), objective.times(2), prefix=torch.ones(2, 1, 1))
+        objective.sample(echo, torch.ones(2, 3, 1), nfe=2, sampling=sampling, prefix=torch.ones(2, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -345,14 +384,16 @@ def test_samplers_of_diffusers_cannot_keep_a_prefix() -> None:
         ({"name": "flow"}, "euler"),
         ({"name": "flow", "wrapped": True}, "euler"),
         ({"name": "v"}, "ddim"),
-        ({"name": "ddpm", "schedule": "linear"}, "ddim"),
+        ({"name": "noise_prediction", "schedule": "linear"}, "ddim"),
         ({"name": "flow_map"}, "flow_map"),
         ({"name": "flow_map", "wrapped": True}, "flow_map"),
         ({"name": "flow_map", "solver": "euler"}, "euler"),
     ],
 )
 def test_solvers_fit_their_objective(options: dict[str, Any], solver: str) -> None:
-    assert make_objective(**options).solver == solver
+    objective, sampling = checked(options)
+    assert isinstance(objective, IntegratedObjective)
+    assert objective.solver_name(sampling) == solver
 
 
 # Coupling.

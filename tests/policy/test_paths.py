@@ -1,4 +1,4 @@
-"""Paths: all readings of a network say the same, steps are those of Bayes' rule, and nothing breaks at the ends."""
+"""Paths: all predictions say the same, steps are those of Bayes' rule, and nothing breaks at the ends."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from flowchunk.policy.paths import FLOW, READINGS, GaussianPath, WrappedPath, posterior_kl, wrap
+from flowchunk.policy.paths import FLOW, GaussianPath, WrappedPath, posterior_kl, wrap
+from flowchunk.policy.predictions import PREDICTIONS, DataPrediction, PosteriorPrediction
 from flowchunk.policy.schedules import SCHEDULES
 
 INSIDE = torch.tensor([0.02, 0.2, 0.5, 0.8, 0.97], dtype=torch.float64)
 
-each_reading = pytest.mark.parametrize("reading", READINGS)
+each_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 
 
@@ -30,30 +31,34 @@ def pairs(batch: int = len(INSIDE), *, dtype: torch.dtype = torch.float64) -> tu
     return x_0, x_1
 
 
+def path_of(prediction: str, schedule: str = "linear", **options: float | None) -> GaussianPath:
+    return GaussianPath(SCHEDULES[schedule], PREDICTIONS[prediction](**options))
+
+
 def column(t: Tensor) -> Tensor:
     return t[:, None, None]
 
 
-# One network, many readings.
+# One path, many predictions.
 
 
 @each_schedule
-@each_reading
-def test_what_a_reading_asks_for_tells_both_ends(reading: str, schedule: str) -> None:
-    path = GaussianPath(SCHEDULES[schedule], reading)
+@each_prediction
+def test_targets_determine_both_ends(prediction: str, schedule: str) -> None:
+    path = path_of(prediction, schedule)
     x_0, x_1 = pairs()
-    x_t, target = path.sample(x_0, x_1, INSIDE)
-    estimate = path.estimate(target, x_t, INSIDE)
-    torch.testing.assert_close(estimate.x_1, x_1, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(estimate.x_0, x_0, rtol=1e-8, atol=1e-8)
+    x_t, target = path.sample(x_0=x_0, x_1=x_1, t=INSIDE)
+    ends = path.endpoints(target, x_t, INSIDE)
+    torch.testing.assert_close(ends.x_1, x_1, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(ends.x_0, x_0, rtol=1e-8, atol=1e-8)
 
 
 @each_schedule
-@each_reading
-def test_every_reading_gives_the_same_velocity(reading: str, schedule: str) -> None:
-    path, t = GaussianPath(SCHEDULES[schedule], reading), column(INSIDE)
+@each_prediction
+def test_every_prediction_gives_the_same_velocity(prediction: str, schedule: str) -> None:
+    path, t = path_of(prediction, schedule), column(INSIDE)
     x_0, x_1 = pairs()
-    x_t, target = path.sample(x_0, x_1, INSIDE)
+    x_t, target = path.sample(x_0=x_0, x_1=x_1, t=INSIDE)
     torch.testing.assert_close(x_t, path.schedule.alpha(t) * x_1 + path.schedule.sigma(t) * x_0)
     expected = path.schedule.alpha_dot(t) * x_1 + path.schedule.sigma_dot(t) * x_0
     torch.testing.assert_close(path.velocity(target, x_t, INSIDE), expected, rtol=1e-8, atol=1e-8)
@@ -63,52 +68,55 @@ def test_every_reading_gives_the_same_velocity(reading: str, schedule: str) -> N
 def test_targets_are_those_of_the_papers(schedule: str) -> None:
     x_0, x_1 = pairs()
     alpha, sigma = SCHEDULES[schedule].alpha(column(INSIDE)), SCHEDULES[schedule].sigma(column(INSIDE))
-    for reading, expected in (("noise", x_0), ("x", x_1), ("v", alpha * x_0 - sigma * x_1)):
-        torch.testing.assert_close(GaussianPath(SCHEDULES[schedule], reading).sample(x_0, x_1, INSIDE)[1], expected)
+    expected = {"noise_prediction": x_0, "data_prediction": x_1, "v": alpha * x_0 - sigma * x_1}
+    for prediction, target in expected.items():
+        torch.testing.assert_close(path_of(prediction, schedule).sample(x_0=x_0, x_1=x_1, t=INSIDE).target, target)
 
 
 @each_schedule
-@each_reading
-def test_tokens_may_have_times_of_their_own(reading: str, schedule: str) -> None:
-    path, times = GaussianPath(SCHEDULES[schedule], reading), torch.rand(5, 4, dtype=torch.float64)
+@each_prediction
+def test_tokens_may_have_times_of_their_own(prediction: str, schedule: str) -> None:
+    path, times = path_of(prediction, schedule), torch.rand(5, 4, dtype=torch.float64)
     x_0, x_1 = pairs()
-    x_t, target = path.sample(x_0, x_1, times)
-    ends, velocity = path.estimate(target, x_t, times), path.velocity(target, x_t, times)
+    x_t, target = path.sample(x_0=x_0, x_1=x_1, t=times)
+    ends, velocity = path.endpoints(target, x_t, times), path.velocity(target, x_t, times)
     for token in range(4):
         one, t = slice(token, token + 1), times[:, token]
-        alone = path.sample(x_0[:, one], x_1[:, one], t)
+        alone = path.sample(x_0=x_0[:, one], x_1=x_1[:, one], t=t)
         torch.testing.assert_close((x_t[:, one], target[:, one]), alone)
         torch.testing.assert_close(velocity[:, one], path.velocity(target[:, one], x_t[:, one], t))
-        torch.testing.assert_close(ends.x_1[:, one], path.estimate(target[:, one], x_t[:, one], t).x_1)
+        torch.testing.assert_close(ends.x_1[:, one], path.endpoints(target[:, one], x_t[:, one], t).x_1)
 
 
-def test_on_the_straight_path_errors_of_all_readings_differ_by_a_factor() -> None:
+def test_on_the_straight_path_errors_of_all_predictions_differ_by_a_factor() -> None:
     """|dv|² = |dx̂|²/(1 - t)² = |dê|²/t²: two pairs that go through the same point differ by so much."""
     x_0, x_1 = pairs()
     t = column(INSIDE)
-    x_t, _ = FLOW.sample(x_0, x_1, INSIDE)
+    x_t, _ = FLOW.sample(x_0=x_0, x_1=x_1, t=INSIDE)
     other_x_1 = x_1 + normal(5, 4, 3, seed=1)
     other_x_0 = (x_t - t * other_x_1) / (1 - t)
 
-    def error(reading: str) -> Tensor:
-        path = GaussianPath(reading=reading)
-        (_, target), (same, output) = (path.sample(*ends, INSIDE) for ends in ((x_0, x_1), (other_x_0, other_x_1)))
+    def error(prediction: str) -> Tensor:
+        path = path_of(prediction)
+        (_, target), (same, output) = (
+            path.sample(x_0=ends[0], x_1=ends[1], t=INSIDE) for ends in ((x_0, x_1), (other_x_0, other_x_1))
+        )
         torch.testing.assert_close(same, x_t)
-        return path.loss(output, target, INSIDE)
+        return path.errors(output, target, INSIDE)
 
-    torch.testing.assert_close(error("flow"), error("x") / (1 - t) ** 2)
-    torch.testing.assert_close(error("flow"), error("noise") / t**2)
+    torch.testing.assert_close(error("flow"), error("data_prediction") / (1 - t) ** 2)
+    torch.testing.assert_close(error("flow"), error("noise_prediction") / t**2)
 
 
 @each_schedule
-@each_reading
+@each_prediction
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_nothing_is_infinite_at_the_ends(reading: str, schedule: str, dtype: torch.dtype) -> None:
+def test_nothing_is_infinite_at_the_ends(prediction: str, schedule: str, dtype: torch.dtype) -> None:
     t = torch.tensor([0.0, 1e-6, 1e-4, 1 - 1e-4, 1.0], dtype=dtype)
-    path, (x_0, x_1) = GaussianPath(SCHEDULES[schedule], reading), pairs(dtype=dtype)
-    x_t, target = path.sample(x_0, x_1, t)
+    path, (x_0, x_1) = path_of(prediction, schedule), pairs(dtype=dtype)
+    x_t, target = path.sample(x_0=x_0, x_1=x_1, t=t)
     for output in (target, normal(5, 4, 3, seed=2, dtype=dtype)):
-        results = (x_t, path.loss(output, target, t), path.velocity(output, x_t, t), *path.estimate(output, x_t, t))
+        results = (x_t, path.errors(output, target, t), path.velocity(output, x_t, t), *path.endpoints(output, x_t, t))
         assert all(result.isfinite().all() and result.dtype == dtype for result in results)
 
 
@@ -116,34 +124,34 @@ def test_nothing_is_infinite_at_the_ends(reading: str, schedule: str, dtype: tor
 def test_data_are_known_at_the_end_and_noise_at_the_start(schedule: str) -> None:
     x_0, x_1 = pairs(2)
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    for reading in READINGS:
-        path = GaussianPath(SCHEDULES[schedule], reading)
-        x_t, target = path.sample(x_0, x_1, t)
-        estimate = path.estimate(target, x_t, t)
-        torch.testing.assert_close(estimate.x_1[1], x_1[1], rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(estimate.x_0[0], x_0[0], rtol=1e-6, atol=1e-6)
+    for prediction in PREDICTIONS:
+        path = path_of(prediction, schedule)
+        x_t, target = path.sample(x_0=x_0, x_1=x_1, t=t)
+        ends = path.endpoints(target, x_t, t)
+        torch.testing.assert_close(ends.x_1[1], x_1[1], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(ends.x_0[0], x_0[0], rtol=1e-6, atol=1e-6)
 
 
 # Weights and limits.
 
 
 @each_schedule
-def test_the_weight_of_x_is_the_capped_signal_to_noise(schedule: str) -> None:
+def test_the_weight_of_data_predictions_is_the_capped_signal_to_noise(schedule: str) -> None:
     t = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
-    path, (output, target) = GaussianPath(SCHEDULES[schedule], "x", snr_cap=5.0), pairs()
+    path, (output, target) = GaussianPath(SCHEDULES[schedule], DataPrediction(min_snr_gamma=5.0)), pairs()
     expected = column(path.schedule.snr(t).clamp(max=5.0)) * (output - target) ** 2
-    torch.testing.assert_close(path.loss(output, target, t), expected)
-    unweighted = GaussianPath(SCHEDULES[schedule], "x").loss(output, target, t)
+    torch.testing.assert_close(path.errors(output, target, t), expected)
+    unweighted = path_of("data_prediction", schedule).errors(output, target, t)
     torch.testing.assert_close(unweighted, (output - target) ** 2)
 
 
-@pytest.mark.parametrize("reading", ["noise", "posterior"])
-def test_estimated_data_stay_within_their_limit(reading: str) -> None:
+@pytest.mark.parametrize("prediction", ["noise_prediction", "posterior"])
+def test_estimated_data_stay_within_their_limit(prediction: str) -> None:
     t = torch.tensor([0.0, 0.01, 0.1, 0.5, 0.99], dtype=torch.float64)
     x_t, output = 3 * normal(2, 5, 4, 3)
-    free, limited = (GaussianPath(SCHEDULES["cosine"], reading, x_1_limit=limit) for limit in (None, 1.0))
-    assert float(free.estimate(output, x_t, t).x_1.abs().max()) > 1
-    torch.testing.assert_close(limited.estimate(output, x_t, t).x_1, free.estimate(output, x_t, t).x_1.clamp(-1, 1))
+    free, limited = (path_of(prediction, "cosine", clip_sample_range=limit) for limit in (None, 1.0))
+    assert float(free.endpoints(output, x_t, t).x_1.abs().max()) > 1
+    torch.testing.assert_close(limited.endpoints(output, x_t, t).x_1, free.endpoints(output, x_t, t).x_1.clamp(-1, 1))
 
 
 # Posteriors.
@@ -158,7 +166,7 @@ def test_posteriors_follow_bayes(schedule: str, t: float, t_end: float) -> None:
     k = alpha(time) / alpha(end)
     added = sigma(time) ** 2 - k**2 * sigma(end) ** 2
     precision = 1 / sigma(end) ** 2 + k**2 / added
-    posterior = GaussianPath(SCHEDULES[schedule]).posterior(time, end)
+    posterior = SCHEDULES[schedule].posterior(time, end)
     torch.testing.assert_close(posterior.std, precision**-0.5)
     torch.testing.assert_close(posterior.x_t_share, k / added / precision)
     torch.testing.assert_close(posterior.x_1_share, alpha(end) / sigma(end) ** 2 / precision)
@@ -168,7 +176,7 @@ def test_posteriors_follow_bayes(schedule: str, t: float, t_end: float) -> None:
 def test_steps_through_posteriors_keep_to_the_path(schedule: str) -> None:
     """Averaged over x_t, p(x_end | x_t, x_1) is N(alpha_e·x_1, sigma_e²) again."""
     path, t, t_end = GaussianPath(SCHEDULES[schedule]), INSIDE[:-1], INSIDE[1:]
-    posterior = path.posterior(t, t_end)
+    posterior = path.schedule.posterior(t, t_end)
     alpha, sigma = path.schedule.alpha, path.schedule.sigma
     torch.testing.assert_close(posterior.x_t_share * alpha(t) + posterior.x_1_share, alpha(t_end))
     spread = (posterior.x_t_share * sigma(t)) ** 2 + posterior.std**2
@@ -178,17 +186,17 @@ def test_steps_through_posteriors_keep_to_the_path(schedule: str) -> None:
 @each_schedule
 def test_the_last_step_has_no_noise_left(schedule: str) -> None:
     t, end = torch.tensor([0.9, 1.0], dtype=torch.float64)
-    assert [float(part) for part in GaussianPath(SCHEDULES[schedule]).posterior(t, end)] == pytest.approx([0, 1, 0])
+    assert [float(part) for part in SCHEDULES[schedule].posterior(t, end)] == pytest.approx([0, 1, 0])
 
 
 @each_schedule
 def test_the_divergence_is_half_the_gain_in_signal_to_noise(schedule: str) -> None:
     path, (x_1, estimated) = GaussianPath(SCHEDULES[schedule]), pairs()
     t, t_end = INSIDE, INSIDE + 0.02
-    divergence = posterior_kl(path, x_1, estimated, t, t_end)
+    divergence = posterior_kl(path.schedule, x_1, estimated, t, t_end)
     gain = column(path.schedule.snr(t_end) - path.schedule.snr(t))
     torch.testing.assert_close(divergence, gain / 2 * (x_1 - estimated) ** 2)
-    posterior, x_t = path.posterior(column(t), column(t_end)), normal(5, 4, 3, seed=3)
+    posterior, x_t = path.schedule.posterior(column(t), column(t_end)), normal(5, 4, 3, seed=3)
     true, model = (
         Normal(posterior.x_t_share * x_t + posterior.x_1_share * data, posterior.std) for data in (x_1, estimated)
     )
@@ -196,17 +204,17 @@ def test_the_divergence_is_half_the_gain_in_signal_to_noise(schedule: str) -> No
 
 
 @each_schedule
-@pytest.mark.parametrize("grid_steps", [10, 100])
-def test_the_error_of_the_posterior_reading_is_twice_that_divergence(schedule: str, grid_steps: int) -> None:
-    path = GaussianPath(SCHEDULES[schedule], "posterior", grid_steps=grid_steps)
+@pytest.mark.parametrize("num_grid_steps", [10, 100])
+def test_the_error_of_the_posterior_prediction_is_twice_that_divergence(schedule: str, num_grid_steps: int) -> None:
+    path = GaussianPath(SCHEDULES[schedule], PosteriorPrediction(num_grid_steps))
     t = torch.tensor([0.1, 0.2, 0.5, 0.7, 0.8], dtype=torch.float64)
     x_0, x_1 = pairs()
-    x_t, target = path.sample(x_0, x_1, t)
+    x_t, target = path.sample(x_0=x_0, x_1=x_1, t=t)
     estimated = x_1 + normal(5, 4, 3, seed=1)
     noise = (x_t - path.schedule.alpha(column(t)) * estimated) / path.schedule.sigma(column(t))
-    _, output = path.sample(noise, estimated, t)  # of another pair through the same point
-    divergence = posterior_kl(path, x_1, estimated, t, t + 1 / grid_steps)
-    torch.testing.assert_close(path.loss(output, target, t) / 2, divergence, rtol=1e-6, atol=1e-9)
+    _, output = path.sample(x_0=noise, x_1=estimated, t=t)  # of another pair through the same point
+    divergence = posterior_kl(path.schedule, x_1, estimated, t, t + 1 / num_grid_steps)
+    torch.testing.assert_close(path.errors(output, target, t) / 2, divergence, rtol=1e-6, atol=1e-9)
 
 
 # Angles.
@@ -224,11 +232,11 @@ def assert_same_angle(one: Tensor, other: Tensor) -> None:
 @settings(max_examples=25, deadline=None)
 def test_the_way_between_angles_is_the_shortest_and_arrives(x_0: Tensor, x_1: Tensor, t: float) -> None:
     path, time = WrappedPath(), torch.tensor([t], dtype=torch.float64)
-    x_t, velocity = path.sample(x_0, x_1, time)
+    x_t, velocity = path.sample(x_0=x_0, x_1=x_1, t=time)
     assert float(velocity.abs().max()) <= math.pi + 1e-9
     assert float(x_t.abs().max()) <= math.pi + 1e-9
-    assert_same_angle(path.sample(x_0, x_1, torch.ones_like(time))[0], x_1)
-    assert_same_angle(path.sample(x_0, x_1, torch.zeros_like(time))[0], x_0)
+    assert_same_angle(path.sample(x_0=x_0, x_1=x_1, t=torch.ones_like(time))[0], x_1)
+    assert_same_angle(path.sample(x_0=x_0, x_1=x_1, t=torch.zeros_like(time))[0], x_0)
     assert_same_angle(path.step(x_t, (1 - t) * velocity), x_1)
 
 
@@ -237,7 +245,9 @@ def test_the_way_between_angles_is_the_shortest_and_arrives(x_0: Tensor, x_1: Te
 def test_whole_turns_change_nothing(x_0: Tensor, x_1: Tensor, turn_0: Tensor, turn_1: Tensor) -> None:
     path, t = WrappedPath(), torch.tensor([0.4], dtype=torch.float64)
     x_1 = x_0 + 0.49 * math.tau * (x_1 / 20)  # not at the other side, where both ways are equally short
-    for one, other in zip(path.sample(x_0, x_1, t), path.sample(x_0 + turn_0, x_1 + turn_1, t), strict=True):
+    for one, other in zip(
+        path.sample(x_0=x_0, x_1=x_1, t=t), path.sample(x_0=x_0 + turn_0, x_1=x_1 + turn_1, t=t), strict=True
+    ):
         assert_same_angle(one, other)
     assert_same_angle(path.step(x_0 + turn_0, x_1 + turn_1), path.step(x_0, x_1))
 
@@ -253,10 +263,10 @@ def test_wrapped_angles_lie_around_zero(angle: Tensor) -> None:
 
 def test_noise_on_the_torus_is_uniform() -> None:
     path, generators = WrappedPath(), [torch.Generator().manual_seed(0) for _ in range(2)]
-    noise = path.noise((20_000, 2), generator=generators[0])
-    assert torch.equal(noise, path.noise((20_000, 2), generator=generators[1]))
+    noise = path.sample_noise((20_000, 2), generator=generators[0])
+    assert torch.equal(noise, path.sample_noise((20_000, 2), generator=generators[1]))
     assert float(noise.abs().max()) <= math.pi
     assert noise.mean(0).tolist() == pytest.approx([0, 0], abs=0.05)
     assert noise.std(0).tolist() == pytest.approx([math.pi / math.sqrt(3)] * 2, rel=0.02)
-    torch.testing.assert_close(path.loss(noise, torch.zeros_like(noise), noise[:, 0]), noise**2)
+    torch.testing.assert_close(path.errors(noise, torch.zeros_like(noise), noise[:, 0]), noise**2)
     assert path.velocity(noise, noise, noise[:, 0]) is noise

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowchunk.policy.picture_augmentation import augment, draw_augmentation
+from flowchunk.policy.picture_augmentation import augment, sample_augmentation
 
 
 def pictures(*shape: int) -> Tensor:
@@ -20,13 +20,13 @@ def draw(*, right: float = 0.0, down: float = 0.0, angle: float = 0.0, scale: fl
 
 
 def test_draws_lie_in_their_ranges_and_come_from_the_generator() -> None:
-    draws = draw_augmentation(4000, torch.Generator().manual_seed(3))
+    draws = sample_augmentation(4000, torch.Generator().manual_seed(3))
     reach = torch.tensor([1 / 8, 1 / 8, math.radians(15), 0.1])
     away = (draws - torch.tensor([0.0, 0.0, 0.0, 1.0])).abs().amax(0)
     assert (away <= reach).all()
     assert (away > 0.98 * reach).all()
     torch.testing.assert_close(draws.mean(0), torch.tensor([0.0, 0.0, 0.0, 1.0]), rtol=0, atol=0.01)
-    assert torch.equal(draws, draw_augmentation(4000, torch.Generator().manual_seed(3)))
+    assert torch.equal(draws, sample_augmentation(4000, torch.Generator().manual_seed(3)))
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 28, 28), (2, 1, 6, 9)])
@@ -69,7 +69,7 @@ def test_scale_grows_what_is_in_the_middle() -> None:
 
 def test_each_picture_has_its_own_draw_and_stays_in_range() -> None:
     images = pictures(5, 1, 8, 8)
-    draws = draw_augmentation(5, torch.Generator().manual_seed(1))
+    draws = sample_augmentation(5, torch.Generator().manual_seed(1))
     together = augment(images, draws)
     assert together.shape == images.shape
     assert together.abs().max() <= 1

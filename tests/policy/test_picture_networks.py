@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flowchunk.policy.flow import flow_matching_loss
 from flowchunk.policy.networks.local_conv import LocalConv
 from flowchunk.policy.networks.patch_dit import PatchDiT, grid_positions
-from flowchunk.policy.networks.pictures import PICTURE_NETWORKS
+from flowchunk.policy.networks.pictures import IMAGE_NETWORKS
 from flowchunk.policy.networks.unet2d import UNet2D, default_widths
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -25,7 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 BATCH, CONDITION = 3, 7
 
-each_network = pytest.mark.parametrize("name", PICTURE_NETWORKS)
+each_network = pytest.mark.parametrize("name", IMAGE_NETWORKS)
 
 
 def seeded(make: Callable[..., nn.Module], *, perturbed: bool = True) -> nn.Module:
@@ -41,7 +41,7 @@ def seeded(make: Callable[..., nn.Module], *, perturbed: bool = True) -> nn.Modu
 
 
 def small(name: str, *, channels: int = 1, size: int = 8, perturbed: bool = True) -> nn.Module:
-    return seeded(partial(PICTURE_NETWORKS[name], channels=channels, size=size, **SMALL[name]), perturbed=perturbed)
+    return seeded(partial(IMAGE_NETWORKS[name], channels=channels, size=size, **SMALL[name]), perturbed=perturbed)
 
 
 def inputs(*, channels: int = 1, size: int = 8) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,7 +57,7 @@ def inputs(*, channels: int = 1, size: int = 8) -> tuple[Tensor, Tensor, Tensor]
 @each_network
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (16, 3), (28, 1)])
 def test_the_velocity_is_like_the_picture(name: str, size: int, channels: int) -> None:
-    network = seeded(partial(PICTURE_NETWORKS[name], channels=channels, size=size))
+    network = seeded(partial(IMAGE_NETWORKS[name], channels=channels, size=size))
     x, t, condition = inputs(channels=channels, size=size)
     with torch.no_grad():
         velocity = network(x, t, condition)
@@ -100,7 +100,7 @@ def test_rows_do_not_see_each_other(name: str) -> None:
 def test_the_gradient_reaches_every_parameter(name: str) -> None:
     network, (x, t, condition) = small(name), inputs()
     loss = flow_matching_loss(lambda x_t, t, c: network(x_t, t, c, t_end=t + 0.1), x, t=t, condition=condition)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.mean().backward()  # type: ignore[no-untyped-call]
     for label, parameter in network.named_parameters():
         assert parameter.grad is not None, label
         if not label.endswith("to_k.bias"):  # the softmax of attention does not see what is added to every key
@@ -114,7 +114,7 @@ def test_it_overfits_a_small_batch(name: str) -> None:
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     losses = []
     for _ in range(60):
-        loss = flow_matching_loss(network, x_1, condition=condition, x_0=x_0, t=t)
+        loss = flow_matching_loss(network, x_1, condition=condition, x_0=x_0, t=t).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
-from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig, PolicyNoise
+from flowchunk.policy.noise import PathNoise
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.prefetch import Prefetched
 from flowchunk.policy.train import Trainer
@@ -102,7 +103,7 @@ def test_pictures_are_encoded_once_a_chunk(nfe: int) -> None:
     policy = make_policy().eval()
     calls: list[tuple[int, ...]] = []
     policy.encoder.cameras["image"].register_forward_hook(lambda _, inputs, __: calls.append(tuple(inputs[0].shape)))
-    assert policy.predict_chunk(observe(), nfe=nfe).shape == (3, HORIZON, 2)
+    assert policy.predict_chunk(observe(), nfe=nfe, seed=0).shape == (3, HORIZON, 2)
     assert calls == [(6, 3, 16, 16)]
 
 
@@ -110,11 +111,11 @@ def test_what_is_outside_the_middle_is_not_seen() -> None:
     policy, seen = make_policy().eval(), observe()
     for parameter in policy.network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # fresh networks begin by ignoring what they are told
-    chunk = policy.predict_chunk(seen)
+    chunk = policy.predict_chunk(seen, seed=0)
     seen["image"][:, :, :2] = seen["image"][:, :, :, 18:] = 0
-    np.testing.assert_array_equal(policy.predict_chunk(seen), chunk)
+    np.testing.assert_array_equal(policy.predict_chunk(seen, seed=0), chunk)
     seen["image"][:, -1, 10] = 0
-    assert not np.array_equal(policy.predict_chunk(seen), chunk)
+    assert not np.array_equal(policy.predict_chunk(seen, seed=0), chunk)
 
 
 def test_a_checkpoint_sees_as_it_did(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_a_checkpoint_sees_as_it_did(tmp_path: Path) -> None:
     policy.save(tmp_path / "policy")
     loaded = ChunkPolicy.load(tmp_path / "policy")
     assert loaded.observation_spec.fields["image"].crop == (16, 16)
-    np.testing.assert_array_equal(loaded.predict_chunk(observe()), policy.predict_chunk(observe()))
+    np.testing.assert_array_equal(loaded.predict_chunk(observe(), seed=0), policy.predict_chunk(observe(), seed=0))
 
 
 def test_pictures_have_no_range_to_be_out_of() -> None:
@@ -146,7 +147,7 @@ def test_pictures_have_no_range_to_be_out_of() -> None:
 )
 def test_what_is_not_the_picture_of_the_spec_is_refused(seen: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(SpecMismatchError, match=message):
-        make_policy().predict_chunk(observe(seen))
+        make_policy().predict_chunk(observe(seen), seed=0)
 
 
 def test_a_missing_camera_is_named() -> None:
@@ -155,39 +156,43 @@ def test_a_missing_camera_is_named() -> None:
     with pytest.raises(
         SpecMismatchError, match=r"needs the observations \['hand', 'image'\], but \['image'\] are missing"
     ):
-        make_policy().predict_chunk(seen)
+        make_policy().predict_chunk(seen, seed=0)
 
 
 # -- several noise draws ---------------------------------------------------------------------------------------------
 
 
 def test_by_default_pictures_are_learned_from_four_times() -> None:
-    assert make_policy().config.draws_a_sample == 4
-    assert make_policy(noise_draws=2).config.draws_a_sample == 2
+    assert make_policy().config.noise_samples_per_observation == 4
+    assert make_policy(num_noise_samples=2).config.noise_samples_per_observation == 2
     blind = ObservationSpec({"hand": OBSERVATION.fields["hand"]})
-    assert make_policy(blind, vision=None, vision_options={}).config.draws_a_sample == 1
-    with pytest.raises(ConfigurationError, match="noise_draws=0 must be at least 1"):
-        make_policy(noise_draws=0)
+    assert make_policy(blind, vision=None, vision_options={}).config.noise_samples_per_observation == 1
+    with pytest.raises(ConfigurationError, match="num_noise_samples=0 must be at least 1"):
+        make_policy(num_noise_samples=0)
 
 
 @pytest.mark.parametrize("mask_padding", [False, True])
 def test_many_draws_are_the_mean_of_single_ones(mask_padding: bool) -> None:
-    many = make_policy(noise_draws=3, mask_padding=mask_padding, prefix_max=2)
-    one = make_policy(noise_draws=1, mask_padding=mask_padding, prefix_max=2)
+    many = make_policy(num_noise_samples=3, mask_padding=mask_padding, prefix_max=2)
+    one = make_policy(num_noise_samples=1, mask_padding=mask_padding, prefix_max=2)
     one.load_state_dict(many.state_dict())
-    batch, draws = Samples().batch(torch.arange(5)), many.draw(5, torch.Generator().manual_seed(0))
-    assert draws["x_0"].shape == (5, 3, HORIZON, 2)
-    total, weight = many(batch, draws)
-    each = [one(batch, {k: v if k.startswith("place") else v[:, i] for k, v in draws.items()}) for i in range(3)]
+    batch, noise = Samples().batch(torch.arange(5)), many.sample_noise(5, torch.Generator().manual_seed(0))
+    assert noise.path.x_0.shape == (5, 3, HORIZON, 2)
+    total, weight = many(batch, noise)
+    path, lengths = noise.path, noise.prefix_length
+    assert lengths is not None
+    each = [
+        one(batch, PolicyNoise(PathNoise(path.x_0[:, i], path.t[:, i]), lengths[:, i], noise.views)) for i in range(3)
+    ]
     torch.testing.assert_close(total, sum(error for error, _ in each))
     torch.testing.assert_close(weight, sum(count for _, count in each))
 
 
 def test_many_draws_look_once() -> None:
-    policy = make_policy(noise_draws=5)
+    policy = make_policy(num_noise_samples=5)
     calls: list[int] = []
     policy.encoder.cameras["image"].register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
-    policy(Samples().batch(torch.arange(3)), policy.draw(3, torch.Generator().manual_seed(0)))
+    policy(Samples().batch(torch.arange(3)), policy.sample_noise(3, torch.Generator().manual_seed(0)))
     assert calls == [6]
 
 
@@ -202,15 +207,17 @@ def test_a_policy_learns_where_the_spot_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mask_padding", [False, True])
 def test_a_batch_in_parts_is_the_batch(mask_padding: bool, tmp_path: Path) -> None:
     whole = losses(tmp_path, mask_padding=mask_padding)
-    parts = losses(tmp_path, replace(CONFIG, accumulate=4), mask_padding=mask_padding)
+    parts = losses(tmp_path, replace(CONFIG, num_micro_batches=4), mask_padding=mask_padding)
     np.testing.assert_allclose(parts, whole, rtol=1e-4)
 
 
 def test_parts_have_to_be_equal(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"batch_size=8 .*by 1 processes in training.accumulate=3 parts each"):
-        make_trainer(tmp_path, replace(CONFIG, accumulate=3))
-    with pytest.raises(ConfigurationError, match=r"training.accumulate=0 must be at least 1"):
-        replace(CONFIG, accumulate=0)
+    with pytest.raises(
+        ConfigurationError, match=r"batch_size=8 .*by 1 processes in training.num_micro_batches=3 parts each"
+    ):
+        make_trainer(tmp_path, replace(CONFIG, num_micro_batches=3))
+    with pytest.raises(ConfigurationError, match=r"training.num_micro_batches=0 must be at least 1"):
+        replace(CONFIG, num_micro_batches=0)
 
 
 def test_channels_last_changes_memory_and_not_numbers(tmp_path: Path) -> None:
@@ -238,22 +245,20 @@ def test_a_run_in_channels_last_resumes_bit_for_bit(tmp_path: Path) -> None:
 
 def test_validation_looks_at_the_middle_and_not_at_random(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    draw, modes = trainer.averaged.draw, []
+    sample_noise, modes = trainer.averaged.sample_noise, []
     for parameter in trainer.averaged.parameters():  # the fresh network says nothing, whatever it sees
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
 
-    def looking_elsewhere(batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return {
-            name: torch.zeros_like(values) if name.startswith("place.") else values
-            for name, values in draw(batch_size, generator).items()
-        }
+    def looking_elsewhere(batch_size: int, generator: torch.Generator) -> PolicyNoise:
+        noise: PolicyNoise = sample_noise(batch_size, generator)
+        return replace(noise, views={name: torch.zeros_like(values) for name, values in noise.views.items()})
 
     trainer.averaged.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     trainer.averaged.train()
     trainer.validation = Samples()
-    measured = trainer.measure()
-    trainer.averaged.draw = looking_elsewhere
-    assert trainer.measure() == measured
+    measured = trainer.compute_metrics()
+    trainer.averaged.sample_noise = looking_elsewhere
+    assert trainer.compute_metrics() == measured
     assert not any(modes)
 
 

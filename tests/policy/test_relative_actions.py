@@ -60,11 +60,11 @@ def test_relative_chunks_have_the_normalisers_mean_and_deviation_at_every_place(
     policy = make_policy(windows)
     batch = windows.batch(torch.arange(len(windows)))
     observation = {key: batch[f"observation.{key}"] for key in OBSERVATION.fields}
-    inner = policy.to_network(batch["action"], observation)
+    inner = policy.model.normalize(policy._relative(batch["action"], observation))
     assert inner.shape == (len(windows), HORIZON, 3)
     np.testing.assert_allclose(inner.mean(0), 0.0, atol=1e-5)
     np.testing.assert_allclose(inner.std(0, correction=0), 1.0, atol=1e-5)
-    torch.testing.assert_close(policy.from_network(inner, observation), batch["action"])
+    torch.testing.assert_close(policy._absolute(policy.model.denormalize(inner), observation), batch["action"])
 
 
 def test_the_chunk_moves_with_what_it_is_relative_to() -> None:
@@ -73,7 +73,7 @@ def test_the_chunk_moves_with_what_it_is_relative_to() -> None:
     batch = windows.batch(torch.tensor([7]))
     observation = {key: batch[f"observation.{key}"].numpy() for key in OBSERVATION.fields}
     # Blind: only the reference is left.
-    policy.encode = lambda observation, draws=None: torch.zeros(1, 14)  # type: ignore[method-assign]
+    policy.encode = lambda observation, views=None: torch.zeros(1, 14)  # type: ignore[method-assign]
     chunk = policy.predict_chunk(observation, seed=0)
     moved = {**observation, "state": observation["state"] + np.float32(5.0)}
     expected = chunk + np.array([5.0, 0.0, 0.0])

@@ -15,9 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowchunk.policy.flow import integrate, uniform_times
-from flowchunk.policy.paths import FLOW, READINGS, GaussianPath, WrappedPath, broadcast_time
+from flowchunk.policy.paths import FLOW, GaussianPath, WrappedPath, broadcast_time, sample_normal
+from flowchunk.policy.predictions import PREDICTIONS
 from flowchunk.policy.schedules import SCHEDULES
-from flowchunk.policy.solvers import OPEN_ENDED, SOLVERS, Field, draw_normal, solver
+from flowchunk.policy.solvers import SOLVERS as ALL_SOLVERS
+from flowchunk.policy.solvers import VectorField
+
+SOLVERS = {name: solver for name, solver in ALL_SOLVERS.items() if not solver.diffusers_only}
+OPEN_ENDED = [name for name, solver in SOLVERS.items() if solver.follows != "velocity"]
 
 MEAN, DEVIATION = 0.7, 0.4
 DETERMINISTIC = [name for name in SOLVERS if name not in ("flow_map", "ancestral")]
@@ -25,12 +30,16 @@ SCORES = torch.linspace(-2, 2, 11, dtype=torch.float64)[:, None]  # (11, 1) stan
 
 Network = Callable[..., Tensor]
 
-each_reading = pytest.mark.parametrize("reading", READINGS)
+each_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def path_of(prediction: str, schedule: str = "linear") -> GaussianPath:
+    return GaussianPath(SCHEDULES[schedule], PREDICTIONS[prediction]())
 
 
 def double_times(nfe: int, *, method: str = "euler", path: GaussianPath = FLOW) -> Tensor:
@@ -47,7 +56,7 @@ def exact(path: GaussianPath) -> Network:
         time = broadcast_time(t, x_t)
         alpha, sigma = path.schedule.alpha(time), path.schedule.sigma(time)
         share = (x_t - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2)
-        return path.sample(sigma * share, MEAN + alpha * DEVIATION**2 * share, t)[1]
+        return path.sample(x_0=sigma * share, x_1=MEAN + alpha * DEVIATION**2 * share, t=t).target
 
     return network
 
@@ -68,9 +77,9 @@ def exact_map(x: Tensor, t: Tensor, condition: Any, *, t_end: Tensor) -> Tensor:
 
 
 @each_schedule
-@each_reading
-def test_every_solver_carries_noise_to_the_data(reading: str, schedule: str) -> None:
-    path = GaussianPath(SCHEDULES[schedule], reading)
+@each_prediction
+def test_every_solver_carries_noise_to_the_data(prediction: str, schedule: str) -> None:
+    path = path_of(prediction, schedule)
     for method in DETERMINISTIC:
         times = double_times(64, method=method, path=path)
         x_1 = integrate(exact(path), on_the_way(path, float(times[0])), times, method=method, path=path)
@@ -80,7 +89,7 @@ def test_every_solver_carries_noise_to_the_data(reading: str, schedule: str) -> 
 @each_schedule
 @pytest.mark.parametrize("method", DETERMINISTIC)
 def test_single_precision_is_enough(method: str, schedule: str) -> None:
-    path, nfe = GaussianPath(SCHEDULES[schedule], "v"), 16
+    path, nfe = path_of("v", schedule), 16
     times = uniform_times(nfe, method=method, path=path)
     x_0 = on_the_way(path, float(times[0]))
     single, double = (
@@ -93,7 +102,7 @@ def test_single_precision_is_enough(method: str, schedule: str) -> None:
 @each_schedule
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("ddim", 1), ("dpm_solver", 2), ("heun", 2), ("rk4", 4)])
 def test_solvers_converge_at_their_order(method: str, order: int, schedule: str) -> None:
-    path = GaussianPath(SCHEDULES[schedule], "v")
+    path = path_of("v", schedule)
     errors = []
     for steps in (16, 32):
         times = torch.linspace(0.3, 0.7, steps + 1, dtype=torch.float64)
@@ -105,7 +114,7 @@ def test_solvers_converge_at_their_order(method: str, order: int, schedule: str)
 @pytest.mark.parametrize("schedule", ["linear_beta", "cosine", "sigmoid"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_second_order_pays_from_end_to_end(schedule: str, dtype: torch.dtype) -> None:
-    path = GaussianPath(SCHEDULES[schedule], "x")
+    path = path_of("data_prediction", schedule)
 
     def error(method: str) -> float:
         x_0 = on_the_way(path, 0.0).to(dtype)
@@ -118,11 +127,11 @@ def test_the_second_order_pays_from_end_to_end(schedule: str, dtype: torch.dtype
 # One step against another.
 
 
-@each_reading
+@each_prediction
 @given(times=st.lists(st.floats(0.01, 0.99), min_size=1, max_size=4, unique=True))
 @settings(max_examples=5, deadline=None)
-def test_ddim_on_the_straight_path_is_euler(reading: str, times: list[float]) -> None:
-    path, grid = GaussianPath(reading=reading), torch.tensor([0.01, *sorted(times)[1:], 0.995], dtype=torch.float64)
+def test_ddim_on_the_straight_path_is_euler(prediction: str, times: list[float]) -> None:
+    path, grid = path_of(prediction), torch.tensor([0.01, *sorted(times)[1:], 0.995], dtype=torch.float64)
     x = on_the_way(path, 0.01)
     euler, ddim = (integrate(exact(path), x, grid, method=method, path=path) for method in ("euler", "ddim"))
     torch.testing.assert_close(ddim, euler)
@@ -130,7 +139,7 @@ def test_ddim_on_the_straight_path_is_euler(reading: str, times: list[float]) ->
 
 @each_schedule
 def test_a_first_step_of_dpm_solver_is_one_of_ddim(schedule: str) -> None:
-    path = GaussianPath(SCHEDULES[schedule], "v")
+    path = path_of("v", schedule)
     for times in ([0.3, 0.6], [0.0, 0.2], [0.9, 1.0]):
         x, grid = on_the_way(path, times[0]), torch.tensor(times, dtype=torch.float64)
         dpm, ddim = (integrate(exact(path), x, grid, method=method, path=path) for method in ("dpm_solver", "ddim"))
@@ -138,9 +147,9 @@ def test_a_first_step_of_dpm_solver_is_one_of_ddim(schedule: str) -> None:
 
 
 @each_schedule
-@each_reading
-def test_ancestral_without_noise_is_ddim(reading: str, schedule: str) -> None:
-    path = GaussianPath(SCHEDULES[schedule], reading)
+@each_prediction
+def test_ancestral_without_noise_is_ddim(prediction: str, schedule: str) -> None:
+    path = path_of(prediction, schedule)
     times, x_0 = double_times(8, method="ddim", path=path), on_the_way(path, 0.0)
     ancestral = integrate(exact(path), x_0, times, method="ancestral", path=path, eta=0.0, generator=seeded(0))
     torch.testing.assert_close(ancestral, integrate(exact(path), x_0, times, method="ddim", path=path))
@@ -149,7 +158,7 @@ def test_ancestral_without_noise_is_ddim(reading: str, schedule: str) -> None:
 @each_schedule
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_ancestral_sampling_keeps_the_distribution(schedule: str, eta: float) -> None:
-    path = GaussianPath(SCHEDULES[schedule], "x")
+    path = path_of("data_prediction", schedule)
     x_0 = on_the_way(path, 0.0, torch.randn(10_000, 1, generator=seeded(0)))
     times = uniform_times(300, method="ancestral", path=path)
     x_1 = integrate(exact(path), x_0, times, method="ancestral", path=path, eta=eta, generator=seeded(1))
@@ -167,7 +176,7 @@ def test_ancestral_sampling_needs_a_generator() -> None:
 @given(seeds=st.lists(st.integers(0, 2**31), min_size=2, max_size=4, unique=True), data=st.data())
 @settings(max_examples=15, deadline=None)
 def test_rows_with_generators_do_not_depend_on_their_neighbours(seeds: list[int], data: st.DataObject) -> None:
-    path, row = GaussianPath(SCHEDULES["cosine"], "x"), data.draw(st.integers(0, len(seeds) - 1))
+    path, row = path_of("data_prediction", "cosine"), data.draw(st.integers(0, len(seeds) - 1))
     x_0, times = torch.randn(len(seeds), 3, 2, generator=seeded(0)), uniform_times(4, method="ancestral", path=path)
 
     def sample(x: Tensor, chosen: list[int]) -> Tensor:
@@ -179,8 +188,8 @@ def test_rows_with_generators_do_not_depend_on_their_neighbours(seeds: list[int]
 
 
 def test_normal_numbers_come_from_one_generator_or_from_one_a_row() -> None:
-    assert torch.equal(draw_normal((3, 2), seeded(1)), torch.randn(3, 2, generator=seeded(1)))
-    rows = draw_normal((2, 5), [seeded(1), seeded(2)])
+    assert torch.equal(sample_normal((3, 2), generator=seeded(1)), torch.randn(3, 2, generator=seeded(1)))
+    rows = sample_normal((2, 5), generator=[seeded(1), seeded(2)])
     assert torch.equal(rows, torch.stack([torch.randn(5, generator=seeded(seed)) for seed in (1, 2)]))
 
 
@@ -198,7 +207,7 @@ def test_a_flow_map_arrives_by_any_way() -> None:
 @settings(max_examples=25, deadline=None)
 def test_steps_of_a_flow_map_compose(times: list[float]) -> None:
     t, middle, end = torch.tensor(times, dtype=torch.float64)
-    field, (step, _) = Field(exact_map, FLOW), solver("flow_map")
+    field, step = VectorField(exact_map, FLOW), SOLVERS["flow_map"].step
     x = on_the_way(FLOW, float(t))
     torch.testing.assert_close(step(field, step(field, x, t, middle), middle, end), step(field, x, t, end))
     torch.testing.assert_close(step(field, x, t, end), on_the_way(FLOW, float(end)))
@@ -217,7 +226,7 @@ def test_a_flow_map_of_no_length_is_the_velocity() -> None:
 @given(known=st.integers(0, 6))
 @settings(max_examples=5, deadline=None)
 def test_a_prefix_comes_back_exactly_and_is_seen_at_time_one(method: str, schedule: str, known: int) -> None:
-    path = GaussianPath(SCHEDULES[schedule], "x")
+    path = path_of("data_prediction", schedule)
     x_0, prefix = torch.randn(2, 6, 3, generator=seeded(0)), torch.randn(2, known, 3, generator=seeded(1))
 
     def network(x_t: Tensor, t: Tensor, condition: Any, *, t_end: Tensor | None = None) -> Tensor:
@@ -242,7 +251,7 @@ def test_a_prefix_comes_back_exactly_and_is_seen_at_time_one(method: str, schedu
 @pytest.mark.parametrize("method", SOLVERS)
 @each_schedule
 def test_steps_cost_what_the_solver_says_and_stay_on_the_way(method: str, schedule: str) -> None:
-    path, calls = GaussianPath(SCHEDULES[schedule], "v"), []
+    path, calls = path_of("v", schedule), []
 
     def network(x_t: Tensor, t: Tensor, condition: Any, *, t_end: Tensor | None = None) -> Tensor:
         calls.append(condition)
@@ -273,7 +282,7 @@ def test_on_the_torus_every_step_stays_there(method: str) -> None:
         assert float(x.abs().max()) <= math.pi + 1e-6
         return torch.full_like(x, 5.0)
 
-    x_0 = WrappedPath().noise((20, 2), generator=seeded(0))
+    x_0 = WrappedPath().sample_noise((20, 2), generator=seeded(0))
     x_1 = integrate(network, x_0, uniform_times(8, method=method), method=method, path=WrappedPath())
     torch.testing.assert_close((x_1 - x_0 - 5).cos(), torch.ones(20, 2))
 
@@ -311,7 +320,7 @@ def test_trajectories_are_those_of_diffusers(method: str, steps: int) -> None:
         output = curved_network(theirs[-1], t.expand(16), condition)
         theirs.append(scheduler.step(output, timestep, theirs[-1]).prev_sample)
     ours: list[Tensor] = []
-    path = GaussianPath(SCHEDULES["cosine"], "noise")
+    path = path_of("noise_prediction", "cosine")
     integrate(
         curved_network, theirs[0], times, condition=condition, method=method, path=path,
         callback=lambda _, x: ours.append(x),

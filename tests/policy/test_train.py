@@ -197,10 +197,10 @@ def test_the_logged_loss_is_the_mean_since_the_last(tmp_path: Path) -> None:
 def test_the_loss_is_the_mean_over_what_counts(tmp_path: Path, mask_padding: bool) -> None:
     policy, windows = make_policy(mask_padding=mask_padding, prefix_max=0), make_windows()
     trainer = make_trainer(tmp_path, model=policy)
-    draws = policy.draw(8, seeded(CONFIG.seed, 0))
+    noise = policy.sample_noise(8, seeded(CONFIG.seed, 0))
     batch = windows.batch(trainer.order.indices(0))
     data = policy.normalizer.normalize("action", batch["action"])  # zero velocity: the error is that of data - noise
-    errors = ((data - draws["x_0"]) ** 2).mean(-1)
+    errors = ((data - noise.path.x_0) ** 2).mean(-1)
     expected = errors[batch["mask"]].mean() if mask_padding else errors.mean()
     trainer.train_step()
     assert float(trainer.loss_sum) == pytest.approx(float(expected), rel=1e-5)
@@ -267,7 +267,7 @@ def test_checkpoints_hold_the_averaged_weights(straight: Trainer) -> None:
 
 
 def test_what_is_to_be_remembered_is_in_the_checkpoint(tmp_path: Path) -> None:
-    make_trainer(tmp_path, TrainingConfig(steps=1, batch_size=2), remember={"task": "toy"}).run()
+    make_trainer(tmp_path, TrainingConfig(steps=1, batch_size=2), metadata={"task": "toy"}).run()
     training = json.loads((tmp_path / "checkpoints" / "last" / "checkpoint.json").read_text())["training"]
     assert (training["task"], training["step"], training["seed"]) == ("toy", 1, 0)
 

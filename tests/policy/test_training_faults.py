@@ -23,6 +23,7 @@ from flowchunk.policy.checkpoint import read_checkpoint
 from flowchunk.policy.chunk_policy import KIND, ChunkPolicy
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.run_log import RunLog, read_metrics
+from tests.policy.small_policies import to_format_1
 from tests.policy.small_trainers import (
     CONFIG,
     CrashError,
@@ -84,16 +85,16 @@ def test_where_asking_each_step_would_cost_it_is_asked_before_anything_is_writte
         **{name: getattr(trainer.accelerator, name) for name in ("reduce", "backward", "wait_for_everyone")},
         device=SimpleNamespace(type="slow"),
     )
-    trainer.share_of_batch = lambda step: (  # type: ignore[method-assign]
+    trainer.local_batch = lambda step: (  # type: ignore[method-assign]
         trainer.data.batch(trainer.order.indices(step)),
-        trainer.module.draw(8, torch.Generator().manual_seed(step)),
+        trainer.module.sample_noise(8, torch.Generator().manual_seed(step)),
     )
-    trainer.batch_of = trainer.share_of_batch
+    trainer.load_batch = trainer.local_batch
     for _ in range(12):
         trainer.train_step()  # goes on behind our back
     trainer.is_evaluated = False
     with pytest.raises(TrainingError, match="not finite at step 9 of 20"):
-        trainer.pause(None)
+        trainer.evaluate_and_checkpoint(None)
     with pytest.raises(TrainingError, match="not finite at step 9 of 20"):
         trainer.require_finite()
 
@@ -177,7 +178,9 @@ def test_an_evaluation_that_was_made_is_not_made_again(tmp_path: Path) -> None:
 
 
 def other_scale(policy: ChunkPolicy) -> ChunkPolicy:
-    policy.normalizer = policy.normalizer.with_scaling("state", Scaling.fit("min_max", [torch.randn(9, 3).numpy()]))
+    policy.model.normalizer = policy.normalizer.with_scaling(
+        "state", Scaling.fit("min_max", [torch.randn(9, 3).numpy()])
+    )
     return policy
 
 
@@ -198,7 +201,7 @@ def test_what_another_processor_rounds_is_no_other_data(tmp_path: Path) -> None:
     run_to(make_trainer(tmp_path), 6)
     policy = make_policy()
     scaling = policy.normalizer.scalings["state"]
-    policy.normalizer = Normalizer(
+    policy.model.normalizer = Normalizer(
         {**policy.normalizer.scalings, "state": replace(scaling, low=scaling.low * (1 + 1e-7))}
     )
     resumed = make_trainer(tmp_path, model=policy)
@@ -209,6 +212,18 @@ def test_what_another_processor_rounds_is_no_other_data(tmp_path: Path) -> None:
 # What else resuming brings back.
 
 
+def test_a_run_of_format_1_resumes_bit_for_bit(tmp_path: Path) -> None:
+    make_trainer(tmp_path / "straight").run()
+    run_to(make_trainer(tmp_path / "resumed"), 6)
+    content = to_format_1(tmp_path / "resumed" / "checkpoints" / "last")
+    assert "network.output.weight" in content["weights"]["model.safetensors"]
+    resumed = make_trainer(tmp_path / "resumed")
+    resumed.resume(kind=KIND)
+    assert resumed.step == 5
+    resumed.run()
+    assert_same(checkpoint_tensors(tmp_path / "resumed"), checkpoint_tensors(tmp_path / "straight"))
+
+
 class Forgetful(nn.Module):
     """The small policy with dropout before its network's condition."""
 
@@ -216,10 +231,11 @@ class Forgetful(nn.Module):
         super().__init__()
         self.policy, self.dropout = policy, nn.Dropout(0.5)
         policy.encoder.register_forward_hook(lambda _, __, output: self.dropout(output))
-        self.draw, self.save, self.describe, self.pair_noise = policy.draw, policy.save, policy.describe, None
+        self.sample_noise, self.save, self.describe = policy.sample_noise, policy.save, policy.describe
+        self.pair_noise = None
 
-    def forward(self, batch: Any, draws: Any) -> Any:
-        return self.policy(batch, draws)
+    def forward(self, batch: Any, noise: Any) -> Any:
+        return self.policy(batch, noise)
 
 
 def test_dropout_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
@@ -313,7 +329,7 @@ def test_a_checkpoint_is_on_disk_before_it_takes_its_name(tmp_path: Path, monkey
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(8, 4), (8, 8)])
 def test_validation_holds_no_more_rows_at_once_than_a_step(tmp_path: Path, batch_size: int, accumulate: int) -> None:
     whole = make_trainer(tmp_path / "whole")
-    parts = make_trainer(tmp_path / "parts", replace(CONFIG, batch_size=batch_size, accumulate=accumulate))
+    parts = make_trainer(tmp_path / "parts", replace(CONFIG, batch_size=batch_size, num_micro_batches=accumulate))
     rows: list[int] = []
     parts.averaged.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0]["action"])))
     data = make_windows((5, 6))

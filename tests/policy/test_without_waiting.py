@@ -15,6 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from flowchunk.policy.chunk_policy import ChunkPolicy
+from flowchunk.policy.objectives import objective_names
 from flowchunk.policy.sample_order import seeded
 from flowchunk.policy.train import Trainer
 from tests.policy.test_picture_policy import CONFIG, Samples, make_policy
@@ -31,7 +32,7 @@ EVERYTHING: dict[str, Any] = {
     "mixer": {"network": "mixer", "network_options": {"width": 16, "blocks": 1}},
     "unet1d": {"network": "unet1d", "network_options": {"channels": [8, 16]}},
     "jitter": {"vision_options": {"widths": [8, 8], "keypoints": 3, "colour_jitter": 0.2}},
-    **{name: {"objective": name} for name in ("ddpm", "x", "v", "kl", "regression", "mip", "flow_map")},
+    **{name: {"objective": name} for name in objective_names() if name != "flow"},
 }
 
 
@@ -59,11 +60,11 @@ def trainer_on_a_gpu(policy: ChunkPolicy, folder: Path, **changes: Any) -> Train
 @pytest.mark.parametrize("options", EVERYTHING.values(), ids=EVERYTHING)
 def test_no_step_asks_for_a_value(options: dict[str, Any], channels_last: bool, tmp_path: Path) -> None:
     policy = make_policy(**options)
-    batch, draws = Samples().batch(torch.arange(8)), policy.draw(8, seeded(0, 0))
+    batch, noise = Samples().batch(torch.arange(8)), policy.sample_noise(8, seeded(0, 0))
     with FakeTensorMode(allow_non_fake_inputs=True):
         trainer = trainer_on_a_gpu(policy, tmp_path, channels_last=channels_last)
-        there: Any = tuple({name: value.to("cuda") for name, value in part.items()} for part in (batch, draws))
-        trainer.batch_of = lambda step: there  # prepared by a thread on a stream of its own
+        there: Any = ({name: value.to("cuda") for name, value in batch.items()}, noise.rows(slice(None), "cuda"))
+        trainer.load_batch = lambda step: there  # prepared by a thread on a stream of its own
         for _ in range(5):  # one of them averages the weights
             norm = trainer.train_step()
         assert norm.device.type == trainer.loss_sum.device.type == trainer.failed_step.device.type == "cuda"

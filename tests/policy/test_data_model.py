@@ -1,4 +1,4 @@
-"""Generative models: shapes and units, the same data from the same seed and checkpoint, guidance, and clear refusals."""
+"""Models of generated data: shapes, units, the same data from the same seed and checkpoint, guidance, and clear refusals."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
 from flowchunk.policy.checkpoint import write_checkpoint
-from flowchunk.policy.generative_model import GenerativeConfig, GenerativeModel
+from flowchunk.policy.data_model import DataConfig, DataModel
 from flowchunk.policy.networks.angles import AngleNetwork
 from flowchunk.policy.normalizer import Normalizer, Scaling
-from flowchunk.policy.objectives import OBJECTIVES
+from flowchunk.policy.objectives import objective_names
+from flowchunk.policy.sampling import SamplingOptions
 
 TOKENS, PICTURE = (3, 2), (1, 8, 8)
 LOW, HIGH = 100.0, 300.0
@@ -36,21 +37,22 @@ def perturb(model: torch.nn.Module) -> None:
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
 
 
-def make_model(*, perturbed: bool = True, **config: Any) -> GenerativeModel:
+def make_model(*, perturbed: bool = True, **config: Any) -> DataModel:
     """A small model of data from 100 to 300, or of angles."""
     options: dict[str, Any] = {"shape": TOKENS, "network_options": SMALL} | config
-    made = GenerativeConfig(**options)
+    sampling = {name: options.pop(name) for name in ("solver", "eta") if name in options}
+    made = DataConfig(**options, sampling=SamplingOptions(**sampling))
     ends = np.stack([np.full(made.shape, LOW), np.full(made.shape, HIGH)])
     scalings = {"x": Scaling.fit("identity" if made.is_wrapped else "min_max", [ends])}
     if made.condition_size:
         scalings["condition"] = Scaling.fit("min_max", [np.array([[0.0], [10.0]]).repeat(made.condition_size, 1)])
-    model = GenerativeModel(made, Normalizer(scalings))
+    model = DataModel(made, Normalizer(scalings))
     if perturbed:
         perturb(model)
     return model.eval()
 
 
-def count_calls(model: GenerativeModel) -> list[Tensor]:
+def count_calls(model: DataModel) -> list[Tensor]:
     """A list that grows with the condition of every network call from now on."""
     calls: list[Tensor] = []
     model.network.register_forward_pre_hook(lambda _, arguments: calls.append(arguments[2]))
@@ -77,15 +79,15 @@ def test_data_have_their_shape(shape: tuple[int, ...], network: str, options: di
     assert data.isfinite().all()
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", objective_names())
 def test_every_objective_trains_and_generates(objective: str) -> None:
     model = make_model(objective=objective, classes=2)
     batch = {"x": LOW + (HIGH - LOW) * torch.rand(6, *TOKENS, generator=seeded(0)), "label": torch.arange(6) % 2}
-    draws = model.draw(6, seeded(1))
-    total, number = model(batch, draws)
+    noise = model.sample_noise(6, seeded(1))
+    total, number = model(batch, noise)
     assert float(number) == 6
     halves = [
-        model({key: value[rows] for key, value in batch.items()}, {key: value[rows] for key, value in draws.items()})
+        model({key: value[rows] for key, value in batch.items()}, noise.rows(rows))
         for rows in (slice(0, 2), slice(2, 6))
     ]
     torch.testing.assert_close(total, halves[0][0] + halves[1][0])
@@ -110,7 +112,7 @@ def test_the_callback_sees_data_on_the_way_in_their_own_units() -> None:
 
 @pytest.mark.parametrize("solver", ["ancestral", "ddim", "diffusers_ddpm"])
 def test_the_same_seed_gives_the_same_data(solver: str) -> None:
-    model, before = make_model(objective="x", solver=solver), torch.get_rng_state()
+    model, before = make_model(objective="data_prediction", solver=solver), torch.get_rng_state()
     one, same, other = (model.generate(3, seed=seed, nfe=4) for seed in (5, 5, 6))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one, same)
@@ -155,21 +157,23 @@ def test_the_network_sees_conditions_normalised_and_labels_one_hot() -> None:
 
 def test_training_hides_as_many_labels_as_it_should() -> None:
     model = make_model(classes=2, label_dropout=0.25, network_options=SMALL)
-    draws = model.draw(4000, seeded(0))
-    assert float(draws["is_hidden"].float().mean()) == pytest.approx(0.25, abs=0.03)
+    noise = model.sample_noise(4000, seeded(0))
+    hidden = noise.is_label_hidden
+    assert hidden is not None
+    assert float(hidden.float().mean()) == pytest.approx(0.25, abs=0.03)
     calls = count_calls(model)
-    model({"x": torch.full((4000, *TOKENS), 200.0), "label": torch.ones(4000, dtype=torch.long)}, draws)
-    assert torch.equal(calls[0][:, 2].bool(), draws["is_hidden"])
-    assert torch.equal(calls[0][:, 1].bool(), ~draws["is_hidden"])
+    model({"x": torch.full((4000, *TOKENS), 200.0), "label": torch.ones(4000, dtype=torch.long)}, noise)
+    assert torch.equal(calls[0][:, 2].bool(), hidden)
+    assert torch.equal(calls[0][:, 1].bool(), ~hidden)
 
 
 def test_coupled_noise_is_nearer_to_its_data() -> None:
     data, losses = {"x": LOW + (HIGH - LOW) * torch.rand(64, *TOKENS, generator=seeded(0))}, []
     for coupling in ("independent", "ot"):
         model = make_model(coupling=coupling, perturbed=False)  # zero velocity: the loss is the squared distance
-        draws = model.draw(64, seeded(1))
-        draws = draws if model.pair_noise is None else model.pair_noise(data, draws)
-        losses.append(float(model.losses(data, draws).detach().mean()))
+        noise = model.sample_noise(64, seeded(1))
+        noise = noise if model.pair_noise is None else model.pair_noise(data, noise)
+        losses.append(float(model.loss(data, noise).mean().detach()))
     assert losses[1] < 0.8 * losses[0]
 
 
@@ -187,7 +191,9 @@ def test_guidance_of_one_is_none() -> None:
     assert not torch.allclose(model.generate(4, label=1, nfe=8, guidance=3.0), data)
 
 
-@pytest.mark.parametrize(("objective", "nfe"), [("flow", None), ("flow", 6), ("mip", None), ("flow_map", 2), ("x", 8)])
+@pytest.mark.parametrize(
+    ("objective", "nfe"), [("flow", None), ("flow", 6), ("mip", None), ("flow_map", 2), ("data_prediction", 8)]
+)
 def test_guided_network_calls_count_twice(objective: str, nfe: int | None) -> None:
     model = make_model(classes=3, objective=objective)
     calls = count_calls(model)
@@ -209,9 +215,9 @@ def test_guided_data_may_have_a_condition_besides() -> None:
         ({}, {"guidance": 2.0}, "guidance=2.0: this model knows no classes, so there is nothing to guide"),
         ({"classes": 3, "label_dropout": 0.0}, {"guidance": 2.0, "label": 1}, "was trained with label_dropout=0, so"),
         ({"classes": 3}, {"guidance": 2.0, "label": 1, "nfe": 5}, "nfe=5: .* two network calls; give an even number"),
-        ({"classes": 3, "objective": "mip"}, {"guidance": 2.0, "label": 1, "nfe": 2}, "nfe=1: .*mip admits 2 alone"),
-        ({"objective": "mip"}, {"nfe": 4}, "nfe=4: a model trained with objective=mip admits 2 alone"),
-        ({"objective": "regression"}, {"nfe": 2}, "nfe=2: a model trained with objective=regression admits 1 alone"),
+        ({"classes": 3, "objective": "mip"}, {"guidance": 2.0, "label": 1, "nfe": 2}, "nfe=1: .*mip admits only 2"),
+        ({"objective": "mip"}, {"nfe": 4}, "nfe=4: a model trained with objective=mip admits only 2"),
+        ({"objective": "regression"}, {"nfe": 2}, "nfe=2: a model trained with objective=regression admits only 1"),
         ({"solver": "rk4"}, {"nfe": 6}, "nfe=6: rk4 needs a positive multiple of 4"),
         ({}, {"nfe": 0}, "nfe=0"),
         ({}, {"label": 1}, "label=1: this model knows no classes"),
@@ -240,7 +246,7 @@ def test_what_a_model_was_not_trained_for_is_refused(
         ({"coupling": "ot", "condition_size": 2}, "coupling=ot is for unconditional data"),
         ({"coupling": "ot", "is_wrapped": True}, "coupling=ot measures straight distances; angles need"),
         ({"label_dropout": 1.0}, "label_dropout=1.0 must be at least 0 and below 1"),
-        ({"augment": True}, "augment=true is for pictures alone"),
+        ({"augment": True}, "augment=true is only for images"),
         ({"objective": "flow", "schedule": "cosine"}, "objective=flow with schedule=cosine"),
         ({"is_wrapped": True, "objective": "v"}, "objective=v needs a Gaussian path; on angles there are"),
         ({"time_density": "mode", "time_density_options": {"std": 1.0}}, "does not know std"),
@@ -256,10 +262,10 @@ def test_what_cannot_be_made_is_refused(config: dict[str, Any], message: str) ->
 
 def test_another_solver_must_fit_the_objective() -> None:
     model = make_model(objective="v")
-    data, other = model.generate(3, nfe=4), model.with_solver("heun").generate(3, nfe=4)
+    data, other = model.generate(3, nfe=4), model.with_sampling(solver="heun").generate(3, nfe=4)
     assert not torch.equal(data, other)
-    with pytest.raises(ConfigurationError, match="solver=flow_map needs objective=flow_map, not v"):
-        model.with_solver("flow_map")
+    with pytest.raises(ConfigurationError, match="solver=flow_map needs objective=flow_map, not this v"):
+        model.with_sampling(solver="flow_map")
 
 
 # Angles.
@@ -288,8 +294,8 @@ def test_generated_angles_lie_on_the_torus(objective: str) -> None:
     model = make_model(is_wrapped=True, objective=objective)
     data = model.generate(50, nfe=4)
     assert float(data.abs().max()) <= math.pi
-    total, _ = model({"x": data}, model.draw(50, seeded(0)))
-    turned, _ = model({"x": data + math.tau}, model.draw(50, seeded(0)))
+    total, _ = model({"x": data}, model.sample_noise(50, seeded(0)))
+    turned, _ = model({"x": data + math.tau}, model.sample_noise(50, seeded(0)))
     torch.testing.assert_close(turned, total, rtol=1e-3, atol=1e-3)
 
 
@@ -300,8 +306,8 @@ def test_generated_angles_lie_on_the_torus(objective: str) -> None:
     "config",
     [
         {},
-        {"objective": "kl", "solver": "ancestral", "eta": 0.5},
-        {"objective": "x", "schedule": "sigmoid", "snr_cap": 5.0},
+        {"objective": "posterior", "solver": "ancestral", "eta": 0.5},
+        {"objective": "data_prediction", "schedule": "sigmoid", "min_snr_gamma": 5.0},
         {"objective": "mip", "condition_size": 2},
         {"is_wrapped": True, "objective": "flow_map"},
         {"shape": PICTURE, "network": "patch_dit", "network_options": SMALL | {"heads": 2}, "classes": 3},
@@ -311,7 +317,7 @@ def test_generated_angles_lie_on_the_torus(objective: str) -> None:
 def test_what_is_loaded_generates_the_same(config: dict[str, Any], tmp_path: Path) -> None:
     model = make_model(**config)
     model.save(tmp_path / "model", training={"step": 3})
-    loaded = GenerativeModel.load(tmp_path / "model")
+    loaded = DataModel.load(tmp_path / "model")
     assert not loaded.training
     assert loaded.objective.path == model.objective.path or model.config.is_wrapped
     options: dict[str, Any] = {"condition": torch.ones(3, 2)} if model.config.condition_size else {}
@@ -321,13 +327,13 @@ def test_what_is_loaded_generates_the_same(config: dict[str, Any], tmp_path: Pat
 def test_another_kind_of_checkpoint_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "policy", kind="chunk_policy", description={}, weights={"w": torch.ones(1)})
     with pytest.raises(CheckpointError, match="holds a 'chunk_policy', but a 'generative_model' was expected"):
-        GenerativeModel.load(tmp_path / "policy")
+        DataModel.load(tmp_path / "policy")
 
 
 @pytest.mark.parametrize("damage", ["nothing", "unknown option", "impossible option", "missing weight"])
 def test_a_checkpoint_that_describes_no_model_is_refused(damage: str, tmp_path: Path) -> None:
     model = make_model()
-    config: dict[str, Any] = {"shape": TOKENS, "network_options": SMALL}
+    config: dict[str, Any] = {"shape": TOKENS, "network_options": SMALL, "sampling": {}}
     if damage == "unknown option":
         config["colour"] = "red"
     if damage == "impossible option":
@@ -338,4 +344,4 @@ def test_a_checkpoint_that_describes_no_model_is_refused(damage: str, tmp_path: 
     description = {"config": config, "normalizer": model.normalizer.to_json()} if damage != "nothing" else {}
     write_checkpoint(tmp_path / "model", kind="generative_model", description=description, weights=weights)
     with pytest.raises(CheckpointError, match="does not describe a generative model"):
-        GenerativeModel.load(tmp_path / "model")
+        DataModel.load(tmp_path / "model")

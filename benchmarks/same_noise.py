@@ -1,0 +1,54 @@
+"""What it costs to start every chunk from the same noise: success of one policy with other noise each time, and with one seed.
+
+usage: python benchmarks/same_noise.py RUN [--episodes 100] [--seed 100000] [--nfe 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flowchunk.cli.simulation import environment_maker, execution_of
+from flowchunk.envs.rollout import Policy, rollout
+from flowchunk.policy.chunk_policy import ChunkPolicy
+
+
+class SameNoise:
+    """The policy, with one seed for every chunk."""
+
+    def __init__(self, policy: ChunkPolicy) -> None:
+        self.policy, self.observation_spec, self.action_spec = policy, policy.observation_spec, policy.action_spec
+
+    def predict_chunk(self, observation: Mapping[str, np.ndarray], *, nfe: int | None, seed: Any) -> np.ndarray:
+        """Its chunks (B, H, D), all rows from the same noise."""
+        return self.policy.predict_chunk(observation, nfe=nfe, seed=[0] * len(seed))
+
+
+def main() -> None:
+    """Print a row for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--env", default="flowchunk/PushT-v1")
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=100_000)
+    parser.add_argument("--nfe", type=int, default=4)
+    options = parser.parse_args()
+    policy = ChunkPolicy.load(options.run)
+    compared: dict[str, Policy] = {"other noise for each chunk": policy, "the same noise": SameNoise(policy)}
+    for name, tried in compared.items():
+        result = rollout(
+            tried,
+            environment_maker(options.env, {}),
+            execution_of(policy.config),
+            episodes=options.episodes,
+            seed=options.seed,
+            nfe=options.nfe,
+        )
+        print(f"{name}: score {result.score_mean:.3f}, success {result.success_rate:.2f}")
+
+
+if __name__ == "__main__":
+    main()

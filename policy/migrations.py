@@ -1,0 +1,30 @@
+"""Checkpoints of earlier formats as today's: fields and weights that were renamed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flowchunk.policy.objectives import RENAMED
+
+SAMPLING = ("solver", "eta", "noise_scale")
+
+
+def migrated(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a checkpoint in today's words. Format 1 had sampling options beside the others."""
+    if description.get("format_version") != 1 or not isinstance(description.get("config"), Mapping):
+        return dict(description)
+    config = dict(description["config"])
+    config["objective"] = RENAMED.get(config.get("objective", "flow"), config.get("objective", "flow"))
+    for old, new in (("snr_cap", "min_snr_gamma"), ("noise_draws", "num_noise_samples")):
+        if old in config:
+            config[new] = config.pop(old)
+    config["sampling"] = {name: config.pop(name) for name in SAMPLING if name in config}
+    return {**description, "config": config}
+
+
+def migrated_name(name: str, format_version: int) -> str:
+    """The name of a weight in today's words: in format 1 the network was no part of a model."""
+    if format_version == 1 and name.startswith("network."):
+        return f"model.{name}"
+    return name

@@ -1,0 +1,71 @@
+"""What to train a network for, by name: the history of diffusion objectives, and the baselines without a path.
+
+An objective is a class with ``sample_noise``, ``loss`` and ``sample``. Those on a path are named by their prediction; the
+others are flow maps, regression and the minimal iterative policy. Chunk policies, images and points can be trained with any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.policy.objectives.direct import MinimalIterativePolicy, Regression
+from flowchunk.policy.objectives.flow_map import FlowMap
+from flowchunk.policy.objectives.objective import IntegratedObjective, Objective
+from flowchunk.policy.objectives.path_objective import PathObjective
+from flowchunk.policy.predictions import PREDICTIONS
+from flowchunk.policy.registry import Registry
+from flowchunk.policy.time_densities import time_density as make_time_density
+
+OBJECTIVES: Registry[type[Objective]] = Registry(
+    "objective", {"regression": Regression, "mip": MinimalIterativePolicy, "flow_map": FlowMap}
+)
+"""Beside them every name of ``PREDICTIONS`` is an objective on a path."""
+
+RENAMED = {"ddpm": "noise_prediction", "x": "data_prediction", "kl": "posterior"}
+"""Names of earlier versions; checkpoints that hold them are migrated."""
+
+
+def objective_names() -> tuple[str, ...]:
+    """All names that ``make_objective`` takes."""
+    return (*PREDICTIONS, *OBJECTIVES)
+
+
+def make_objective(
+    name: str,
+    *,
+    schedule: str | None = None,
+    time_density: str = "uniform",
+    time_density_options: Mapping[str, float] | None = None,
+    min_snr_gamma: float | None = None,
+    clip_sample_range: float | None = None,
+    wrapped: bool = False,
+) -> Objective:
+    """The objective of that name; what is None takes the objective's own default.
+
+    clip_sample_range: the range of real data, normalized, for the predictions that need it. wrapped: the data are angles
+    (radians). Raises ConfigurationError for what is unknown, or what does not go together.
+    """
+    if name in OBJECTIVES:
+        kind = OBJECTIVES[name]
+    elif name in PREDICTIONS:
+        kind = PathObjective
+    else:
+        if name in RENAMED:
+            raise ConfigurationError(f"objective={name} was renamed; use objective={RENAMED[name]}")
+        raise ConfigurationError(f"unknown objective {name!r}; there are {', '.join(objective_names())}")
+    try:
+        density = make_time_density(time_density, time_density_options)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(str(error)) from error
+    return kind.make(
+        name,
+        schedule=schedule,
+        time_density=density,
+        min_snr_gamma=min_snr_gamma,
+        clip_sample_range=clip_sample_range,
+        wrapped=wrapped,
+    )
+
+
+__all__ = ["OBJECTIVES", "IntegratedObjective", "Objective", "PathObjective", "make_objective", "objective_names"]

@@ -1,0 +1,37 @@
+"""How a trained model is sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from flowchunk.datasets.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a trained model is sampled; saved with it, and no weight depends on it.
+
+    solver: of ``SOLVERS``; None for the objective's own. nfe: network evaluations; None for the model's own number (chunk
+    policies 4, generated data 16), or the only one that the objective admits. eta: of the ancestral solver, 0 (DDIM) to 1
+    (DDPM). guidance: classifier-free guidance, beyond 1 more typical of the class, at two network calls per step.
+    noise_scale: what the starting noise is multiplied by: below 1, samples are more alike and nearer to the mean.
+    """
+
+    solver: str | None = None
+    nfe: int | None = None
+    eta: float = 1.0
+    guidance: float = 1.0
+    noise_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ConfigurationError(f"eta={self.eta} must be from 0 to 1")
+        if not 0 <= self.noise_scale < float("inf"):
+            raise ConfigurationError(
+                f"noise_scale={self.noise_scale} must be at least 0, and finite; 1 is the noise of training"
+            )
+
+    def with_given(self, **options: Any) -> Self:
+        """These options with those in place of them that are not None."""
+        return replace(self, **{name: value for name, value in options.items() if value is not None})
