@@ -25,13 +25,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from flowchunk.datasets.frame_cache import FrameCacheOptions
-from flowchunk.datasets.frames import PictureSource
+from flowchunk.datasets.image_cache import ImageCacheOptions
+from flowchunk.datasets.image_reader import ImageReader
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.datasets.store import Store
 from flowchunk.datasets.symmetry import Symmetry
-from flowchunk.datasets.windows import load_pictures, load_windows
+from flowchunk.datasets.windows import load_image_tensors, load_windows
 
 BATCH_SIZE, OBSERVATION_STEPS, HORIZON = 64, 2, 16
 OBSERVATIONS = ObservationSpec(
@@ -40,7 +40,7 @@ OBSERVATIONS = ObservationSpec(
 ACTIONS = ActionSpec((ActionDimension("x", "px", "plane"), ActionDimension("y", "px", "plane")), control_hz=10.0)
 MIRRORED = "disk, half of it in the mirror"
 _SWAPPED = {"order": [1, 0], "sign": [-1, -1], "offset": [512, 512]}
-MIRROR = {"image": {"picture": "anti_transpose"}, "agent_position": _SWAPPED, "action": _SWAPPED}
+MIRROR = {"image": {"transform": "anti_transpose"}, "agent_position": _SWAPPED, "action": _SWAPPED}
 SIZES = {"agent_position": 2, "action": 2}
 
 
@@ -79,7 +79,7 @@ def main(dataset: Path, *, seconds: float, repeats: int, work: Path, lerobot: st
 
 def write_repeats(source: Store, path: Path, count: int) -> None:
     """A store of ours with every episode so many times."""
-    pictures = PictureSource.find(source, "image", OBSERVATIONS.fields["image"])
+    pictures = ImageReader.find(source, "image", OBSERVATIONS.fields["image"])
     with StoreWriter(path, observation_spec=OBSERVATIONS, action_spec=ACTIONS) as writer:
         for start, stop in zip(source.episode_starts.tolist(), source.episode_ends.tolist(), strict=True):
             values = {
@@ -102,8 +102,8 @@ def measure(mode: str, path: Path, cache: Path, seconds: float) -> dict[str, flo
     process, started = psutil.Process(), time.perf_counter()
     before = process.memory_full_info().uss
     store = Store.open(path)
-    options = FrameCacheOptions("disk" if mode == MIRRORED else mode, cache)
-    pictures = load_pictures(store, OBSERVATIONS, options, say=None)
+    options = ImageCacheOptions("disk" if mode == MIRRORED else mode, cache)
+    pictures = load_image_tensors(store, OBSERVATIONS, options, say=None)
     windows = load_windows(
         store,
         OBSERVATIONS,
@@ -111,7 +111,7 @@ def measure(mode: str, path: Path, cache: Path, seconds: float) -> dict[str, flo
         episodes=range(len(store.episode_ends)),
         observation_steps=OBSERVATION_STEPS,
         horizon=HORIZON,
-        pictures=pictures,
+        images=pictures,
         symmetry=Symmetry.from_options(MIRROR, SIZES, {"image": (96, 96, 3)}) if mode == MIRRORED else None,
     )
     windows.batch(torch.arange(BATCH_SIZE))
@@ -126,7 +126,7 @@ def measure(mode: str, path: Path, cache: Path, seconds: float) -> dict[str, flo
             if count % 10 == 0:
                 memory = max(memory, process.memory_full_info().uss)
     return {
-        "frames": store.frames,
+        "frames": store.num_frames,
         "speed": count * BATCH_SIZE / spent,
         "ready": ready,
         "memory": memory,

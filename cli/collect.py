@@ -53,11 +53,11 @@ def collect(options: dict[str, Any]) -> None:
         with writer:
             attempts = _record(writer, env, expert, episodes=options["episodes"], seed=options["seed"])
     except KeyboardInterrupt:
-        print(f"interrupted after {writer.episodes} of {options['episodes']} demonstrations", file=sys.stderr)
+        print(f"interrupted after {writer.num_episodes} of {options['episodes']} demonstrations", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     finally:
         env.close()
-    text = f"{writer.episodes} demonstrations ({attempts} attempts) in {options['output_dir']}"
+    text = f"{writer.num_episodes} demonstrations ({attempts} attempts) in {options['output_dir']}"
     Console().print(text, markup=False, soft_wrap=True)
 
 
@@ -66,15 +66,15 @@ def _record(writer: StoreWriter, env: Any, expert: Any, *, episodes: int, seed: 
     attempts = 0
     with Progress() as progress:
         task = progress.add_task(f"collecting {episodes} demonstrations", total=episodes)
-        while writer.episodes < episodes:
+        while writer.num_episodes < episodes:
             observations, actions, success = _episode(env, expert, seed=seed + attempts)
             attempts += 1
             if success:
                 writer.add_episode(observations, actions)
-                progress.update(task, completed=writer.episodes)
-            elif attempts >= 10 and writer.episodes < attempts / 2:
+                progress.update(task, completed=writer.num_episodes)
+            elif attempts >= 10 and writer.num_episodes < attempts / 2:
                 raise SimulationError(
-                    f"the expert failed in {attempts - writer.episodes} of {attempts} attempts; check env.KEY=VALUE"
+                    f"the expert failed in {attempts - writer.num_episodes} of {attempts} attempts; check env.KEY=VALUE"
                 )
     return attempts
 

@@ -41,7 +41,7 @@ def inspect(store: Store) -> None:
     console = Console()
     lengths = store.episode_lengths
     console.print(
-        f"{store.path}: {len(lengths)} episodes, {store.frames:,} frames; lengths {lengths.min()} to {lengths.max()}, "
+        f"{store.path}: {len(lengths)} episodes, {store.num_frames:,} frames; lengths {lengths.min()} to {lengths.max()}, "
         f"median {np.median(lengths):g} (zarr format {store.root.metadata.zarr_format})"
     )
     if not store.is_finished:
@@ -57,7 +57,7 @@ def inspect(store: Store) -> None:
 def _range(store: Store, key: str) -> tuple[float, float]:
     """The lowest and the highest value of all frames."""
     frames = max(1, BLOCK_VALUES // int(np.prod(store.shape(key))))
-    with progress_if_slow(f"reading {key}", store.frames) as advance:
+    with progress_if_slow(f"reading {key}", store.num_frames) as advance:
         low, high = np.inf, -np.inf
         for block in store.blocks(key, frames=frames):
             low, high = min(low, float(block.min())), max(high, float(block.max()))
@@ -71,7 +71,7 @@ def _print_specs(console: Console, store: Store) -> None:
         return
     table = Table("observation", "dimension", "unit", "wraps")
     for key, field in store.observation_spec.fields.items():
-        if field.is_picture:
+        if field.is_image:
             table.add_row(key, f"picture of the camera {field.camera}, {field.shape[0]}x{field.shape[1]} RGB", "", "")
         for index in range(field.size if field.names else 0):
             table.add_row(
@@ -80,6 +80,8 @@ def _print_specs(console: Console, store: Store) -> None:
     console.print(table)
     table = Table("action", "unit", "frame", "reference", "rotation", "low", "high")
     for one in store.action_spec.dimensions:
-        table.add_row(one.name, one.unit, one.frame, one.reference, one.rotation or "", f"{one.low}", f"{one.high}")
+        table.add_row(
+            one.name, one.unit, one.coordinate_frame, one.reference, one.rotation or "", f"{one.low}", f"{one.high}"
+        )
     console.print(table)
     console.print(f"commanded at {store.action_spec.control_hz:g} Hz")

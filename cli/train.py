@@ -52,11 +52,18 @@ from flowchunk.cli.options import fill, read_options
 from flowchunk.cli.simulation import MakeEnv, environment_maker, execution_of
 from flowchunk.cli.training_run import TrainingRun, prepare, with_output_dir
 from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
-from flowchunk.datasets.frame_cache import FrameCacheOptions
+from flowchunk.datasets.image_cache import ImageCacheOptions
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec, require_observations, require_same_actions
 from flowchunk.datasets.store import Store
 from flowchunk.datasets.symmetry import Symmetry
-from flowchunk.datasets.windows import Pictures, Windows, held_bytes, load_pictures, load_windows, split_episodes
+from flowchunk.datasets.windows import (
+    ImageTensors,
+    Windows,
+    load_image_tensors,
+    load_windows,
+    memory_bytes,
+    split_episodes,
+)
 from flowchunk.envs.contract import action_spec_of, observation_spec_of
 from flowchunk.envs.rollout import rollout
 from flowchunk.policy.chunk_policy import ACTION, KIND, ChunkPolicy, PolicyConfig
@@ -100,7 +107,7 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
         windows,
         kind=KIND,
         described=f"{len(windows):,} windows to train on and {len(validation):,} to validate",
-        nbytes=held_bytes(windows, validation),
+        nbytes=memory_bytes(windows, validation),
         validation=validation,
         evaluate=_evaluation(options, make_env) if make_env is not None and evaluates else None,
         metadata={"env_id": options["task"]["env_id"], "env": options["env"]},
@@ -128,7 +135,7 @@ def _policy_and_data(
         config = policy_config(options, observation_spec)
     symmetry = _symmetry(dataset["symmetry"], observation_spec, action_spec, make_env)
     pictures = _pictures(store, observation_spec, dataset, run)
-    usable = np.delete(np.arange(len(store.episode_ends)), [] if pictures is None else list(pictures.frames.dropped))
+    usable = np.delete(np.arange(len(store.episode_ends)), [] if pictures is None else list(pictures.cache.dropped))
     chosen = split_episodes(len(usable), validation_fraction=dataset["validation_fraction"], seed=options["seed"])
     windows, validation = (
         load_windows(
@@ -139,7 +146,7 @@ def _policy_and_data(
             observation_steps=config.observation_steps,
             horizon=config.horizon,
             symmetry=symmetry,
-            pictures=pictures,
+            images=pictures,
             device=run.accelerator.device,
         )
         for episodes in chosen
@@ -161,7 +168,7 @@ def policy_config(options: Mapping[str, Any], observation_spec: ObservationSpec)
     """The policy that the options of ``configs/train.yaml`` ask for. Raises ConfigurationError."""
     network, vision = dict(options["network"]), dict(options["vision"])
     name = vision.pop("name")
-    check_vision(name, observation_spec.pictures)  # before the hub is asked for a backbone
+    check_vision(name, observation_spec.images)  # before the hub is asked for a backbone
     settings = {key: value for key, value in vision.items() if key not in ("crop", "weights")}
     if name == "transformers":
         settings["architecture"] = architecture_of(settings["backbone"])
@@ -186,12 +193,14 @@ def sampling_options(options: Mapping[str, Any]) -> SamplingOptions:
 
 def _pictures(
     store: Store, observation_spec: ObservationSpec, dataset: Mapping[str, Any], run: TrainingRun
-) -> Pictures | None:
-    options = FrameCacheOptions(
+) -> ImageTensors | None:
+    options = ImageCacheOptions(
         dataset["cache"], dataset["cache_dir"], dataset["cache_limit_gb"], dataset["skip_corrupt"]
     )
     with run.accelerator.local_main_process_first():  # one of each machine expands the frames, the others find them
-        return load_pictures(store, observation_spec, options, device=run.accelerator.device, say=run.console.print)
+        return load_image_tensors(
+            store, observation_spec, options, device=run.accelerator.device, say=run.console.print
+        )
 
 
 def _crop(vision: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -211,7 +220,7 @@ def fit_normalizer(
         raise ConfigurationError(f"dataset.normalizer names {sorted(unknown)}, but the keys are {sorted(wraps)}")
 
     def fit(key: str) -> Scaling:
-        blocks = store.blocks(key) if symmetry is None else symmetry.both(key, store.blocks(key))
+        blocks = store.blocks(key) if symmetry is None else symmetry.augment(key, store.blocks(key))
         return Scaling.fit(modes.get(key, "min_max"), blocks, identity=wraps[key])
 
     return Normalizer({key: fit(key) for key in wraps})
@@ -223,13 +232,14 @@ def _symmetry(
     if not options:
         return None
     sizes = {key: field.size for key, field in observation_spec.values.items()} | {ACTION: action_spec.size}
-    shapes = {key: field.shape for key, field in observation_spec.pictures.items()}
+    shapes = {key: field.shape for key, field in observation_spec.images.items()}
     symmetry = Symmetry.from_options(options, sizes, shapes)
     if make_env is None:
         return symmetry
     env = make_env()
     try:
-        if env.has_wrapper_attr("keeps_goal") and not env.get_wrapper_attr("keeps_goal")(symmetry.mirrors[ACTION]):
+        transform = symmetry.value_transforms[ACTION]
+        if env.has_wrapper_attr("preserves_goal") and not env.get_wrapper_attr("preserves_goal")(transform):
             goal = [float(value) for value in env.get_wrapper_attr("goal_pose")]
             raise ConfigurationError(
                 f"dataset.symmetry moves the goal, env.goal_pose={goal}, so mirrored demonstrations would lead elsewhere; "

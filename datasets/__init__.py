@@ -1,1 +1,1 @@
-"""Remember: specifications, stores and windows of demonstrations."""
+"""Demonstrations: their specifications, their stores, and training windows cut from them."""

@@ -1,4 +1,4 @@
-"""Turn a store of others into one of ours: our keys, specifications beside the data, pictures as uint8 in sharded chunks."""
+"""Convert a foreign store: flowchunk's keys, specifications beside the data, images as uint8 in sharded chunks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowchunk.datasets.frames import PictureSource, name_dropped_episodes
+from flowchunk.datasets.image_reader import ImageReader, report_dropped_episodes
 from flowchunk.datasets.progress import progress_if_slow
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
@@ -24,22 +24,22 @@ def convert(
     skip_corrupt: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Write what the specifications name to a new store at ``out``, an episode at a time.
+    """Write the keys of the specifications to a new store at ``out``, episode by episode.
 
-    jpeg: the quality of the JPEGs that pictures become; by default nothing is lost. skip_corrupt: leave out episodes with
-    pictures that cannot be read. say: is told which those are, and how large the result is.
-    Raises DatasetError where ``out`` exists, or data are missing, damaged, not finite or not what the specifications say;
-    ConfigurationError for a quality that there is not. Then nothing is written.
+    jpeg: store images as JPEGs of this quality; lossless by default. skip_corrupt: leave out episodes with unreadable
+    images. say: called with messages on these episodes and on the size of the result.
+    Raises DatasetError if ``out`` exists, or if data are missing, damaged, not finite or not as the specifications describe
+    them; ConfigurationError for a quality outside 1 to 100. In these cases, nothing is written.
     """
-    values = {key: one.shape for key, one in observation_spec.values.items()} | {ACTION: (action_spec.size,)}
+    values = {key: field.shape for key, field in observation_spec.values.items()} | {ACTION: (action_spec.size,)}
     for key, shape in values.items():
         store.require_shape(key, shape)
-    sources = {key: PictureSource.find(store, key, one) for key, one in observation_spec.pictures.items()}
+    sources = {key: ImageReader.find(store, key, field) for key, field in observation_spec.images.items()}
     damaged: dict[str, dict[int, str]] = {key: {} for key in sources}
     writer = StoreWriter(
         out, observation_spec=observation_spec, action_spec=action_spec, jpeg=jpeg, keep_unfinished=False, say=say
     )
-    with writer, progress_if_slow(f"converting {store.path}", store.frames) as advance:
+    with writer, progress_if_slow(f"converting {store.path}", store.num_frames) as advance:
         for start, stop in zip(store.episode_starts.tolist(), store.episode_ends.tolist(), strict=True):
             episode = {key: _read_finite(store, key, start, stop) for key in values}
             for key, source in sources.items():
@@ -51,7 +51,7 @@ def convert(
             if not any(frame in lost for lost in damaged.values() for frame in range(start, stop)):
                 writer.add_episode(episode, actions)
             advance(stop - start)
-        name_dropped_episodes(store, sources, damaged, say)
+        report_dropped_episodes(store, sources, damaged, say)
     say(f"{_describe(Store.open(writer.path))} (from {_size_on_disk(store.path) / 1e6:.1f} MB)")
 
 
@@ -63,7 +63,7 @@ def _read_finite(store: Store, key: str, start: int, stop: int) -> np.ndarray:
 
 def _describe(store: Store) -> str:
     size = _size_on_disk(store.path) / 1e6
-    return f"{store.path}: {len(store.episode_ends)} episodes, {store.frames:,} frames, {size:.1f} MB"
+    return f"{store.path}: {len(store.episode_ends)} episodes, {store.num_frames:,} frames, {size:.1f} MB"
 
 
 def _size_on_disk(path: Path) -> int:

@@ -1,20 +1,20 @@
-"""Every error a user can cause, in one small tree.
+"""Every error that a user can cause, in one small tree.
 
     FlowchunkError
     ├── ConfigurationError     an option, override or argument that cannot be used
-    ├── DatasetError           a data set that is missing, damaged or not what it says
-    ├── SpecMismatchError      two parts that disagree about observations or actions
+    ├── DatasetError           a data set that is missing, damaged or inconsistent
+    ├── SpecMismatchError      data, policy and environment that disagree about observations or actions
     ├── CheckpointError        a checkpoint that cannot be read or written
-    ├── SimulationError        an environment that cannot be made, stepped or drawn
-    └── TrainingError          a training that cannot go on
+    ├── SimulationError        an environment that cannot be created, stepped or rendered
+    └── TrainingError          a training run that cannot continue
 
-A message says what was expected, what was got and what to do. The command line prints it alone; ``--debug`` adds the
-traceback.
+A message states what was expected, what was found and what to do. The command line prints only the message; ``--debug``
+adds the traceback.
 """
 
 
 class FlowchunkError(Exception):
-    """Base of every error that the package raises for a user's mistake."""
+    """Base class of every error that the package raises for a user's mistake."""
 
 
 class ConfigurationError(FlowchunkError, ValueError):
@@ -22,7 +22,7 @@ class ConfigurationError(FlowchunkError, ValueError):
 
 
 class DatasetError(FlowchunkError):
-    """A data set that is missing, damaged or not what it says it is."""
+    """A data set that is missing, damaged or inconsistent with its own description."""
 
 
 class SpecMismatchError(FlowchunkError):
@@ -34,8 +34,8 @@ class CheckpointError(FlowchunkError):
 
 
 class SimulationError(FlowchunkError):
-    """An environment that cannot be made, stepped or drawn."""
+    """An environment that cannot be created, stepped or rendered."""
 
 
 class TrainingError(FlowchunkError):
-    """A training that cannot go on, because its numbers are not finite any more."""
+    """A training run that cannot continue because its numbers are no longer finite."""

@@ -1,4 +1,4 @@
-"""A progress bar for work that may turn out to be quick: it appears only where it takes longer."""
+"""A progress bar that appears only if the work takes longer than a moment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PATIENCE_S = 2.0
 
 @contextmanager
 def progress_if_slow(description: str, total: int, *, visible: bool = True) -> Iterator[Callable[[int], None]]:
-    """Yield ``advance(amount)``; a bar towards ``total`` appears when two seconds are over."""
+    """Yield ``advance(amount)``; the bar, up to ``total``, appears after two seconds."""
     progress, is_shown, started = Progress(console=Console(), transient=True), False, time.monotonic()
     task = progress.add_task(description, total=total)
 

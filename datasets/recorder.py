@@ -1,4 +1,4 @@
-"""Record episodes into a new store, which is whole after each of them and takes its name at the end."""
+"""Record episodes into a new store, which is valid after every episode and gets its final name at the end."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from flowchunk.datasets.store import ACTION, ATTRIBUTE, PARTIAL, describe_unfini
 
 FORMAT_VERSION = 1
 CHUNK_FRAMES = 4096
-PICTURE_CHUNK_FRAMES = 16
+IMAGE_CHUNK_FRAMES = 16
 SHARD_FRAMES = 1024
-SHARD_BYTES = 256 * 2**20  # before compression: shards of large pictures hold fewer frames
-EXACT_INTEGERS = 2**24  # float32 holds all whole numbers up to here
+SHARD_BYTES = 256 * 2**20  # before compression; shards of large images hold fewer frames
+EXACT_INTEGERS = 2**24  # float32 represents all integers up to here
 
 Say = Callable[[str], None]
 
@@ -33,15 +33,14 @@ Say = Callable[[str], None]
 class StoreWriter:
     """Write episodes to ``path``; use it as a context manager.
 
-    Episodes are written to the folder ``partial`` beside it, ``PATH.<random>.partial``, which takes the name ``path`` when
-    the ``with`` block ends well. That folder opens as a store from the first episode on, so whatever else ends the recording,
-    an exception, Ctrl-C or a kill, every episode that ``add_episode`` returned from is kept there.
-    jpeg: the quality, 1 to 100, of the JPEGs that pictures are stored as; by default they are stored without loss.
-    keep_unfinished: false for what can be made again, such as a conversion: an exception then leaves nothing, and writing is
-    faster, for episodes wait until they fill a file. say: is told where an unfinished recording is kept, of this writer or
-    an earlier one for the same path; None for silence.
-    Raises DatasetError where ``path`` exists already: recordings are never overwritten; ConfigurationError for another
-    quality.
+    Episodes are written to the folder ``partial`` beside it, ``PATH.<random>.partial``, which is renamed to ``path`` when
+    the ``with`` block ends normally. That folder is a valid store from the first episode on: if the recording ends by an
+    exception, Ctrl-C or a kill, it holds every episode for which ``add_episode`` returned.
+    jpeg: store images as JPEGs of this quality, 1 to 100; lossless by default.
+    keep_unfinished: false for data that can be reproduced, such as a conversion: an exception then leaves nothing behind, and
+    writing is faster, because episodes are buffered until they fill a file. say: called with messages on unfinished
+    recordings that are kept, from this writer or from an earlier one for the same path; None for silence.
+    Raises DatasetError if ``path`` exists, since recordings are never overwritten; ConfigurationError for an invalid quality.
     """
 
     def __init__(
@@ -64,8 +63,8 @@ class StoreWriter:
         self._episode_ends: list[int] = []
 
     @property
-    def episodes(self) -> int:
-        """How many episodes were added."""
+    def num_episodes(self) -> int:
+        """The number of episodes added so far."""
         return len(self._episode_ends)
 
     def __enter__(self) -> Self:
@@ -77,8 +76,8 @@ class StoreWriter:
         data, fields = self._root.create_group("data"), self.observation_spec.fields
         options = {"keep_unfinished": self._keep_unfinished}
         self._columns: dict[str, _Column] = {
-            key: _PictureColumn(data, key, field.shape, jpeg=self._jpeg, **options)
-            if field.is_picture
+            key: _ImageColumn(data, key, field.shape, jpeg=self._jpeg, **options)
+            if field.is_image
             else _Column(data, key, field.shape, **options)
             for key, field in fields.items()
         }
@@ -89,22 +88,22 @@ class StoreWriter:
     def add_episode(self, observations: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
         """Append one episode of T frames: observations {key: (T, …)}, actions (T, D); action k follows observation k.
 
-        Pictures are kept as uint8 and all other values as float32, whatever their type: float64 is rounded, false and true
-        become 0 and 1. The arrays may be used again afterwards. Raises DatasetError where keys, lengths or shapes are not
-        those of the specs, pictures are not uint8, or a value is not finite or none that float32 can hold; such an episode
-        is left out and the next may be added.
+        Images are stored as uint8 and all other values as float32, whatever their type: float64 is rounded, and booleans
+        become 0 and 1. The arrays may be reused afterwards. Raises DatasetError if keys, lengths or shapes differ from the
+        specs, if images are not uint8, or if a value is not finite or not representable in float32; such an episode is left
+        out, and further episodes can be added.
         """
         self._check_shapes(observations, actions)
         episode = {
-            key: np.asarray(values) if key in self.observation_spec.pictures else self._as_float32(key, values)
+            key: np.asarray(values) if key in self.observation_spec.images else self._as_float32(key, values)
             for key, values in (*observations.items(), (ACTION, actions))
         }
         start = self._episode_ends[-1] if self._episode_ends else 0
         for key, values in episode.items():
             self._columns[key].add(start, values)
         if self._keep_unfinished:
-            self._ends.resize((self.episodes + 1,))
-            self._ends[self.episodes] = start + len(actions)  # from here on the episode counts
+            self._ends.resize((self.num_episodes + 1,))
+            self._ends[self.num_episodes] = start + len(actions)  # from here on, readers see the episode
         self._episode_ends.append(start + len(actions))
 
     def __exit__(
@@ -130,7 +129,7 @@ class StoreWriter:
     def _finish(self) -> None:
         for column in self._columns.values():
             column.finish()
-        self._ends.resize((self.episodes,))
+        self._ends.resize((self.num_episodes,))
         self._ends[:] = np.asarray(self._episode_ends)
         self._describe(finished=True)
         _sync(self.partial)
@@ -147,79 +146,81 @@ class StoreWriter:
     def _leave_unfinished(self) -> None:
         if self._keep_unfinished and self._episode_ends:
             self._say(
-                f"{self.episodes} finished episodes are kept in {self.partial}: it opens as a data set, and may be renamed"
+                f"{self.num_episodes} finished episodes are kept in {self.partial}: "
+                "it opens as a data set, and may be renamed"
             )
         else:
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def _check_shapes(self, observations: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
         length = len(actions)
-        for key, field in self.observation_spec.pictures.items():
+        for key, field in self.observation_spec.images.items():
             if key in observations:
-                _require_picture(key, field, observations[key], length)
+                _require_image(key, field, observations[key], length)
         expected = {key: field.shape for key, field in self.observation_spec.fields.items()}
         got = {key: np.shape(values) for key, values in observations.items()}
         if got != {key: (length, *shape) for key, shape in expected.items()} or length == 0:
-            raise DatasetError(f"an episode of {length} actions needs observations {expected} a frame, but got {got}")
+            raise DatasetError(f"an episode of {length} actions needs observations {expected} per frame, but got {got}")
         if np.shape(actions) != (length, self.action_spec.size):
             raise DatasetError(f"actions must be (T, {self.action_spec.size}), but are {np.shape(actions)}")
 
     def _as_float32(self, key: str, values: np.ndarray) -> np.ndarray:
-        """A copy of values (T, …). Raises DatasetError that names key, episode and frame of one that cannot be kept."""
+        """A copy of values (T, …). Raises DatasetError with key, episode and frame if one is not representable."""
         given = np.asarray(values)
         if given.dtype.kind not in "biuf":
             raise DatasetError(f"{key!r} needs numbers, but got {given.dtype}")
         with np.errstate(over="ignore"):
-            kept = given.astype(np.float32)
+            converted = given.astype(np.float32)
         is_large = (given.dtype.kind in "iu") & ((given > EXACT_INTEGERS) | (given < -EXACT_INTEGERS))
         for is_bad, what in (
             (~np.isfinite(given), "NaN or infinity"),
-            (~np.isfinite(kept), "a value beyond what float32 holds"),
-            (is_large, f"whole numbers beyond {EXACT_INTEGERS}, which float32 does not hold exactly"),
+            (~np.isfinite(converted), "a value outside the range of float32"),
+            (is_large, f"integers beyond {EXACT_INTEGERS}, which float32 cannot represent exactly"),
         ):
             if is_bad.any():
                 frame = int(np.argmax(is_bad.reshape(len(given), -1).any(axis=1)))
                 raise DatasetError(
-                    f"{key!r} holds {what}, first in episode {self.episodes}, frame {frame}; repair the values, or leave the "
-                    "episode out"
+                    f"{key!r} holds {what}, first in episode {self.num_episodes}, frame {frame}; repair the values, or "
+                    "leave the episode out"
                 )
-        return kept
+        return converted
 
 
 class _Column:
-    """One array that grows by episodes.
+    """One array that grows episode by episode.
 
-    keep_unfinished: write each episode at once; otherwise rows wait until they fill a file, so that none is written twice.
+    keep_unfinished: write each episode immediately; otherwise buffer rows until they fill a file, so that no file is
+    written twice.
     """
 
     def __init__(self, data: zarr.Group, key: str, shape: tuple[int, ...], *, keep_unfinished: bool) -> None:
-        self._file_frames = self._frames_a_file(shape)
+        self._file_frames = self._frames_per_file(shape)
         self._array = self._create(data, key, shape)
-        self._waits = not keep_unfinished
-        self._waiting: list[np.ndarray] = []
+        self._buffers = not keep_unfinished
+        self._buffer: list[np.ndarray] = []
 
     def add(self, start: int, values: np.ndarray) -> None:
-        """Take values (T, …) for the rows from ``start`` on, all before which were taken; what was there is replaced."""
-        if not self._waits:
+        """Add values (T, …) at row ``start``, the end of the rows added so far; anything beyond it is replaced."""
+        if not self._buffers:
             self._write(start, values)
             return
-        self._waiting.append(values.copy())
-        frames = sum(map(len, self._waiting))
+        self._buffer.append(values.copy())
+        frames = sum(map(len, self._buffer))
         if frames >= self._file_frames:
-            rows, whole = np.concatenate(self._waiting), frames - frames % self._file_frames
+            rows, whole = np.concatenate(self._buffer), frames - frames % self._file_frames
             self._write(start + len(values) - frames, rows[:whole])
-            self._waiting = [rows[whole:].copy()]
+            self._buffer = [rows[whole:].copy()]
 
     def finish(self) -> None:
-        """Write what is waiting."""
-        if self._waiting:
-            self._write(self._array.shape[0], np.concatenate(self._waiting))
+        """Write the buffered rows."""
+        if self._buffer:
+            self._write(self._array.shape[0], np.concatenate(self._buffer))
 
     def _write(self, start: int, values: np.ndarray) -> None:
         self._array.resize((start + len(values), *values.shape[1:]))
         self._array[start:] = values
 
-    def _frames_a_file(self, shape: tuple[int, ...]) -> int:
+    def _frames_per_file(self, shape: tuple[int, ...]) -> int:
         return CHUNK_FRAMES
 
     def _create(self, data: zarr.Group, key: str, shape: tuple[int, ...]) -> zarr.Array[Any]:
@@ -232,8 +233,8 @@ class _Column:
         )
 
 
-class _PictureColumn(_Column):
-    """Pictures: chunks of a few frames, or one JPEG each, many to a file; all carry a checksum."""
+class _ImageColumn(_Column):
+    """Images: chunks of a few frames, or one JPEG each, with many chunks per file; every chunk has a checksum."""
 
     def __init__(
         self, data: zarr.Group, key: str, shape: tuple[int, ...], *, jpeg: JpegCodec | None, keep_unfinished: bool
@@ -241,9 +242,9 @@ class _PictureColumn(_Column):
         self._jpeg = jpeg
         super().__init__(data, key, shape, keep_unfinished=keep_unfinished)
 
-    def _frames_a_file(self, shape: tuple[int, ...]) -> int:
-        fitting = SHARD_BYTES // prod(shape) // PICTURE_CHUNK_FRAMES * PICTURE_CHUNK_FRAMES
-        return max(PICTURE_CHUNK_FRAMES, min(SHARD_FRAMES, fitting))
+    def _frames_per_file(self, shape: tuple[int, ...]) -> int:
+        fitting = SHARD_BYTES // prod(shape) // IMAGE_CHUNK_FRAMES * IMAGE_CHUNK_FRAMES
+        return max(IMAGE_CHUNK_FRAMES, min(SHARD_FRAMES, fitting))
 
     def _create(self, data: zarr.Group, key: str, shape: tuple[int, ...]) -> zarr.Array[Any]:
         return data.create_array(
@@ -251,24 +252,24 @@ class _PictureColumn(_Column):
             shape=(0, *shape),
             dtype=np.uint8,
             shards=(self._file_frames, *shape),
-            chunks=(PICTURE_CHUNK_FRAMES if self._jpeg is None else 1, *shape),
+            chunks=(IMAGE_CHUNK_FRAMES if self._jpeg is None else 1, *shape),
             serializer="auto" if self._jpeg is None else self._jpeg,
             compressors=ZstdCodec(level=1, checksum=True) if self._jpeg is None else Crc32cCodec(),
             config={"write_empty_chunks": True},
         )
 
 
-def _require_picture(key: str, field: ObservationField, values: np.ndarray, length: int) -> None:
+def _require_image(key: str, field: ObservationField, values: np.ndarray, length: int) -> None:
     got = np.asarray(values)
     if got.dtype != np.uint8 or got.shape != (length, *field.shape):
         raise DatasetError(
-            f"{key!r} needs pictures, uint8 {(length, *field.shape)} (frames, height, width, RGB) from 0 to 255, but got "
+            f"{key!r} needs images, uint8 {(length, *field.shape)} (frames, height, width, RGB) from 0 to 255, but got "
             f"{got.dtype} {got.shape}"
         )
 
 
 def _sync(folder: Path) -> None:
-    """Wait until a folder and all in it are on the disk."""
+    """Flush a folder and everything in it to the disk."""
     for path in (*folder.rglob("*"), folder):
         _sync_one(path)
 

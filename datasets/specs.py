@@ -1,7 +1,7 @@
 """What the numbers mean: specifications of observations and actions, stored with data sets and checkpoints.
 
-Two specifications are compared when a policy meets a data set or an environment; what differs is an error that names
-both sides, because a silent mismatch (another unit, another rotation convention) is a robot that moves wrongly.
+When a policy is used with a data set or an environment, their specifications are compared. A difference is an error that
+shows both sides, because an unnoticed one (another unit, another rotation convention) makes the robot move wrongly.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ Reference = Literal["absolute", "delta", "relative"]
 class ObservationField:
     """One key of the observation.
 
-    shape: of one frame, without time and batch. names, units: one a dimension, in flattened (C) order; empty for
-    fields that need none. wraps: flattened indices of angles in radians that wrap at 2π; encoders expand them to cosine
-    and sine. camera: who took it, where this is a picture: uint8 RGB from 0 to 255, of shape (height, width, 3). crop:
-    the (height, width) that a policy looks at, at random places in training and in the middle afterwards; all by
-    default. It says how a picture is used, not what it is, so fields that differ in it alone are equal.
+    shape: of one frame, without time and batch. names, units: one per dimension, in flattened (C) order; empty for fields
+    without them. wraps: flattened indices of angles in radians that wrap at 2π; encoders replace them by cosine and sine.
+    camera: the name of the camera if this is an image, which is uint8 RGB from 0 to 255 of shape (height, width, 3). crop:
+    the (height, width) of an image that a policy uses, at random positions in training and centered otherwise; the whole
+    image by default. It describes how an image is used, not what it is, so it is ignored when fields are compared.
+    Raises SpecMismatchError if these contradict each other.
     """
 
     shape: tuple[int, ...]
@@ -35,7 +36,7 @@ class ObservationField:
     crop: tuple[int, ...] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        self._check_picture()
+        self._check_image()
         for label, values in (("names", self.names), ("units", self.units)):
             if values and len(values) != self.size:
                 raise SpecMismatchError(
@@ -47,27 +48,27 @@ class ObservationField:
 
     @property
     def size(self) -> int:
-        """Number of values in one frame."""
+        """The number of values in one frame."""
         return prod(self.shape)
 
     @property
-    def is_picture(self) -> bool:
-        """Whether this is what a camera saw."""
+    def is_image(self) -> bool:
+        """Whether this is a camera's image."""
         return self.camera is not None
 
-    def _check_picture(self) -> None:
-        if not self.is_picture and self.crop is None:
+    def _check_image(self) -> None:
+        if not self.is_image and self.crop is None:
             return
-        if not self.is_picture or len(self.shape) != 3 or self.shape[2] != 3:
+        if not self.is_image or len(self.shape) != 3 or self.shape[2] != 3:
             raise SpecMismatchError(
-                f"camera={self.camera!r}, crop={self.crop}, shape={self.shape}: a picture has a camera and the shape "
-                "(height, width, 3), and nothing else has a crop"
+                f"camera={self.camera!r}, crop={self.crop}, shape={self.shape}: an image has a camera and the shape "
+                "(height, width, 3), and only images have a crop"
             )
         if self.crop is not None and not (
             len(self.crop) == 2 and all(0 < part <= whole for part, whole in zip(self.crop, self.shape, strict=False))
         ):
             raise SpecMismatchError(
-                f"crop={self.crop} must be (height, width) in pixels and fit into pictures of {self.shape[:2]}"
+                f"crop={self.crop} must be (height, width) in pixels and fit into images of {self.shape[:2]}"
             )
 
 
@@ -78,19 +79,19 @@ class ObservationSpec:
     fields: Mapping[str, ObservationField]
 
     @property
-    def pictures(self) -> dict[str, ObservationField]:
-        """The fields that cameras took."""
-        return {key: field for key, field in self.fields.items() if field.is_picture}
+    def images(self) -> dict[str, ObservationField]:
+        """The fields that are images."""
+        return {key: field for key, field in self.fields.items() if field.is_image}
 
     @property
     def values(self) -> dict[str, ObservationField]:
-        """The fields that are not pictures: proprioception and the like."""
-        return {key: field for key, field in self.fields.items() if not field.is_picture}
+        """The fields that are not images: proprioception and the like."""
+        return {key: field for key, field in self.fields.items() if not field.is_image}
 
     def cropped(self, crop: tuple[int, ...] | None) -> ObservationSpec:
-        """The same, looked at through a (height, width) part of each picture. Raises SpecMismatchError if it is too large."""
+        """The same spec with this (height, width) crop of each image. Raises SpecMismatchError if it is too large."""
         return ObservationSpec(
-            {key: replace(field, crop=crop) if field.is_picture else field for key, field in self.fields.items()}
+            {key: replace(field, crop=crop) if field.is_image else field for key, field in self.fields.items()}
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class ObservationSpec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ObservationSpec:
-        """Raises SpecMismatchError where ``value`` is not what ``to_json`` writes."""
+        """The spec that ``to_json`` wrote. Raises SpecMismatchError for any other value."""
         try:
             return cls({key: _field_from_json(field) for key, field in value.items()})
         except (TypeError, AttributeError) as error:
@@ -108,15 +109,17 @@ class ObservationSpec:
 
 @dataclass(frozen=True)
 class ActionDimension:
-    """One number of an action: its name, unit, frame and reference, and its bounds (inclusive, None where open).
+    """One number of an action.
 
-    reference: "absolute" targets, "delta" from the previous target, "relative" to the observation at the chunk's start.
-    rotation: the representation this number is a part of ("rotation_6d", "euler_xyz", …), None if it is no rotation.
+    coordinate_frame: the frame in which the number is expressed ("world", "gripper", "joint", …). reference: "absolute"
+    targets, "delta" from the previous target, "relative" to the observation at the chunk's start. rotation: the
+    representation that this number is a part of ("rotation_6d", "euler_xyz", …); None if it is not part of a rotation.
+    low, high: inclusive bounds; None if unbounded.
     """
 
     name: str
     unit: str
-    frame: str
+    coordinate_frame: str
     reference: Reference = "absolute"
     rotation: str | None = None
     low: float | None = None
@@ -125,7 +128,7 @@ class ActionDimension:
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """The dimensions of an action, in order, and how often one is sent (Hz)."""
+    """The dimensions of an action, in order, and the rate at which actions are sent (Hz)."""
 
     dimensions: tuple[ActionDimension, ...]
     control_hz: float
@@ -135,40 +138,45 @@ class ActionSpec:
         """D, the number of values in one action."""
         return len(self.dimensions)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the dimensions."""
+        return tuple(dimension.name for dimension in self.dimensions)
+
     def to_json(self) -> dict[str, Any]:
         """A value that ``json.dumps`` accepts and ``from_json`` turns back into an equal spec."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ActionSpec:
-        """Raises SpecMismatchError where ``value`` is not what ``to_json`` writes."""
+        """The spec that ``to_json`` wrote. Raises SpecMismatchError for any other value."""
         try:
-            dimensions = tuple(ActionDimension(**dimension) for dimension in value["dimensions"])
+            dimensions = tuple(_dimension_from_json(dimension) for dimension in value["dimensions"])
             return cls(dimensions, float(value["control_hz"]))
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, AttributeError, KeyError, ValueError) as error:
             raise SpecMismatchError(f"this is not an action spec: {value!r} ({error})") from error
 
 
 def require_same_actions(expected: ActionSpec, got: ActionSpec, *, expected_by: str, got_from: str) -> None:
-    """Raise SpecMismatchError, naming the first dimension that differs, unless both specs are equal."""
+    """Raise SpecMismatchError with the first dimension that differs, unless both specs are equal."""
     if expected.size != got.size:
         raise SpecMismatchError(
-            f"{expected_by} has {expected.size} action dimensions {_names(expected)}, "
-            f"but {got_from} has {got.size} {_names(got)}; use a task and a data set that belong together"
+            f"{expected_by} has {expected.size} action dimensions {list(expected.names)}, "
+            f"but {got_from} has {got.size} {list(got.names)}; use a task and a data set that belong together"
         )
-    for one, other in zip(expected.dimensions, got.dimensions, strict=True):
-        if one != other:
+    for wanted, found in zip(expected.dimensions, got.dimensions, strict=True):
+        if wanted != found:
             raise SpecMismatchError(
-                f"action dimension {one.name!r} differs: {_difference(one, other, expected_by, got_from)}"
+                f"action dimension {wanted.name!r} differs: {_difference(wanted, found, expected_by, got_from)}"
             )
     if expected.control_hz != got.control_hz:
         raise SpecMismatchError(
-            f"control rates differ: {expected_by} says {expected.control_hz} Hz, but {got_from} says {got.control_hz} Hz"
+            f"control rates differ: {expected_by} has {expected.control_hz} Hz, but {got_from} has {got.control_hz} Hz"
         )
 
 
 def require_observations(expected: ObservationSpec, got: ObservationSpec, *, expected_by: str, got_from: str) -> None:
-    """Raise SpecMismatchError unless ``got`` holds every field of ``expected``, described alike (more keys may be there)."""
+    """Raise SpecMismatchError unless ``got`` has every field of ``expected``, with an equal description (and maybe more)."""
     for key, wanted in expected.fields.items():
         if key not in got.fields:
             raise SpecMismatchError(
@@ -181,17 +189,13 @@ def require_observations(expected: ObservationSpec, got: ObservationSpec, *, exp
 
 
 def _difference(expected: Any, got: Any, expected_by: str, got_from: str) -> str:
-    """The first field in which two descriptions of one thing differ; of fields with an entry a dimension, the entry."""
+    """The first attribute in which two descriptions differ; of a tuple with an entry per dimension, the first entry."""
     name = next(f.name for f in fields(expected) if f.compare and getattr(expected, f.name) != getattr(got, f.name))
-    one, other = getattr(expected, name), getattr(got, name)
-    if isinstance(one, tuple) and len(one) == len(other) > 1 and name != "shape":
-        place = next(place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
-        name, one, other = f"{name}[{place}]", one[place], other[place]
-    return f"{expected_by} says {name}={one!r}, but {got_from} says {name}={other!r}"
-
-
-def _names(spec: ActionSpec) -> list[str]:
-    return [dimension.name for dimension in spec.dimensions]
+    wanted, found = getattr(expected, name), getattr(got, name)
+    if isinstance(wanted, tuple) and len(wanted) == len(found) > 1 and name != "shape":
+        place = next(place for place, (a, b) in enumerate(zip(wanted, found, strict=True)) if a != b)
+        name, wanted, found = f"{name}[{place}]", wanted[place], found[place]
+    return f"{expected_by} has {name}={wanted!r}, but {got_from} has {name}={found!r}"
 
 
 def _field_from_json(value: Mapping[str, Any]) -> ObservationField:
@@ -199,3 +203,10 @@ def _field_from_json(value: Mapping[str, Any]) -> ObservationField:
     crop = lists.pop("crop", None)
     whole = {name: tuple(entry) for name, entry in lists.items()}
     return ObservationField(**whole, camera=camera, crop=None if crop is None else tuple(crop))
+
+
+def _dimension_from_json(value: Mapping[str, Any]) -> ActionDimension:
+    """A stored dimension; early data sets and checkpoints call its ``coordinate_frame`` ``frame``."""
+    if "frame" in value and "coordinate_frame" not in value:
+        value = {"coordinate_frame" if name == "frame" else name: entry for name, entry in value.items()}
+    return ActionDimension(**value)

@@ -1,7 +1,8 @@
-"""A replay store: episodes of demonstrations end to end in zarr arrays, read lazily.
+"""A replay store: episodes of demonstrations, concatenated in zarr arrays and read lazily.
 
-The layout is diffusion_policy's: ``data/KEY`` (N, …) with one row a frame and ``meta/episode_ends`` (E,). Stores in zarr
-format 2 and 3 are read. Our own stores add the observation and action specifications to the root's attributes.
+The layout is diffusion_policy's: ``data/KEY`` (N, …) with one row per frame, and ``meta/episode_ends`` (E,). Zarr formats 2
+and 3 are supported. Flowchunk's stores add the observation and action specifications to the root's attributes; stores
+without them are called foreign.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ import numpy as np
 import zarr
 from zarr.errors import ZarrUserWarning
 
-import flowchunk.datasets.jpeg_codec  # noqa: F401 -- zarr finds the codec by its name, in a source tree too
-from flowchunk.datasets.chunk_files import count_files, find_damage, missing_files
+import flowchunk.datasets.jpeg_codec  # noqa: F401 -- registers the codec, also without an installation
 from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
+from flowchunk.datasets.zarr_integrity import count_files, find_damage, missing_files
 
 ATTRIBUTE = "flowchunk"
 ACTION = "action"
-PARTIAL = ".partial"  # what the name of a recording ends with until it is finished
+PARTIAL = ".partial"  # suffix of a recording until it is finished
 
 
 @dataclass(frozen=True)
 class Store:
-    """A data set on disk; ``Store.open(path)`` makes one.
+    """A data set on disk; open it with ``Store.open(path)``.
 
-    sources: what each key reads, as the name of an array or of a slice of its columns, ``"state[:2]"``; by default every
-    array under its own name.
+    sources: for each key, the array it reads or a slice of its columns, ``"state[:2]"``; by default, every array is
+    available under its name.
     """
 
     path: Path
@@ -45,14 +46,14 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path, *, sources: Mapping[str, str] | None = None) -> Store:
-        """Open a store for reading. Raises DatasetError where the path is no store or its episodes do not add up.
+        """Open a store for reading. Raises DatasetError if the path is not a store or its episodes are inconsistent.
 
-        sources: for stores of others, which array each of our keys reads; our own stores carry our keys already.
+        sources: for foreign stores, the array that each key reads; ignored for flowchunk's stores, which use its keys.
         """
         path = Path(path).expanduser()
         if not path.exists():
-            what_there_is = "; ".join(describe_unfinished(path)) or "the path does not exist; check dataset.path"
-            raise DatasetError(f"no data set at {path}: {what_there_is}")
+            found = "; ".join(describe_unfinished(path)) or "the path does not exist; check dataset.path"
+            raise DatasetError(f"no data set at {path}: {found}")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ZarrUserWarning)
@@ -71,9 +72,9 @@ class Store:
 
     @cached_property
     def episode_ends(self) -> np.ndarray:
-        """(E,) whole numbers: episode i holds the frames ``episode_ends[i - 1] … episode_ends[i] - 1``."""
+        """(E,) int64: episode i consists of the frames ``episode_ends[i - 1] … episode_ends[i] - 1``."""
         ends = _read(self.path, "meta/episode_ends", self.root["meta/episode_ends"], slice(None)).astype(np.int64)
-        return ends if self.is_finished else ends[ends > 0]  # the last is 0 where a recording was killed as it wrote it
+        return ends if self.is_finished else ends[ends > 0]  # the last is 0 if a kill interrupted its writing
 
     @property
     def episode_starts(self) -> np.ndarray:
@@ -82,57 +83,57 @@ class Store:
 
     @property
     def episode_lengths(self) -> np.ndarray:
-        """(E,) frames of each episode."""
+        """(E,) the number of frames of each episode."""
         return np.diff(self.episode_ends, prepend=0)
 
     @property
-    def frames(self) -> int:
-        """N, frames in all episodes."""
+    def num_frames(self) -> int:
+        """N, the number of frames in all episodes."""
         return int(self.episode_ends[-1])
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What ``read`` accepts: the arrays' names, or those of ``sources``."""
+        """The keys that ``read`` accepts: the names of the arrays and those in ``sources``."""
         return tuple(sorted({*self.arrays, *self.sources}))
 
     @cached_property
     def arrays(self) -> dict[str, zarr.Array[Any]]:
-        """The arrays under ``data``, by their names on disk."""
+        """The arrays under ``data``, by name."""
         group = self.root["data"]
         assert isinstance(group, zarr.Group)
         try:
             return dict(group.arrays())
-        except Exception as error:  # zarr raises errors of many kinds
+        except Exception as error:  # zarr raises exceptions of many types
             raise DatasetError(
                 f"{self.path} is not a data set: the description of an array is damaged ({error}); copy it again"
             ) from error
 
     @property
     def observation_spec(self) -> ObservationSpec | None:
-        """The stored specification; None in stores that are not ours."""
+        """The stored specification; None in foreign stores."""
         attributes = self._attributes
         return ObservationSpec.from_json(attributes["observation_spec"]) if attributes else None
 
     @property
     def action_spec(self) -> ActionSpec | None:
-        """The stored specification; None in stores that are not ours."""
+        """The stored specification; None in foreign stores."""
         attributes = self._attributes
         return ActionSpec.from_json(attributes["action_spec"]) if attributes else None
 
     @property
     def is_finished(self) -> bool:
-        """Whether the recording ended well; the arrays of others may hold a part of one more episode."""
+        """Whether the recording ended normally; if not, its arrays may hold a part of one more episode."""
         return self._attributes is None or bool(self._attributes.get("finished", True))
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of one frame of ``key``."""
+        """The shape of one frame of ``key``."""
         array, columns = self.find(key)
         if columns is None:
             return tuple(array.shape[1:])
         return (len(range(array.shape[1])[columns]), *array.shape[2:])
 
     def require_shape(self, key: str, shape: tuple[int, ...]) -> None:
-        """Raise DatasetError unless frames of ``key`` are of this shape."""
+        """Raise DatasetError unless frames of ``key`` have this shape."""
         if (got := self.shape(key)) != shape:
             raise DatasetError(
                 f"data/{key} in {self.path} has frames of shape {got}, but the task expects {shape}; use the task that the "
@@ -140,28 +141,28 @@ class Store:
             )
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Frames start … stop - 1 of ``key``, (stop - start, …), all by default. Raises DatasetError where it is damaged."""
+        """Frames start … stop - 1 of ``key``, (stop - start, …), all by default. Raises DatasetError if they are damaged."""
         array, columns = self.find(key)
         self._require_all_files(array)
-        stop = self.frames if stop is None else stop
+        stop = self.num_frames if stop is None else stop
         if problem := self.damage(array, start, stop):
             raise DatasetError(f"{key} in {self.path} {_DAMAGED.format(problem)}")
         values = _read(self.path, key, array, slice(start, stop))
         return values if columns is None else values[:, columns]
 
     def damage(self, array: zarr.Array[Any], start: int, stop: int) -> str | None:
-        """What is wrong with the files of frames start … stop - 1 of an array, as far as zarr would not tell."""
+        """What is wrong with the files of frames start … stop - 1 of an array, of what zarr does not detect; else None."""
         return find_damage(array, self._folder(array), start, stop, may_have_holes=not self._was_written_whole(array))
 
     def blocks(self, key: str, *, frames: int = 8192) -> Iterator[np.ndarray]:
-        """All frames of ``key`` in order, a block at a time, checked: a value that is not finite raises DatasetError."""
-        for start in range(0, self.frames, frames):
-            values = self.read(key, start, min(start + frames, self.frames))
+        """All frames of ``key`` in order, in blocks. Raises DatasetError for a value that is not finite."""
+        for start in range(0, self.num_frames, frames):
+            values = self.read(key, start, min(start + frames, self.num_frames))
             self.require_finite(key, start, values)
             yield values
 
     def require_finite(self, key: str, start: int, values: np.ndarray) -> None:
-        """Raise DatasetError that names the first frame, counted from ``start``, with a value that is not finite."""
+        """Raise DatasetError with the first frame that is not finite; ``values`` (n, …) begin at frame ``start``."""
         finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
         if finite.all():
             return
@@ -173,29 +174,29 @@ class Store:
         )
 
     def find(self, key: str) -> tuple[zarr.Array[Any], slice | None]:
-        """The array that ``key`` reads, and which of its columns (None: all). Raises DatasetError where it is not there."""
+        """The array that ``key`` reads, and the slice of its columns (None for all). Raises DatasetError if it is missing."""
         name, bracket, columns = self.sources.get(key, key).partition("[")
         if name not in self.arrays:
             raise DatasetError(
                 f"{self.path} has no array data/{name} (wanted for {key!r}); it has {sorted(self.arrays)}"
             )
         array = self.arrays[name]
-        if array.shape[0] < self.frames:
+        if array.shape[0] < self.num_frames:
             raise DatasetError(
-                f"data/{name} in {self.path} is truncated: {array.shape[0]} frames, but meta/episode_ends says "
-                f"{self.frames}; restore the array or shorten meta/episode_ends"
+                f"data/{name} in {self.path} is truncated: it has {array.shape[0]} frames, but meta/episode_ends counts "
+                f"{self.num_frames}; restore the array or shorten meta/episode_ends"
             )
         return array, self._columns(key, columns) if bracket else None
 
     def place_of(self, frame: int) -> tuple[int, int]:
-        """The episode of a frame, and its number in that episode."""
+        """The episode of a frame, and the frame's index in that episode."""
         episode = int(np.searchsorted(self.episode_ends, frame, side="right"))
         return episode, frame - int(self.episode_starts[episode])
 
     def _require_all_files(self, array: zarr.Array[Any]) -> None:
         if array.basename in self._checked or not self._was_written_whole(array):
             return
-        if missing := missing_files(array, self._folder(array), self.frames):
+        if missing := missing_files(array, self._folder(array), self.num_frames):
             raise DatasetError(
                 f"data/{array.basename} in {self.path} is incomplete: {len(missing)} of {count_files(array)} chunk files "
                 "are missing; copy the data set again"
@@ -203,7 +204,7 @@ class Store:
         self._checked.add(array.basename)
 
     def _was_written_whole(self, array: zarr.Array[Any]) -> bool:
-        """Whether a missing chunk is damage; others may leave out the zeros of format 3."""
+        """Whether a missing chunk is damage; in foreign stores of format 3, it may stand for zeros."""
         return array.metadata.zarr_format == 2 or self._attributes is not None
 
     def _folder(self, array: zarr.Array[Any]) -> Path:
@@ -232,23 +233,23 @@ class Store:
                 f"meta/episode_ends in {self.path} must increase from above 0, but entry {worst} is {ends[worst]} after "
                 f"{ends[worst - 1] if worst else 0}; rebuild it from the episodes' lengths"
             )
-        rows = self.arrays[ACTION].shape[0] if ACTION in self.arrays else self.frames
-        if rows < self.frames or (rows > self.frames and self.is_finished):
+        rows = self.arrays[ACTION].shape[0] if ACTION in self.arrays else self.num_frames
+        if rows < self.num_frames or (rows > self.num_frames and self.is_finished):
             raise DatasetError(
-                f"{self.path} does not add up: meta/episode_ends says {self.frames} frames, but data/action has {rows}; "
-                "one of the two is truncated"
+                f"{self.path} is inconsistent: meta/episode_ends counts {self.num_frames} frames, but data/action has "
+                f"{rows}; one of the two is truncated"
             )
 
 
 def describe_unfinished(path: Path) -> list[str]:
-    """What is to be said of recordings for this path that were broken off, or that go on, one sentence each."""
+    """One sentence for each recording for this path that was interrupted, or that is still running."""
     sentences = []
     for folder in sorted(path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL}")):
-        with suppress(DatasetError):  # broken off before the first episode was finished
+        with suppress(DatasetError):  # interrupted before the first episode was finished
             episodes = len(Store.open(folder).episode_ends)
             sentences.append(
-                f"{folder} holds {episodes} finished episodes of a recording for {path.name} that was broken off or goes on; "
-                "it opens as a data set, and may be renamed once nothing writes to it"
+                f"{folder} holds {episodes} finished episodes of a recording for {path.name} that was interrupted or is "
+                "still running; it opens as a data set, and may be renamed once nothing writes to it"
             )
     return sentences
 
@@ -262,5 +263,5 @@ _DAMAGED = "cannot be read: a chunk is damaged ({}); copy the data set again"
 def _read(path: Path, key: str, array: Any, rows: slice) -> np.ndarray:
     try:
         return np.asarray(array[rows])
-    except Exception as error:  # codecs raise errors of their own kinds
+    except Exception as error:  # codecs raise exceptions of any type
         raise DatasetError(f"{key} in {path} {_DAMAGED.format(error)}") from error

@@ -1,7 +1,7 @@
-"""A symmetry of a task: a mirror or a turn under which a demonstration is still a demonstration.
+"""A symmetry of a task: a reflection or rotation that turns every demonstration into another valid demonstration.
 
-Push-T's goal looks the same in a mirror along the stem of the T; a two-armed robot often has its left and its right.
-Given such a map, every episode is learned from twice, once as it was recorded and once mirrored.
+Push-T's goal is symmetric about the stem of the T; a bimanual robot often has a symmetric left and right side. Given such
+a map, training uses every episode twice: as recorded and transformed.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from flowchunk.datasets.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
-class Mirror:
-    """One key's image: ``sign · x[order] + offset`` over its D dimensions, in flattened (C) order and the key's units."""
+class ValueTransform:
+    """``sign · x[order] + offset`` for one key, over its D dimensions in flattened (C) order, in the key's units."""
 
     order: tuple[int, ...]
     sign: tuple[float, ...]
     offset: tuple[float, ...]
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """The image of values (N, …) of D dimensions each, in their shape and type."""
+        """Transform values (N, …) of D dimensions each; shape and dtype stay the same."""
         rows = values.reshape(len(values), len(self.order))
-        image = rows[:, list(self.order)] * np.asarray(self.sign) + np.asarray(self.offset)
-        return image.reshape(values.shape).astype(values.dtype)
+        transformed = rows[:, list(self.order)] * np.asarray(self.sign) + np.asarray(self.offset)
+        return transformed.reshape(values.shape).astype(values.dtype)
 
 
 @dataclass(frozen=True)
-class PictureMirror:
-    """A picture's image: rows and columns exchanged where ``transpose``, then the order of rows and of columns turned."""
+class ImageTransform:
+    """Swap rows and columns if ``transpose``, then reverse the order of rows and of columns."""
 
     transpose: bool = False
     flip_rows: bool = False
     flip_columns: bool = False
 
 
-PICTURE_MIRRORS = {
-    "flip_x": PictureMirror(flip_columns=True),  # left and right
-    "flip_y": PictureMirror(flip_rows=True),  # up and down
-    "transpose": PictureMirror(transpose=True),  # (row, column) → (column, row)
-    "anti_transpose": PictureMirror(  # (row, column) → (width - 1 - column, height - 1 - row)
+IMAGE_TRANSFORMS = {
+    "flip_x": ImageTransform(flip_columns=True),  # left and right
+    "flip_y": ImageTransform(flip_rows=True),  # up and down
+    "transpose": ImageTransform(transpose=True),  # (row, column) → (column, row)
+    "anti_transpose": ImageTransform(  # (row, column) → (width - 1 - column, height - 1 - row)
         transpose=True, flip_rows=True, flip_columns=True
     ),
 }
@@ -51,59 +51,70 @@ PICTURE_MIRRORS = {
 
 @dataclass(frozen=True)
 class Symmetry:
-    """The images of all keys of a task: of its values and its action, and of its pictures."""
+    """The transforms of all keys of a task, ``action`` included: those of values and those of images."""
 
-    mirrors: Mapping[str, Mirror]
-    pictures: Mapping[str, PictureMirror] = field(default_factory=dict)
+    value_transforms: Mapping[str, ValueTransform]
+    image_transforms: Mapping[str, ImageTransform] = field(default_factory=dict)
 
     @classmethod
     def from_options(
         cls,
         options: Mapping[str, Mapping[str, Any]],
         sizes: Mapping[str, int],
-        pictures: Mapping[str, Sequence[int]] | None = None,
+        images: Mapping[str, Sequence[int]] | None = None,
     ) -> Symmetry:
-        """From ``{key: {order, sign, offset}}``, and ``{key: {picture: NAME}}`` with a name of ``PICTURE_MIRRORS``.
+        """From ``{key: {order, sign, offset}}``, and ``{key: {transform: NAME}}`` with a name from ``IMAGE_TRANSFORMS``.
 
-        sizes: dimensions of every key that has to have an image; pictures: shapes (height, width, 3) of those that are
-        pictures. Raises ConfigurationError where a key is missing, its lists are not of its size, or a picture has no such
-        image.
+        sizes: number of dimensions of every key that needs a transform of its values. images: shape (height, width, 3) of
+        every key that holds images. Raises ConfigurationError if a key is missing, its lists have the wrong length, or an
+        image cannot be transformed that way.
         """
-        shapes = pictures or {}
+        shapes = images or {}
         if missing := (sizes.keys() | shapes.keys()) - options.keys():
-            raise ConfigurationError(f"dataset.symmetry must say how {sorted(missing)} look in the mirror, or be null")
-        mirrors = {}
-        for key, size in sizes.items():
-            try:
-                order, sign, offset = (tuple(options[key][name]) for name in ("order", "sign", "offset"))
-            except (KeyError, TypeError) as error:
-                raise ConfigurationError(
-                    f"dataset.symmetry.{key} needs lists: order, sign, offset ({error})"
-                ) from error
-            if sorted(order) != list(range(size)) or len(sign) != size or len(offset) != size:
-                raise ConfigurationError(
-                    f"dataset.symmetry.{key}: order must arrange 0 to {size - 1}, sign and offset have {size} values each"
-                )
-            mirrors[key] = Mirror(tuple(int(index) for index in order), sign, offset)
-        return cls(mirrors, {key: _picture_mirror(key, options[key], shape) for key, shape in shapes.items()})
+            raise ConfigurationError(
+                f"dataset.symmetry needs a transform of every key, but has none of {sorted(missing)}; add them, or set "
+                "dataset.symmetry=null"
+            )
+        return cls(
+            {key: _value_transform(key, options[key], size) for key, size in sizes.items()},
+            {key: _image_transform(key, options[key], shape) for key, shape in shapes.items()},
+        )
 
-    def both(self, key: str, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """Each block (N, …) of a key and its image."""
+    def augment(self, key: str, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield each block (N, …) of a key, followed by its transform."""
         for block in blocks:
             yield block
-            yield self.mirrors[key](block)
+            yield self.value_transforms[key](block)
 
 
-def _picture_mirror(key: str, options: Any, shape: Sequence[int]) -> PictureMirror:
-    name = options.get("picture") if isinstance(options, Mapping) and set(options) == {"picture"} else options
-    if not isinstance(name, str) or name not in PICTURE_MIRRORS or name is options:
+def _value_transform(key: str, options: Mapping[str, Any], size: int) -> ValueTransform:
+    try:
+        order, sign, offset = (tuple(options[name]) for name in ("order", "sign", "offset"))
+    except (KeyError, TypeError) as error:
+        raise ConfigurationError(f"dataset.symmetry.{key} needs the lists order, sign and offset ({error})") from error
+    if sorted(order) != list(range(size)) or len(sign) != size or len(offset) != size:
         raise ConfigurationError(
-            f"dataset.symmetry.{key}={options}: {key!r} is a picture; give {{picture: NAME}} with one of "
-            f"{', '.join(PICTURE_MIRRORS)}"
+            f"dataset.symmetry.{key}: order must be a permutation of 0 to {size - 1}, and sign and offset must have {size} "
+            "values each"
         )
-    if PICTURE_MIRRORS[name].transpose and shape[0] != shape[1]:
+    return ValueTransform(tuple(int(index) for index in order), sign, offset)
+
+
+def _image_transform(key: str, options: Any, shape: Sequence[int]) -> ImageTransform:
+    if isinstance(options, Mapping) and set(options) == {"picture"}:
         raise ConfigurationError(
-            f"dataset.symmetry.{key}.picture={name} exchanges rows and columns, but pictures of {shape[0]}x{shape[1]} are "
+            f"dataset.symmetry.{key}: the option picture is now called transform; write "
+            f"{{transform: {options['picture']}}}"
+        )
+    name = options["transform"] if isinstance(options, Mapping) and set(options) == {"transform"} else None
+    if not isinstance(name, str) or name not in IMAGE_TRANSFORMS:
+        raise ConfigurationError(
+            f"dataset.symmetry.{key}={options}: {key!r} is an image; use {{transform: NAME}} with one of "
+            f"{', '.join(IMAGE_TRANSFORMS)}"
+        )
+    if IMAGE_TRANSFORMS[name].transpose and shape[0] != shape[1]:
+        raise ConfigurationError(
+            f"dataset.symmetry.{key}.transform={name} exchanges rows and columns, but images of {shape[0]}x{shape[1]} are "
             "not square; use flip_x or flip_y"
         )
-    return PICTURE_MIRRORS[name]
+    return IMAGE_TRANSFORMS[name]

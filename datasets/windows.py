@@ -1,9 +1,9 @@
-"""Training windows: for every frame k, the observations up to it and the actions from it.
+"""Training windows: for every frame k, the observations up to it and the actions from it on.
 
-``observation[-1]`` and ``action[0]`` share frame k: action k is commanded after observation k was read. (Diffusion Policy
-starts its chunk at the first observation.) At an episode's start the first observation is repeated; behind its end the last
-action is held, or, where a dimension is a step from the target before, there is no motion; ``mask`` tells which those are.
-Pictures stay where the frame cache keeps them; a batch gathers its own.
+``observation[-1]`` and ``action[0]`` belong to the same frame k: action k is commanded after observation k was read.
+(Diffusion Policy starts its chunk at the first observation.) Before an episode's start, the first observation is repeated.
+After its end, absolute dimensions of the action repeat the last action and delta dimensions command no motion; ``mask`` is
+false there. Images stay in the image cache; ``Windows.batch`` gathers those of a batch.
 """
 
 from __future__ import annotations
@@ -17,51 +17,57 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowchunk.datasets.frame_cache import DeviceMemory, FrameCacheOptions, Frames, Say, Write, load_frames
+from flowchunk.datasets.image_cache import DeviceMemory, ImageCache, ImageCacheOptions, Say, Write, load_image_cache
+from flowchunk.datasets.shape_repr import shape_repr
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.datasets.store import ACTION, Store
-from flowchunk.datasets.symmetry import PictureMirror, Symmetry
+from flowchunk.datasets.symmetry import ImageTransform, Symmetry
 
-IDENTITY_6D = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # no turn, as ``rotation_6d_from_matrix`` writes it
+IDENTITY_6D = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # the identity rotation in the layout of ``rotation_6d_from_matrix``
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The pictures of a data set, for several ``Windows`` to share; ``load_pictures`` makes them.
+class ImageTensors:
+    """The images of a data set, shared by several ``Windows``; ``load_image_tensors`` creates them.
 
-    tensors: {key: uint8 (N, H, W, 3)} over all frames. frames: where they came from; windows leave its dropped episodes out.
+    tensors: {key: uint8 (N, H, W, 3)} over all frames. cache: their source; windows leave out its dropped episodes.
     """
 
     tensors: Mapping[str, Tensor]
-    frames: Frames
+    cache: ImageCache
+
+    __repr__ = shape_repr
 
     @property
-    def held(self) -> tuple[Tensor, ...]:
-        """Those that fill memory: all, unless they are memory-mapped."""
-        return () if self.frames.place == "disk" else tuple(self.tensors.values())
+    def in_memory(self) -> tuple[Tensor, ...]:
+        """The tensors that occupy memory: all, unless they are memory-mapped."""
+        return () if self.cache.place == "disk" else tuple(self.tensors.values())
 
-    def read(self, key: str, rows: Tensor, mirror: PictureMirror | None = None) -> Tensor:
-        """The frames ``rows`` (B, To), on their device, uint8 (B, To, H, W, 3); from N on, the images in the mirror."""
+    def read(self, key: str, rows: Tensor, transform: ImageTransform | None = None) -> Tensor:
+        """The images of frames ``rows`` (B, To), on the device of ``rows``: uint8 (B, To, H, W, 3).
+
+        Row N + k is the transform of frame k.
+        """
         tensor = self.tensors[key]
         wanted = rows.flatten().to(tensor.device)
-        pictures = tensor.index_select(0, wanted % len(tensor))
-        if mirror is not None:
-            images = (wanted >= len(tensor)).nonzero().flatten()
-            pictures.index_copy_(0, images, mirrored(pictures.index_select(0, images), mirror))
-        self.frames.release_pages()
-        pictures = pictures.view(*rows.shape, *tensor.shape[1:])
-        if rows.is_cuda and not pictures.is_cuda:
-            pictures = pictures.pin_memory()  # so that the copy runs beside the step before
-        return pictures.to(rows.device, non_blocking=True)
+        images = tensor.index_select(0, wanted % len(tensor))
+        if transform is not None:
+            places = (wanted >= len(tensor)).nonzero().flatten()
+            images.index_copy_(0, places, transform_images(images.index_select(0, places), transform))
+        self.cache.release_pages()
+        images = images.view(*rows.shape, *tensor.shape[1:])
+        if rows.is_cuda and not images.is_cuda:
+            images = images.pin_memory()  # so that the copy overlaps with the previous step
+        return images.to(rows.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """All windows of some episodes, cut from frames held on one device.
+    """All windows of some episodes, cut from frames that lie on one device.
 
-    observations: {key: (N, …)}, actions: (N, D), both over all frames. frames: (W,) the current frame k of each window;
-    first, last: (W,) the first and last frame of its episode. pictures: those of the specification, and mirrors: their
-    images, for frames from N on. rest: (D,) what stands behind an episode's end, NaN or None where the last action is held.
+    observations: {key: (N, …)}, actions: (N, D), both over all frames. frames: (W,) the current frame k of each window.
+    first, last: (W,) the first and last frame of its episode. images: those of the specification. image_transforms: applied
+    to frames from N on. rest: (D,) the action after an episode's end; NaN (or None for all) repeats the last action.
     """
 
     observations: Mapping[str, Tensor]
@@ -71,51 +77,54 @@ class Windows:
     last: Tensor
     observation_steps: int
     horizon: int
-    pictures: Pictures | None = None
-    mirrors: Mapping[str, PictureMirror] = field(default_factory=dict)
+    images: ImageTensors | None = None
+    image_transforms: Mapping[str, ImageTransform] = field(default_factory=dict)
     rest: Tensor | None = None
+
+    __repr__ = shape_repr
 
     def __len__(self) -> int:
         return len(self.frames)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the frames held in memory; memory-mapped ones are not."""
-        return held_bytes(self)
+        """Bytes of the frames in memory; memory-mapped images do not count."""
+        return memory_bytes(self)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """The windows at ``indices`` (B,): ``observation.KEY`` (B, To, …), ``action`` (B, H, D), ``mask`` (B, H).
 
-        Pictures are uint8 (B, To, H, W, 3).
+        Images are uint8 (B, To, H, W, 3).
         """
         k = self.frames[indices][:, None]
         first, last = self.first[indices][:, None], self.last[indices][:, None]
         past = torch.arange(1 - self.observation_steps, 1, device=k.device)
         future = torch.arange(self.horizon, device=k.device)
-        seen = torch.maximum(k + past, first)
-        batch = {f"observation.{key}": values[seen] for key, values in self.observations.items()}
-        if self.pictures is not None:
-            for key in self.pictures.tensors:
-                batch[f"observation.{key}"] = self.pictures.read(key, seen, self.mirrors.get(key))
+        observed = torch.maximum(k + past, first)
+        batch = {f"observation.{key}": values[observed] for key, values in self.observations.items()}
+        if self.images is not None:
+            for key in self.images.tensors:
+                batch[f"observation.{key}"] = self.images.read(key, observed, self.image_transforms.get(key))
         mask, actions = k + future <= last, self.actions[torch.minimum(k + future, last)]
         if self.rest is not None:
             actions = torch.where(mask[..., None] | self.rest.isnan(), actions, self.rest)
         return {**batch, "action": actions, "mask": mask}
 
 
-def load_pictures(
+def load_image_tensors(
     store: Store,
     observation_spec: ObservationSpec,
-    options: FrameCacheOptions,
+    options: ImageCacheOptions,
     *,
     device: torch.device | str = "cpu",
     say: Say | None = print,
-) -> Pictures | None:
-    """The pictures of the specification, where the options want them; None where it has none.
+) -> ImageTensors | None:
+    """The images of the specification, in the place that the options choose; None if it has no images.
 
-    say: is told where they are kept and why, and what is left out; None for silence. Raises the errors of ``load_frames``.
+    say: called with messages on where they are cached and why, and on what is left out; None for silence. Raises the errors
+    of ``load_image_cache``.
     """
-    if not observation_spec.pictures:
+    if not observation_spec.images:
         return None
     tensors: dict[str, Tensor] = {}
 
@@ -125,11 +134,11 @@ def load_pictures(
 
     is_gpu = torch.device(device).type == "cuda"
     memory = DeviceMemory(torch.cuda.mem_get_info(device)[0], allocate) if is_gpu else None
-    frames = load_frames(store, observation_spec.pictures, options, device=memory, say=say)
+    cache = load_image_cache(store, observation_spec.images, options, device=memory, say=say)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # these tensors are only read
-        tensors |= {key: torch.from_numpy(array) for key, array in frames.arrays.items()}
-    return Pictures(tensors, frames)
+        tensors |= {key: torch.from_numpy(array) for key, array in cache.arrays.items()}
+    return ImageTensors(tensors, cache)
 
 
 def load_windows(
@@ -141,24 +150,24 @@ def load_windows(
     observation_steps: int,
     horizon: int,
     symmetry: Symmetry | None = None,
-    pictures: Pictures | None = None,
+    images: ImageTensors | None = None,
     device: torch.device | str = "cpu",
 ) -> Windows:
     """Read the spec's values into memory and cut ``episodes`` into windows.
 
-    symmetry: adds the image of every episode behind the recorded ones. pictures: of ``load_pictures``, for several windows
-    to share; by default they are loaded with its defaults.
-    Raises DatasetError where an array is missing, damaged, not finite, or not of the shape that the specs say.
+    symmetry: appends the transform of every episode to the recorded ones. images: from ``load_image_tensors``, which several
+    ``Windows`` may share; by default they are loaded with the default options.
+    Raises DatasetError if an array is missing, damaged, not finite, or not of the shape in the specs.
     """
     shapes = {key: field.shape for key, field in observation_spec.values.items()} | {ACTION: (action_spec.size,)}
     for key, shape in shapes.items():
         store.require_shape(key, shape)
-    if pictures is None:
-        pictures = load_pictures(store, observation_spec, FrameCacheOptions(), device=device)
+    if images is None:
+        images = load_image_tensors(store, observation_spec, ImageCacheOptions(), device=device)
     tensors = {key: _read_float32(store, key, symmetry).to(device) for key in shapes}
     chosen = np.asarray(episodes, dtype=np.int64)
-    if pictures is not None:
-        chosen = chosen[~np.isin(chosen, list(pictures.frames.dropped))]
+    if images is not None:
+        chosen = chosen[~np.isin(chosen, list(images.cache.dropped))]
     first, frames, last = (torch.as_tensor(rows, device=device) for rows in _cut(store, chosen, symmetry))
     return Windows(
         observations={key: tensors[key] for key in observation_spec.values},
@@ -168,32 +177,33 @@ def load_windows(
         last=last,
         observation_steps=observation_steps,
         horizon=horizon,
-        pictures=pictures,
-        mirrors={} if symmetry is None else symmetry.pictures,
+        images=images,
+        image_transforms={} if symmetry is None else symmetry.image_transforms,
         rest=_rest(action_spec, device),
     )
 
 
-def mirrored(pictures: Tensor, mirror: PictureMirror) -> Tensor:
-    """The images of pictures (B, H, W, …) in the mirror."""
-    pictures = pictures.transpose(1, 2) if mirror.transpose else pictures
-    pictures = pictures.flip([1] * mirror.flip_rows + [2] * mirror.flip_columns)
-    return pictures.contiguous()  # copying them to where they belong is slow otherwise
+def transform_images(images: Tensor, transform: ImageTransform) -> Tensor:
+    """Images (B, H, W, …), transformed."""
+    images = images.transpose(1, 2) if transform.transpose else images
+    images = images.flip([1] * transform.flip_rows + [2] * transform.flip_columns)
+    return images.contiguous()  # otherwise copying them into a batch is slow
 
 
-def held_bytes(*windows: Windows) -> int:
-    """Bytes of memory that the frames of several windows fill together; what they share counts once."""
-    held: dict[int, int] = {}
-    for one in windows:
-        pictures = () if one.pictures is None else one.pictures.held
-        held |= {tensor.data_ptr(): tensor.nbytes for tensor in (*one.observations.values(), one.actions, *pictures)}
-    return sum(held.values())
+def memory_bytes(*windows: Windows) -> int:
+    """Bytes of memory that the frames of several ``Windows`` occupy together; shared tensors count once."""
+    sizes: dict[int, int] = {}
+    for part in windows:
+        images = () if part.images is None else part.images.in_memory
+        sizes |= {tensor.data_ptr(): tensor.nbytes for tensor in (*part.observations.values(), part.actions, *images)}
+    return sum(sizes.values())
 
 
 def split_episodes(episodes: int, *, validation_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation episodes (sorted), drawn by the seed: whole episodes, so that no frame leaks.
+    """Sorted indices of training and validation episodes, split at random by the seed.
 
-    At least one episode trains; with a fraction above 0 and two episodes or more, at least one validates.
+    Episodes are split as a whole, so that no frame leaks. The training split holds at least one episode; so does the
+    validation split if the fraction is above 0 and there are at least two episodes.
     """
     order = np.random.default_rng(seed).permutation(episodes)
     validation = 0 if validation_fraction == 0 or episodes < 2 else max(1, round(episodes * validation_fraction))
@@ -203,27 +213,27 @@ def split_episodes(episodes: int, *, validation_fraction: float, seed: int) -> t
 
 def _read_float32(store: Store, key: str, symmetry: Symmetry | None) -> Tensor:
     recorded = np.concatenate([block.astype(np.float32) for block in store.blocks(key)])
-    rows = recorded if symmetry is None else np.concatenate([recorded, symmetry.mirrors[key](recorded)])
+    rows = recorded if symmetry is None else np.concatenate([recorded, symmetry.value_transforms[key](recorded)])
     return torch.as_tensor(rows)
 
 
 def _rest(action_spec: ActionSpec, device: torch.device | str) -> Tensor | None:
-    """(D,) no motion for each dimension that is a step from the target before, NaN for the others; None without steps."""
-    rest, sixth = [], 0
+    """(D,) no motion for each delta dimension, NaN for the others; None if there are no delta dimensions."""
+    rest, place = [], 0  # place: within a rotation_6d
     for dimension in action_spec.dimensions:
-        is_step = dimension.reference == "delta"
-        is_rotation = is_step and dimension.rotation == "rotation_6d"
-        rest.append(IDENTITY_6D[sixth] if is_rotation else 0.0 if is_step else math.nan)
-        sixth = (sixth + 1) % len(IDENTITY_6D) if is_rotation else 0
+        is_delta = dimension.reference == "delta"
+        is_rotation = is_delta and dimension.rotation == "rotation_6d"
+        rest.append(IDENTITY_6D[place] if is_rotation else 0.0 if is_delta else math.nan)
+        place = (place + 1) % len(IDENTITY_6D) if is_rotation else 0
     return None if all(map(math.isnan, rest)) else torch.tensor(rest, device=device)
 
 
 def _cut(store: Store, episodes: np.ndarray, symmetry: Symmetry | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First frame of the episode, current frame, last frame of the episode, of every window, (W,) each."""
+    """First frame of the episode, current frame, and last frame of the episode, for every window; (W,) each."""
     lengths, starts = store.episode_lengths[episodes], store.episode_starts[episodes]
     first = np.repeat(starts, lengths)
     frames = first + np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     last = np.repeat(starts + lengths - 1, lengths)
-    if symmetry is not None:  # the images stand behind all recorded frames
-        first, frames, last = (np.concatenate([rows, rows + store.frames]) for rows in (first, frames, last))
+    if symmetry is not None:  # the transformed frames follow all recorded ones
+        first, frames, last = (np.concatenate([rows, rows + store.num_frames]) for rows in (first, frames, last))
     return first, frames, last

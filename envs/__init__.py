@@ -1,10 +1,10 @@
-"""Act: tasks in MuJoCo, receding-horizon execution and rollouts. Importing this registers the Gymnasium ids."""
+"""Tasks in MuJoCo, receding-horizon execution and rollouts. Importing this registers the Gymnasium ids."""
 
 import os
 
 import gymnasium
 
-from flowchunk.envs.loading_order import load_triton_before_mesa
+from flowchunk.envs.mesa_workaround import load_triton_before_mesa
 
 gymnasium.register(
     id="flowchunk/PushT-v1",

@@ -1,8 +1,8 @@
-"""What an environment has to bring, and errors that say so where one does not.
+"""What flowchunk requires of an environment, and clear errors if it is missing.
 
-Every environment: a Dict observation space, a Box action space, and in the ``info`` of each step ``score``, a number,
-the best so far in [0, 1], and ``is_success``. To compare it with policies and data sets: ``observation_spec`` and
-``action_spec``. To film it: ``render_mode="rgb_array"`` and ``chunk_to_pixels``.
+Every environment needs a Dict observation space, a Box action space, and in the ``info`` of each step ``score``, the best
+score so far in [0, 1], and ``is_success``. To be compared with policies and data sets, it needs ``observation_spec`` and
+``action_spec``; to be recorded on video, ``render_mode="rgb_array"`` and ``chunk_to_pixels``.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 PURPOSES = {
     "observation_spec": "an ObservationSpec of flowchunk.datasets.specs, which names every observation and its units",
     "action_spec": "an ActionSpec of flowchunk.datasets.specs, which names every action and its unit",
-    "chunk_to_pixels": "a method that takes a chunk (H, D) to coordinates (H, 2) in the rendered picture, for videos",
+    "chunk_to_pixels": "a method that converts a chunk (H, D) to pixel coordinates (H, 2) in the rendered image, for videos",
 }
 OUTCOME = ("score", "is_success")
 
 
 def observation_spec_of(env: gymnasium.Env[Any, Any]) -> ObservationSpec:
-    """What the environment observes. Raises SimulationError where it does not say."""
+    """The environment's observation spec. Raises SimulationError if it has none."""
     spec: ObservationSpec = required(env, "observation_spec")
     return spec
 
 
 def action_spec_of(env: gymnasium.Env[Any, Any]) -> ActionSpec:
-    """What the environment's actions are. Raises SimulationError where it does not say."""
+    """The environment's action spec. Raises SimulationError if it has none."""
     spec: ActionSpec = required(env, "action_spec")
     return spec
 
 
 def required(env: gymnasium.Env[Any, Any], name: Literal["observation_spec", "action_spec", "chunk_to_pixels"]) -> Any:
-    """An attribute of the environment or of one that it wraps. Raises SimulationError where there is none."""
+    """An attribute of the environment or of one that it wraps. Raises SimulationError if there is none."""
     if not env.has_wrapper_attr(name):
         raise SimulationError(f"expected the environment {env} to have {name}, got none; give it {PURPOSES[name]}")
     return env.get_wrapper_attr(name)
 
 
 def with_outcome(info: Mapping[str, Any]) -> dict[str, Any]:
-    """The info of a step with its outcome as a float and a bool, whatever numbers the environment gave.
+    """The info of a step with ``score`` as a float and ``is_success`` as a bool, whatever their numeric types were.
 
-    Vector environments make one array for each key, typed by the first value that arrives: behind an int 0.7 becomes 0.
-    Keys that are not there stay away. Raises SimulationError for a score that is no number.
+    Vector environments collect each key in an array whose dtype is that of the first value: after an int, 0.7 becomes 0.
+    Missing keys are not added. Raises SimulationError if the score is not a number.
     """
     outcome = dict(info)
     try:
@@ -57,13 +57,13 @@ def with_outcome(info: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise SimulationError(
             f"expected info['score'] to be a number and info['is_success'] true or false, got "
-            f"{ {key: info[key] for key in OUTCOME if key in info} }; mend the environment's step"
+            f"{ {key: info[key] for key in OUTCOME if key in info} }; correct the environment's step"
         ) from error
     return outcome
 
 
 def require_outcome(info: Mapping[str, Any]) -> None:
-    """Raise SimulationError, naming what is missing, unless the info of an episode's last step tells how it went."""
+    """Raise SimulationError with the missing keys unless the info of an episode's last step holds its outcome."""
     if missing := [key for key in OUTCOME if key not in info]:
         raise SimulationError(
             f"expected {' and '.join(map(repr, OUTCOME))} in the info of each step, got {sorted(info)} without "

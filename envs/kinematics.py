@@ -1,7 +1,7 @@
-"""Where an arm's end effector is, and which joint positions bring it somewhere: damped least squares.
+"""Forward kinematics of an arm, and inverse kinematics by damped least squares.
 
-Each iteration solves Δq = Jᵀ (J Jᵀ + λ²I)⁻¹ e for the six-number pose error e (Wampler 1986, Nakamura & Hanafusa 1986).
-The damping λ keeps steps short near singular poses, where the plain pseudo-inverse explodes.
+Each iteration solves Δq = Jᵀ (J Jᵀ + λ²I)⁻¹ e for the six-dimensional pose error e (Wampler 1986, Nakamura & Hanafusa
+1986). The damping λ keeps steps short near singular poses, where the plain pseudo-inverse explodes.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from flowchunk.datasets.errors import SimulationError
 from flowchunk.envs.mujoco_import import mujoco
 
 _DAMPING = 0.02
-_LONGEST_STEP = 0.5  # rad, of any joint in one iteration: the linearisation is worthless beyond
+_LONGEST_STEP = 0.5  # rad, of any joint in one iteration: the linearization is invalid beyond
 _CLOSE_ENOUGH = 1e-4  # m and rad
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where something is in the world frame: position (3,) in metres, rotation (3, 3) from its own frame."""
+    """A pose in the world frame: position (3,) in meters, rotation matrix (3, 3) from the body's frame to the world's."""
 
     position: NDArray[np.float64]
     rotation: NDArray[np.float64]
 
 
 class Kinematics:
-    """Forward and inverse kinematics of one site on a chain of hinge joints, on a scratch copy of the state."""
+    """Forward and inverse kinematics of one site on a chain of hinge joints, computed on a scratch copy of the state."""
 
     def __init__(self, model: mujoco.MjModel, *, site: str, joints: Sequence[str]) -> None:
         self._model = model
@@ -41,7 +41,7 @@ class Kinematics:
         self._jacobian = np.zeros((6, model.nv))
 
     def forward(self, joint_positions: ArrayLike) -> Pose:
-        """The site's pose at these joint positions (J,) in radians."""
+        """The site's pose at these joint positions (J,), in radians."""
         self._scratch.qpos[self._positions] = joint_positions
         mujoco.mj_kinematics(self._model, self._scratch)
         site = self._scratch.site(self._site)
@@ -50,8 +50,8 @@ class Kinematics:
     def inverse(self, target: Pose, start: ArrayLike, *, max_iterations: int = 20) -> NDArray[np.float64]:
         """Joint positions (J,) in radians, within the joints' ranges, that bring the site to ``target``.
 
-        start: (J,), where the search begins; of many solutions the nearest is found. A target out of reach gives the
-        joint positions of the last iteration, which may lie centimetres from the nearest that can be reached. Raises
+        start: (J,), where the search begins; it tends to the solution nearest to it. If the target is out of reach, returns
+        the joint positions of the last iteration, which may be centimeters away from the closest reachable pose. Raises
         SimulationError for a target or start that is not finite.
         """
         if not all(np.isfinite(values).all() for values in (target.position, target.rotation, start)):
@@ -75,7 +75,7 @@ class Kinematics:
 
 
 def _pose_error(current: Pose, target: Pose) -> NDArray[np.float64]:
-    """(6,): metres to go, then the rotation vector to go in radians, both in the world frame."""
+    """(6,): the position error in meters, then the rotation vector in radians, both in the world frame."""
     quaternion, rotation_vector = np.empty(4), np.empty(3)
     mujoco.mju_mat2Quat(quaternion, (target.rotation @ current.rotation.T).ravel())
     mujoco.mju_quat2Vel(rotation_vector, quaternion, 1.0)

@@ -1,7 +1,7 @@
-"""Receding horizon: predict H actions, execute the first few, look again.
+"""Receding horizon: predict H actions, execute the first few, observe, and predict again.
 
-A wrapper whose action is a whole chunk and whose observation is the recent history, so that policies know nothing of
-execution and environments nothing of chunks (Diffusion Policy 2303.04137, section IV).
+A wrapper whose action is a whole chunk and whose observation is the recent history, so that policies do not depend on
+execution, nor environments on chunks (Diffusion Policy, arXiv:2303.04137, section IV).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Step = tuple[Observation, float, bool, bool, dict[str, Any]]
 
 
 class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarray]):
-    """Execute ``n_action_steps`` of each chunk (H, D); observe the last ``observation_steps`` frames {key: (To, …)}.
+    """Execute ``n_action_steps`` of each chunk (H, D); observe the last ``observation_steps`` observations {key: (To, …)}.
 
-    At an episode's start the first frame is repeated. The reward of a chunk is the sum of its steps' rewards; ``info`` is
-    the last step's, with ``steps``, the environment steps since the reset. ``reset(options={"idle": True})`` lets it
-    wait: until the next reset a chunk does nothing, so that in a vector of environments one without an episode costs
-    nothing.
+    At an episode's start, the first observation is repeated. The reward of a chunk is the sum of its steps' rewards;
+    ``info`` is the last step's, with ``steps``, the number of environment steps since the reset. After
+    ``reset(options={"idle": True})``, chunks have no effect until the next reset, so that in a vector environment a slot
+    without an episode costs nothing.
 
-    ``score`` and ``is_success`` in ``info`` become a float and a bool, as ``contract.with_outcome`` says. Raises
-    ConfigurationError for sizes that make no sense, and for spaces other than Dict and Box.
+    ``score`` and ``is_success`` in ``info`` are converted by ``contract.with_outcome``. Raises ConfigurationError for
+    inconsistent sizes, and for spaces other than Dict and Box.
     """
 
     n_action_steps: int
@@ -54,7 +54,7 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
         if not isinstance(space, Box) or not isinstance(observations, Dict):
             raise ConfigurationError(
                 f"expected an environment with Dict observations and Box actions, but {env} has {observations} and "
-                f"{space}; wrap it so that it has (gymnasium.ObservationWrapper, gymnasium.ActionWrapper)"
+                f"{space}; wrap it with gymnasium.ObservationWrapper or gymnasium.ActionWrapper"
             )
         self.action_space = Box(
             np.broadcast_to(space.low, (horizon, *space.shape)),
@@ -70,15 +70,17 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode, its history the first observation repeated; or wait, with ``options={"idle": True}``.
+        """Start an episode, with the first observation repeated as its history; or idle, with ``options={"idle": True}``.
 
-        The other options are the environment's. Raises SimulationError for waiting before a first episode.
+        All other options are passed to the environment. Raises SimulationError for idling before the first episode.
         """
         options = dict(options or {})
         self._idle = bool(options.pop("idle", False))
         if self._idle:
             if not self._history:
-                raise SimulationError("an environment can wait once it has had an episode; reset it without idle first")
+                raise SimulationError(
+                    "an environment can only idle after its first episode; reset it without idle first"
+                )
             return self._observation(), {"steps": self._steps}
         observation, info = self.env.reset(seed=seed, options=options or None)
         self._history.extend([observation] * (self._history.maxlen or 1))
@@ -86,7 +88,7 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
         return self._observation(), {**info, "steps": 0}
 
     def step(self, chunk: np.ndarray) -> Step:
-        """Execute the chunk's (H, D) first actions, or fewer where the episode ends."""
+        """Execute the first ``n_action_steps`` actions of the chunk (H, D), or fewer if the episode ends."""
         if self._idle:
             return self._observation(), 0.0, False, False, {}
         if np.shape(chunk) != self.action_space.shape:
@@ -102,7 +104,7 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
         return self._observation(), total, terminated, truncated, {**with_outcome(info), "steps": self._steps}
 
     def _observation(self) -> Observation:
-        return {key: np.stack([frame[key] for frame in self._history]) for key in self._history[-1]}
+        return {key: np.stack([observation[key] for observation in self._history]) for key in self._history[-1]}
 
 
 def _stacked(box: Any, steps: int) -> Box:

@@ -1,7 +1,7 @@
-"""Pictures of a MuJoCo scene without a display: EGL, else OSMesa, else an error that says what to install.
+"""Offscreen rendering of a MuJoCo scene without a display: EGL, else OSMesa, else an error that says what to install.
 
-MuJoCo settles on a drawing backend when it is first imported, which may have happened long before anybody wants a
-picture. So the OpenGL context is made here, when the first picture is wanted, whatever MuJoCo settled on.
+MuJoCo chooses its rendering backend when it is first imported, which may be long before the first image is rendered. So the
+OpenGL context is created here, when it is first needed, independently of MuJoCo's choice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flowchunk.datasets.errors import SimulationError
-from flowchunk.envs.loading_order import load_triton_before_mesa
+from flowchunk.envs.mesa_workaround import load_triton_before_mesa
 from flowchunk.envs.mujoco_import import mujoco
 
 _LIBRARIES = {"egl": ("libEGL.so.1",), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6")}
@@ -35,16 +35,16 @@ _ALIASES = {
 }
 _WHAT_TO_DO = (
     "install `libegl1 libgl1` (EGL) or `libosmesa6` (slower, no driver needed), both Debian packages, and leave the "
-    "variable MUJOCO_GL unset, or work without pictures (render_mode=None, observation='state')"
+    "variable MUJOCO_GL unset, or work without images (render_mode=None, observation='state')"
 )
-_NEAREST = 0.01  # m in front of a camera, where pixels still mean something
+_NEAREST = 0.01  # m in front of a camera, the closest points to project
 
 
 def choose_backend() -> str | None:
-    """The OpenGL backend to draw with, also put into the variable MUJOCO_GL where that is unset.
+    """The OpenGL backend for rendering, also stored in the environment variable MUJOCO_GL.
 
-    Returns MUJOCO_GL where the user has set it; else "egl" or "osmesa", the first whose library can be loaded; else
-    None. On macOS and Windows it is the system's own.
+    Returns MUJOCO_GL if the user has set it; else "egl" or "osmesa", the first whose library can be loaded; else None. On
+    macOS and Windows, returns the system's native backend.
     """
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip() or _NATIVE.get(sys.platform)
     if chosen is None:
@@ -55,10 +55,10 @@ def choose_backend() -> str | None:
 
 
 class OffscreenRenderer:
-    """Draws a model's cameras into arrays; renderers of equal models and sizes share one OpenGL context.
+    """Renders a model's cameras into arrays; renderers of equal models and sizes share one OpenGL context.
 
-    height, width: of the pictures in pixels. It is used in the thread that made it. Raises SimulationError where no
-    OpenGL context can be made.
+    height, width: of the images in pixels. A renderer must be used in the thread that created it. Raises SimulationError if
+    no OpenGL context can be created.
     """
 
     def __init__(self, model: mujoco.MjModel, *, height: int, width: int) -> None:
@@ -67,41 +67,41 @@ class OffscreenRenderer:
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._options = mujoco.MjvOption()
         self._scene = mujoco.MjvScene(model, maxgeom=model.ngeom + 100)
-        # Without these two a software renderer draws up to a hundred times faster.
+        # Without these two, a software renderer is up to a hundred times faster.
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
         self._viewport = mujoco.MjrRect(0, 0, width, height)
-        self._picture = np.empty((height, width, 3), dtype=np.uint8)
+        self._image = np.empty((height, width, 3), dtype=np.uint8)
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         self._canvas: _Canvas | None = _Canvas.shared_by(model)
 
     def render(self, data: mujoco.MjData, *, camera: str) -> NDArray[np.uint8]:
-        """What a camera sees of the state in ``data``: (height, width, 3), uint8, top row first.
+        """A camera's image of the state in ``data``: (height, width, 3), uint8, top row first.
 
-        Cameras that move are where ``mj_camlight`` put them last. Raises SimulationError after ``close``.
+        Moving cameras are where ``mj_camlight`` last placed them. Raises SimulationError after ``close``.
         """
         if self._canvas is None:
-            raise SimulationError("expected an open renderer, got a closed one; make another environment")
+            raise SimulationError("expected an open renderer, got a closed one; create another environment")
         self._camera.fixedcamid = self._model.camera(camera).id
         everything = mujoco.mjtCatBit.mjCAT_ALL.value
         mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, everything, self._scene)
         context = self._canvas.make_current()
         mujoco.mjr_render(self._viewport, self._scene, context)
-        mujoco.mjr_readPixels(self._picture, None, self._viewport, context)
-        return self._picture[::-1].copy()
+        mujoco.mjr_readPixels(self._image, None, self._viewport, context)
+        return self._image[::-1].copy()
 
     def close(self) -> None:
-        """Give the context back; the last renderer that shares it frees it. Closing twice does no harm."""
+        """Release the context, which the last renderer that shares it frees; may be called more than once."""
         if self._canvas is not None:
-            self._canvas.give_back()
+            self._canvas.release()
             self._canvas = None
 
 
 class _Canvas:
-    """An OpenGL context that holds what drawing a model needs, for all renderers of equal models in one thread.
+    """An OpenGL context with the resources of a model, shared by all renderers of equal models in one thread.
 
-    A context of its own costs each environment 0.1 s and 12 MB, and drawing in turn slows all of them by a quarter.
-    OpenGL does not survive a fork: in a forked child the driver waits for threads that only the parent has.
+    A separate context per environment would cost 0.1 s and 12 MB each, and switching between them slows rendering by a
+    quarter. OpenGL does not survive a fork: in a forked child, the driver waits for threads that exist only in the parent.
     """
 
     _open: ClassVar[dict[Hashable, _Canvas]] = {}
@@ -119,14 +119,14 @@ class _Canvas:
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         except Exception as error:
             self._gl.free()
-            raise SimulationError(f"expected to draw into an OpenGL context, got {error!r}; {_WHAT_TO_DO}") from error
-        atexit.register(self._free)  # once MuJoCo has closed its display at exit, contexts cannot be freed any more
+            raise SimulationError(f"expected to render into an OpenGL context, got {error!r}; {_WHAT_TO_DO}") from error
+        atexit.register(self._free)  # after MuJoCo has closed its display at exit, contexts can no longer be freed
 
     @classmethod
     def shared_by(cls, model: mujoco.MjModel) -> _Canvas:
-        """This thread's canvas for models that equal ``model`` byte for byte, the pictures' size among them.
+        """This thread's canvas for models that equal ``model`` byte for byte, including the image size.
 
-        Raises SimulationError in a process that was forked from one that had drawn.
+        Raises SimulationError in a process that was forked from one that had rendered.
         """
         cls._require_no_fork()
         content = np.empty(mujoco.mj_sizeModel(model), dtype=np.uint8)
@@ -138,18 +138,19 @@ class _Canvas:
         return canvas
 
     def make_current(self) -> mujoco.MjrContext:
-        """Let MuJoCo draw here. Raises SimulationError in another thread or process than the one that opened it."""
+        """Make MuJoCo render here. Raises SimulationError in a thread or process other than the one that opened it."""
         self._require_no_fork()
         try:
             self._gl.make_current()
-        except Exception as error:  # PyOpenGL and the drivers raise whatever they like
+        except Exception as error:  # PyOpenGL and the drivers raise exceptions of any type
             raise SimulationError(
-                f"expected a free OpenGL context, got {error!r}; draw and close an environment in the thread that made it"
+                f"expected a free OpenGL context, got {error!r}; render and close an environment in the thread that "
+                "created it"
             ) from error
         return self._context
 
-    def give_back(self) -> None:
-        """One renderer less uses it. Raises SimulationError, and changes nothing, where the last one cannot free it."""
+    def release(self) -> None:
+        """Unregister one renderer. Raises SimulationError, and changes nothing, if the last one cannot free the context."""
         if self._users == 1:
             self._free()
             del self._open[self._key]
@@ -158,7 +159,7 @@ class _Canvas:
 
     def _free(self) -> None:
         if self._is_forked():
-            return  # it is the parent's
+            return  # the context belongs to the parent
         self.make_current()
         self._context.free()
         self._gl.free()
@@ -171,7 +172,7 @@ class _Canvas:
     def _require_no_fork(cls) -> None:
         if cls._is_forked():
             raise SimulationError(
-                "expected a process of its own to draw in, got one that was forked from another that had drawn; make "
+                "expected a process that was not forked after rendering, got one whose parent had rendered; create "
                 "environments in spawned processes, as AsyncVectorEnv does with context='spawn'"
             )
 
@@ -179,10 +180,10 @@ class _Canvas:
 def project_to_pixels(
     model: mujoco.MjModel, data: mujoco.MjData, points: ArrayLike, *, camera: str, height: int, width: int
 ) -> NDArray[np.float64]:
-    """Where points of the world appear in a camera's picture (pinhole projection).
+    """Project points of the world into a camera's image (pinhole projection).
 
-    points: (N, 3) in metres. Returns (N, 2) in pixels, x to the right and y down from the top left corner; points out
-    of the picture have pixels out of it, and points that are not in front of the camera NaN.
+    points: (N, 3) in meters. Returns (N, 2) in pixels, x to the right and y down from the top left corner; coordinates may
+    lie outside the image, and are NaN for points that are not in front of the camera.
     """
     view = data.camera(camera)
     right, up, back = ((np.asarray(points) - view.xpos) @ view.xmat.reshape(3, 3)).T
@@ -202,15 +203,15 @@ def _can_load(library: str) -> bool:
 def _open_gl_context(width: int, height: int) -> Any:
     backend = choose_backend()
     if backend is None:
-        raise SimulationError(f"expected a library to draw with, got neither EGL nor OSMesa; {_WHAT_TO_DO}")
+        raise SimulationError(f"expected an OpenGL library, got neither EGL nor OSMesa; {_WHAT_TO_DO}")
     module = f"mujoco.{_ALIASES.get(backend, backend)}"
     load_triton_before_mesa()
     try:
         gl = importlib.import_module(module).GLContext(width, height)
-        if not getattr(gl, "_context", True):  # GLFW only warns, and MuJoCo ends the process where it gets none twice
-            raise RuntimeError("no context, and no reason")
+        if not getattr(gl, "_context", True):  # GLFW only warns, and MuJoCo exits if it fails twice
+            raise RuntimeError("no context, and no reason given")
         return gl
-    except Exception as error:  # PyOpenGL and the drivers raise whatever they like
+    except Exception as error:  # PyOpenGL and the drivers raise exceptions of any type
         raise SimulationError(
             f"expected an OpenGL context from the backend MUJOCO_GL={backend}, got {error!r}; {_WHAT_TO_DO}"
         ) from error

@@ -1,4 +1,4 @@
-"""Run a policy for many episodes at once: one batched inference a round over all environments."""
+"""Run a policy for many episodes in parallel, with one batched inference per round over all environments."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.specs import ObservationSpec
 from flowchunk.envs.contract import observation_spec_of, require_outcome
 from flowchunk.envs.receding_horizon import RecedingHorizon
-from flowchunk.envs.video import Film
+from flowchunk.envs.video import VideoRecorder
 
 REPORT_SEED = 100_000
 SELECTION_SEED = 300_000
 
 
 class Policy(Protocol):
-    """Anything that predicts chunks: observations {key: (B, To, …)} in raw units to actions (B, H, D)."""
+    """Anything that predicts chunks: actions (B, H, D) from observations {key: (B, To, …)}, both in the data's units."""
 
     def predict_chunk(
         self, observation: Mapping[str, np.ndarray], *, nfe: int | None = None, seed: int | Sequence[int] = 0
@@ -31,7 +31,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class ChunkExecution:
-    """How chunks are executed: frames seen, actions predicted, actions executed before looking again."""
+    """How chunks are executed: steps observed, actions predicted, and actions executed before the next prediction."""
 
     observation_steps: int
     horizon: int
@@ -40,7 +40,7 @@ class ChunkExecution:
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode's outcome. score: the best in [0, 1] that the task reported."""
+    """The outcome of one episode. score: the best that the task reported, in [0, 1]."""
 
     seed: int
     score: float
@@ -50,7 +50,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Rollout:
-    """The outcome of many episodes, in order of their seeds, and how long they took in all."""
+    """The outcomes of many episodes, in order of their seeds, and the total time."""
 
     episodes: tuple[Episode, ...]
     seconds: float
@@ -85,10 +85,10 @@ def rollout(
     workers: bool = False,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Rollout:
-    """Run ``episodes`` episodes; episode i is reset with ``seed + i`` and its noise depends on that seed alone.
+    """Run ``episodes`` episodes; episode i is reset with ``seed + i``, and its noise depends only on that seed.
 
-    num_envs: environments side by side. workers: a process for each (pays where a step costs much more than a
-    message). advance: called with the number of finished episodes after every round. Raises SimulationError where an
+    num_envs: environments in parallel. workers: run each in its own process (worthwhile if a step takes much longer than
+    a message). advance: called with the number of finished episodes after every round. Raises SimulationError if an
     episode ends without ``score`` and ``is_success`` in its info.
     """
     num_envs = min(num_envs, episodes)
@@ -115,20 +115,20 @@ def record_episode(
     samples: int = 8,
     observation_spec: ObservationSpec | None = None,
 ) -> Iterator[np.ndarray]:
-    """Run the episode of this seed once more and give a picture (height, width, 3) of every step, chunks drawn in.
+    """Run the episode of this seed again and yield an image (height, width, 3) of every step, with chunks drawn in.
 
-    The pictures come as the episode runs, so that a long one need not be held in memory.
+    The images are yielded while the episode runs, so that a long video need not be held in memory.
 
-    samples: chunks predicted for each observation, so that what else the policy might have done is seen too; the first,
-    with the noise that ``rollout`` draws, is executed. observation_spec: the policy's; its pictures are shown with their
-    crops. The environment's by default. Raises SimulationError where nothing can be drawn.
+    samples: chunks predicted for each observation, to show what else the policy might have done; the first, with the same
+    noise as in ``rollout``, is executed. observation_spec: the policy's, whose images are shown with their crops; by default
+    the environment's. Raises ConfigurationError if ``samples`` is below 1, SimulationError if the environment cannot render.
     """
     if samples < 1:
         raise ConfigurationError(f"samples={samples} must be at least 1: the first is executed")
-    return _film(policy, make_env, execution, seed=seed, nfe=nfe, samples=samples, observation_spec=observation_spec)
+    return _record(policy, make_env, execution, seed=seed, nfe=nfe, samples=samples, observation_spec=observation_spec)
 
 
-def _film(
+def _record(
     policy: Policy,
     make_env: Callable[[], gymnasium.Env[Any, Any]],
     execution: ChunkExecution,
@@ -138,30 +138,30 @@ def _film(
     samples: int,
     observation_spec: ObservationSpec | None,
 ) -> Iterator[np.ndarray]:
-    """The pictures of ``record_episode``, whose arguments were looked at before the first is asked for."""
+    """The generator of ``record_episode``, which checks its arguments before the first image is requested."""
     scene = make_env()
     try:
-        film = Film(scene, pictures=(observation_spec or observation_spec_of(scene)).pictures)
-        env = _receding(film, execution)
+        recorder = VideoRecorder(scene, images=(observation_spec or observation_spec_of(scene)).images)
+        env = _receding(recorder, execution)
         observation, _ = env.reset(seed=seed)
         over, rounds = False, 0
         while not over:
             batch = {key: np.repeat(value[None], samples, axis=0) for key, value in observation.items()}
-            film.chunks = policy.predict_chunk(batch, nfe=nfe, seed=noise_seeds(seed, rounds, samples))
-            observation, _, terminated, truncated, _ = env.step(film.chunks[0])
+            recorder.chunks = policy.predict_chunk(batch, nfe=nfe, seed=noise_seeds(seed, rounds, samples))
+            observation, _, terminated, truncated, _ = env.step(recorder.chunks[0])
             over, rounds = terminated or truncated, rounds + 1
-            yield from film.take_frames()
+            yield from recorder.pop_images()
     finally:
         scene.close()
 
 
 def noise_seed(episode_seed: int, rounds: int) -> int:
-    """The seed of an episode's noise in its n-th round, unlike any other's."""
+    """The seed of an episode's noise in round ``rounds``, different for every episode and round."""
     return noise_seeds(episode_seed, rounds, samples=1)[0]
 
 
 def noise_seeds(episode_seed: int, rounds: int, samples: int) -> list[int]:
-    """Seeds for several samples in an episode's n-th round; the first is ``noise_seed``."""
+    """Seeds for several samples in round ``rounds`` of an episode; the first is ``noise_seed``."""
     return [int(seed) for seed in np.random.SeedSequence([episode_seed, rounds]).generate_state(samples)]
 
 
@@ -183,9 +183,9 @@ def _run(
     chunks = np.zeros(environments.action_space.shape or (), dtype=np.float32)
     while finished < episodes:
         active = np.flatnonzero(episode_of >= 0)
-        seen = {key: value[active] for key, value in observation.items()}
+        observed = {key: value[active] for key, value in observation.items()}
         seeds = [noise_seed(seed + int(episode_of[slot]), int(rounds[slot])) for slot in active]
-        chunks[active] = policy.predict_chunk(seen, nfe=nfe, seed=seeds)
+        chunks[active] = policy.predict_chunk(observed, nfe=nfe, seed=seeds)
         observation, _, terminated, truncated, info = environments.step(chunks)
         rounds[active] += 1
         done = [slot for slot in active if terminated[slot] or truncated[slot]]
@@ -209,7 +209,7 @@ def _run(
 
 
 def _info_of(info: Mapping[str, Any], slot: int) -> dict[str, Any]:
-    """What one environment of a vector of them reported."""
+    """The info of one environment of a vector environment."""
     return {
         key: _info_of(values, slot) if isinstance(values, dict) else values[slot]
         for key, values in info.items()

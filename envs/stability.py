@@ -1,4 +1,4 @@
-"""Whether a simulation still makes sense: one rule for all tasks."""
+"""Detection of unstable simulations, the same for all tasks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _UNSTABLE = tuple(
 
 
 def require_stable(data: mujoco.MjData) -> None:
-    """Raise SimulationError where MuJoCo found the state unstable since the last reset, or it is not finite.
+    """Raise SimulationError if MuJoCo has found the state unstable since the last reset, or if it is not finite.
 
-    The model has to turn MuJoCo's autoreset off, which would start again from the initial state without a word.
+    The model must disable MuJoCo's autoreset, which would silently return to the initial state.
     """
     was_warned = any(data.warning[kind].number for kind in _UNSTABLE)
     if was_warned or not (np.isfinite(data.qpos).all() and np.isfinite(data.qvel).all()):

@@ -196,7 +196,7 @@ class ChunkPolicy(nn.Module):
     def encode(self, observation: Mapping[str, Tensor], views: Mapping[str, Tensor] | None = None) -> Tensor:
         """Raw observations {key: (B, To, …)} to the condition (B, C). views: of images, in training."""
         values = {
-            key: value if self.observation_spec.fields[key].is_picture else self.normalizer.normalize(key, value)
+            key: value if self.observation_spec.fields[key].is_image else self.normalizer.normalize(key, value)
             for key, value in observation.items()
         }
         condition: Tensor = self.encoder(values, views)
@@ -282,14 +282,14 @@ class ChunkPolicy(nn.Module):
         tensors, batches = {}, set()
         for key, spec in fields.items():
             # A copy, because torch wants to be able to write.
-            value = np.array(observation[key], dtype=None if spec.is_picture else np.float32)
+            value = np.array(observation[key], dtype=None if spec.is_image else np.float32)
             if value.shape[1:] != (self.config.observation_steps, *spec.shape):
                 raise SpecMismatchError(
                     f"observation {key!r} must be (B, {self.config.observation_steps}, {', '.join(map(str, spec.shape))}), "
                     f"but is {value.shape}: batch first, then the last {self.config.observation_steps} frames"
-                    + (", channels last" if spec.is_picture else "")
+                    + (", channels last" if spec.is_image else "")
                 )
-            if spec.is_picture and value.dtype != np.uint8:
+            if spec.is_image and value.dtype != np.uint8:
                 raise SpecMismatchError(
                     f"observation {key!r} is a picture and must be uint8 from 0 to 255, but is {value.dtype} from "
                     f"{value.min():g} to {value.max():g}; multiply pictures in [0, 1] by 255"

@@ -58,7 +58,7 @@ def reference(observation: Mapping[str, Tensor], relative_to: RelativeTo) -> Ten
 
 def relative_chunks(windows: Windows, relative_to: RelativeTo, *, block: int = 8192) -> Iterator[np.ndarray]:
     """All chunks of the windows, relative, in blocks (N, H, D): what their normaliser is fitted to."""
-    windows = replace(windows, pictures=None)  # actions are relative to values alone
+    windows = replace(windows, images=None)  # actions are relative to values alone
     for start in range(0, len(windows), block):
         batch = windows.batch(torch.arange(start, min(start + block, len(windows)), device=windows.frames.device))
         observation = {key: batch[f"observation.{key}"] for key in windows.observations}

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from flowchunk.cli.domains.domain import Samples
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
-from flowchunk.datasets.generated.pictures import (
-    Pictures,
-    disjoint_halves,
-    evenly_mixed,
-    load_pictures,
-    split_off,
-    subset,
+from flowchunk.datasets.generated.image_dataset import (
+    ImageDataset,
+    load_image_dataset,
+    stratified_halves,
+    stratified_shuffle,
+    stratified_split,
+    stratified_subset,
 )
 from flowchunk.policy.data_model import DataModel
 from flowchunk.policy.evaluation.generative import copied_share, kernel_distance, nearest_neighbour_ratio
@@ -46,18 +46,18 @@ class Images:
         self.seed, half, samples = options["seed"], options["half"], options["samples"]
         if half not in (None, 0, 1):
             raise ConfigurationError(f"half={half} must be 0, 1 or null for all pictures")
-        self.all = load_pictures(options["dataset"], size=options["size"], invert=options["invert"])
+        self.all = load_image_dataset(options["dataset"], size=options["size"], invert=options["invert"])
         _require_square_and_several(self.all, options["dataset"])
         self.label_names = self.all.label_names if self.all.labels is not None else ()
-        self.judges, self.rest = split_off(self.all, JUDGES_SHARE, np.random.default_rng(SPLIT_SEED))
+        self.judges, self.rest = stratified_split(self.all, JUDGES_SHARE, np.random.default_rng(SPLIT_SEED))
         parts = [self.rest]
         if half is not None:
-            halves = disjoint_halves(self.rest, np.random.default_rng(SPLIT_SEED))
+            halves = stratified_halves(self.rest, np.random.default_rng(SPLIT_SEED))
             parts = [halves[half], halves[1 - half]]
         if samples is not None:
             if not 2 <= samples <= (count := len(parts[0].images)):
                 raise ConfigurationError(f"samples={samples}: there are {count} pictures to choose from")
-            parts = [subset(part, samples, np.random.default_rng(SPLIT_SEED)) for part in parts]
+            parts = [stratified_subset(part, samples, np.random.default_rng(SPLIT_SEED)) for part in parts]
         self.mine, self.other = parts[0], None if half is None else parts[1]
 
     def training(self) -> Samples:
@@ -66,7 +66,7 @@ class Images:
     def fresh(self, n: int, seed: int) -> Samples:
         """A finite data set: up to a half, and the other half for the odd seed that follows; the classes in equal shares."""
         random = np.random.default_rng(seed // 2)
-        half = evenly_mixed(disjoint_halves(self.rest, random)[seed % 2], random)
+        half = stratified_shuffle(stratified_halves(self.rest, random)[seed % 2], random)
         return Samples(**_samples(half).batch(torch.arange(min(n, len(half.images)))))
 
     @cached_property
@@ -109,7 +109,7 @@ class Images:
         ]
 
 
-def _require_square_and_several(pictures: Pictures, source: str) -> None:
+def _require_square_and_several(pictures: ImageDataset, source: str) -> None:
     count, height, width, _ = pictures.images.shape
     if height != width:
         raise DatasetError(
@@ -121,7 +121,7 @@ def _require_square_and_several(pictures: Pictures, source: str) -> None:
         )
 
 
-def _samples(pictures: Pictures) -> Samples:
+def _samples(pictures: ImageDataset) -> Samples:
     x = torch.from_numpy(pictures.images).permute(0, 3, 1, 2).float() / 127.5 - 1
     return Samples(x, label=None if pictures.labels is None else torch.from_numpy(pictures.labels))
 

@@ -12,7 +12,7 @@ from matplotlib.patches import Circle
 
 from flowchunk.cli.domains.domain import Samples, bare, figure, save
 from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.datasets.generated.obstacle import collides, draw_chunks, draw_obstacle, passed_left
+from flowchunk.datasets.generated.obstacle import collides, passed_left, sample_chunks, sample_obstacle_chunks
 from flowchunk.policy.data_model import DataModel
 from flowchunk.policy.evaluation.generative import energy_distance, sliced_wasserstein
 
@@ -37,7 +37,7 @@ class Obstacle:
         return self._draw(n, [seed, 1])
 
     def _draw(self, n: int, seeds: list[int]) -> Samples:
-        drawn = draw_obstacle(n, np.random.default_rng(seeds))
+        drawn = sample_obstacle_chunks(n, np.random.default_rng(seeds))
         return Samples(torch.from_numpy(drawn.chunks), torch.from_numpy(drawn.condition))
 
     def measure(self, generated: Samples, data: Samples) -> dict[str, float]:
@@ -68,7 +68,7 @@ class Obstacle:
     def _answers(self, scene: torch.Tensor, seed: int) -> torch.Tensor:
         random = np.random.default_rng(seed)
         scenes = scene.repeat(CHUNKS_A_SCENE, 1).numpy()
-        return torch.from_numpy(draw_chunks(scenes, random.random(CHUNKS_A_SCENE) < 0.5, random))
+        return torch.from_numpy(sample_chunks(scenes, random.random(CHUNKS_A_SCENE) < 0.5, random))
 
 
 def _arrays(samples: Samples) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,13 @@ import torch
 
 from flowchunk.cli.domains.domain import Samples, bare, figure, save
 from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.datasets.generated.arm_kinematics import LINKS, draw_arm, elbow_is_up, heading_error, reach_error
+from flowchunk.datasets.generated.arm_kinematics import (
+    LINKS,
+    elbow_is_up,
+    heading_error,
+    position_error,
+    sample_arm_poses,
+)
 from flowchunk.policy.data_model import DataModel
 from flowchunk.policy.evaluation.generative import angular_energy_distance
 
@@ -36,7 +42,7 @@ class Torus:
         return self._draw(n, [seed, 1])
 
     def _draw(self, n: int, seeds: list[int]) -> Samples:
-        drawn = draw_arm(n, np.random.default_rng(seeds))
+        drawn = sample_arm_poses(n, np.random.default_rng(seeds))
         return Samples(torch.from_numpy(drawn.angles)[:, None], torch.from_numpy(drawn.condition))
 
     def measure(self, generated: Samples, data: Samples) -> dict[str, float]:
@@ -44,8 +50,8 @@ class Torus:
         return {
             "angular_energy_distance": float(angular_energy_distance(generated.x[:, 0], data.x[:, 0])),
             "elbow_up_share": float(elbow_is_up(angles).mean()),
-            "reach_error_m": float(np.median(reach_error(angles, poses))),
-            "reach_error_p95_m": float(np.quantile(reach_error(angles, poses), 0.95)),
+            "reach_error_m": float(np.median(position_error(angles, poses))),
+            "reach_error_p95_m": float(np.quantile(position_error(angles, poses), 0.95)),
             "heading_error_rad": float(np.median(heading_error(angles, poses))),
         }
 

@@ -13,7 +13,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from torch import Tensor
 
 from flowchunk.cli.domains.domain import Samples, bare, figure, save
-from flowchunk.datasets.generated.toys import draw_toy
+from flowchunk.datasets.generated.toys import sample_toy
 from flowchunk.policy.data_model import DataModel
 from flowchunk.policy.evaluation.generative import energy_distance, sliced_wasserstein
 
@@ -38,7 +38,7 @@ class Toy2D:
         return self._draw(n, [seed, 1])
 
     def _draw(self, n: int, seeds: list[int]) -> Samples:
-        return Samples(torch.from_numpy(draw_toy(self.name, n, np.random.default_rng(seeds)))[:, None])
+        return Samples(torch.from_numpy(sample_toy(self.name, n, np.random.default_rng(seeds)))[:, None])
 
     def measure(self, generated: Samples, data: Samples) -> dict[str, float]:
         a, b = generated.joint(), data.joint()

@@ -1,1 +1,1 @@
-"""Small data sets that are made or bundled: toys, pictures, an obstacle to pass, an arm's inverse kinematics."""
+"""Small data sets, generated or bundled: toy distributions, images, obstacle avoidance, an arm's inverse kinematics."""

@@ -1,7 +1,7 @@
-"""Inverse kinematics of a planar arm: every reachable pose has two answers, elbow up and elbow down, on a torus.
+"""Inverse kinematics of a planar arm: every reachable pose has two solutions, elbow up and elbow down, on a torus.
 
-Three joints bring the end effector to a position and a heading. Joint angles live on circles: -π and π are one
-direction, so whoever treats them as plain numbers tears neighbouring answers apart.
+Three joints bring the end effector to a position and a heading. Joint angles live on circles, where -π and π are the same
+direction; a model that treats them as plain numbers separates solutions that are close together.
 """
 
 from __future__ import annotations
@@ -11,45 +11,48 @@ from dataclasses import dataclass
 import numpy as np
 
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.shape_repr import shape_repr
 
-LINKS = (0.4, 0.3, 0.15)  # metres: upper arm, forearm, hand
-BEND = (0.35, np.pi - 0.35)  # radians by which a drawn elbow is bent: its two answers stay clear of each other
-LARGEST_ANGLE = np.nextafter(np.float32(np.pi), np.float32(0))  # float32(π) itself lies beyond π
+LINKS = (0.4, 0.3, 0.15)  # meters: upper arm, forearm, hand
+ELBOW_BEND = (0.35, np.pi - 0.35)  # rad, range of sampled elbow angles: keeps the two solutions apart
+LARGEST_ANGLE = np.nextafter(np.float32(np.pi), np.float32(0))  # float32(π) is above π
 
 
 @dataclass(frozen=True)
 class ArmPoses:
-    """condition: (n, 4) x, y in metres, cos φ, sin φ of the end effector; angles: (n, 3) in (-π, π]. Both float32."""
+    """condition: (n, 4) x, y in meters, cos φ, sin φ of the end effector; angles: (n, 3) in (-π, π]. Both float32."""
 
     condition: np.ndarray
     angles: np.ndarray
 
+    __repr__ = shape_repr
 
-def draw_arm(n: int, rng: np.random.Generator) -> ArmPoses:
-    """n reachable poses all round the base, each answered elbow up or elbow down with equal probability."""
+
+def sample_arm_poses(n: int, rng: np.random.Generator) -> ArmPoses:
+    """n reachable poses around the base, each with its solution elbow up or elbow down with equal probability."""
     upper, fore, hand = LINKS
-    bend, direction, phi = rng.uniform(*BEND, n), rng.uniform(-np.pi, np.pi, n), rng.uniform(-np.pi, np.pi, n)
-    reach = np.sqrt(upper**2 + fore**2 + 2 * upper * fore * np.cos(bend))  # from the base to the wrist
-    x = reach * np.cos(direction) + hand * np.cos(phi)
-    y = reach * np.sin(direction) + hand * np.sin(phi)
+    bend, direction, phi = rng.uniform(*ELBOW_BEND, n), rng.uniform(-np.pi, np.pi, n), rng.uniform(-np.pi, np.pi, n)
+    radius = np.sqrt(upper**2 + fore**2 + 2 * upper * fore * np.cos(bend))  # distance of the wrist from the base
+    x = radius * np.cos(direction) + hand * np.cos(phi)
+    y = radius * np.sin(direction) + hand * np.sin(phi)
     condition = np.stack([x, y, np.cos(phi), np.sin(phi)], axis=1).astype(np.float32)
     return ArmPoses(condition, inverse_kinematics(condition, rng.random(n) < 0.5))
 
 
 def forward_kinematics(angles: np.ndarray) -> np.ndarray:
-    """Where joint angles (n, 3), each measured from the link before, bring the end effector.
+    """The end effector's pose for joint angles (n, 3), each relative to the previous link.
 
-    Returns float32 (n, 3): x and y in metres, the heading φ in (-π, π].
+    Returns float32 (n, 3): x and y in meters, the heading φ in (-π, π].
     """
-    headings = np.cumsum(angles, axis=1, dtype=np.float64)  # of each link, in the world
+    headings = np.cumsum(angles, axis=1, dtype=np.float64)  # of each link, in the world frame
     x, y = np.cos(headings) @ LINKS, np.sin(headings) @ LINKS
     return np.stack([x, y, wrap(headings[:, 2])], axis=1).astype(np.float32)
 
 
 def inverse_kinematics(target: np.ndarray, elbow_up: np.ndarray) -> np.ndarray:
-    """The joint angles, float32 (n, 3) in (-π, π], that reach targets (n, 4), laid out as a condition.
+    """The joint angles, float32 (n, 3) in (-π, π], that reach targets (n, 4), given like ``ArmPoses.condition``.
 
-    elbow_up: bool (n,); which of the two answers. Raises ConfigurationError where a target is out of reach.
+    elbow_up: bool (n,), which of the two solutions. Raises ConfigurationError if a target is out of reach.
     """
     upper, fore, hand = LINKS
     x, y, cosine, sine = target.astype(np.float64).T
@@ -59,7 +62,7 @@ def inverse_kinematics(target: np.ndarray, elbow_up: np.ndarray) -> np.ndarray:
     if (beyond := np.abs(cos_elbow) > 1 + 1e-6).any():
         first = int(np.argmax(beyond))
         raise ConfigurationError(
-            f"{beyond.sum()} of {len(target)} targets are out of reach, the first is number {first}: its wrist is "
+            f"{beyond.sum()} of {len(target)} targets are out of reach, the first at index {first}: its wrist is "
             f"{np.hypot(wrist_x, wrist_y)[first]:.3f} m from the base, expected {upper - fore:.3f} to {upper + fore:.3f}"
         )
     bend = np.arccos(np.clip(cos_elbow, -1, 1))
@@ -69,22 +72,22 @@ def inverse_kinematics(target: np.ndarray, elbow_up: np.ndarray) -> np.ndarray:
 
 
 def elbow_is_up(angles: np.ndarray) -> np.ndarray:
-    """Whether the elbow lies left of the line from base to wrist, thus above it where that points along x: bool (n,)."""
+    """Whether the elbow lies to the left of the line from base to wrist (above it if it points along x): bool (n,)."""
     return np.sin(angles[:, 1]) < 0
 
 
-def reach_error(angles: np.ndarray, condition: np.ndarray) -> np.ndarray:
-    """Distance of the end effector from the position asked for, in metres, (n,)."""
+def position_error(angles: np.ndarray, condition: np.ndarray) -> np.ndarray:
+    """Distance of the end effector from its target position in meters, (n,)."""
     return np.linalg.norm(forward_kinematics(angles)[:, :2] - condition[:, :2], axis=1)
 
 
 def heading_error(angles: np.ndarray, condition: np.ndarray) -> np.ndarray:
-    """Angle between the end effector's heading and the one asked for, in [0, π], (n,)."""
-    asked = np.arctan2(condition[:, 3], condition[:, 2])
-    return np.abs(wrap(forward_kinematics(angles)[:, 2] - asked))
+    """Angle between the end effector's heading and its target heading, in [0, π], (n,)."""
+    target = np.arctan2(condition[:, 3], condition[:, 2])
+    return np.abs(wrap(forward_kinematics(angles)[:, 2] - target))
 
 
 def wrap(angles: np.ndarray) -> np.ndarray:
-    """The same angles as float32 in (-π, π], whatever their shape."""
-    turned = np.pi - np.mod(np.pi - np.asarray(angles, np.float64), 2 * np.pi)
-    return np.clip(turned, -LARGEST_ANGLE, LARGEST_ANGLE).astype(np.float32)
+    """The same angles wrapped to (-π, π], float32, of any shape."""
+    wrapped = np.pi - np.mod(np.pi - np.asarray(angles, np.float64), 2 * np.pi)
+    return np.clip(wrapped, -LARGEST_ANGLE, LARGEST_ANGLE).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Toy distributions in the plane, the whiteboard of generative models."""
+"""Toy distributions in the plane, on which generative models are commonly illustrated."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def eight_gaussians(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def two_moons(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Two interleaved half circles of radius 1, centred on the origin, (n, 2)."""
+    """Two interleaved half circles of radius 1, centered on the origin, (n, 2)."""
     angle = rng.uniform(0, np.pi, n)
-    side = rng.choice([-1.0, 1.0], n)  # the lower moon is the upper one, turned by half a turn about the origin
+    side = rng.choice([-1.0, 1.0], n)  # the lower moon is the upper one, rotated by π about the origin
     return _points(side * (np.cos(angle) - 0.5), side * (np.sin(angle) - 0.25), rng, noise=0.05)
 
 
@@ -33,8 +33,8 @@ def checkerboard(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def spiral(n: int, rng: np.random.Generator) -> np.ndarray:
-    """One arm of a spiral, one and a half turns out to radius 2, about as dense all along, (n, 2)."""
-    angle = 3 * np.pi * np.sqrt(rng.random(n))  # a turn further out is longer
+    """One arm of a spiral, one and a half turns up to radius 2, with roughly uniform density along the arm, (n, 2)."""
+    angle = 3 * np.pi * np.sqrt(rng.random(n))  # an outer turn is longer
     radius = 2 * angle / (3 * np.pi)
     return _points(radius * np.cos(angle), radius * np.sin(angle), rng, noise=0.05)
 
@@ -47,10 +47,10 @@ TOYS: dict[str, Toy] = {
 }
 
 
-def draw_toy(name: str, n: int, rng: np.random.Generator) -> np.ndarray:
-    """n points of the toy of that name, float32 (n, 2). Raises ConfigurationError for a name not in ``TOYS``."""
+def sample_toy(name: str, n: int, rng: np.random.Generator) -> np.ndarray:
+    """n points of the named toy distribution, float32 (n, 2). Raises ConfigurationError for a name not in ``TOYS``."""
     if name not in TOYS:
-        raise ConfigurationError(f"there is no toy {name!r}; choose one of {', '.join(sorted(TOYS))}")
+        raise ConfigurationError(f"unknown toy distribution {name!r}; choose one of {', '.join(sorted(TOYS))}")
     return TOYS[name](n, rng)
 
 

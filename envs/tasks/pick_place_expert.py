@@ -1,9 +1,9 @@
-"""A scripted expert for PickPlace, which sees what a policy does not: where everything is, exactly.
+"""A scripted expert for PickPlace with privileged information: the exact poses of all objects.
 
-It walks a list of waypoints. From the pose commanded last it plans the next one along a smooth velocity profile, and
-turns that into joint targets by damped least squares. Small noise on the commanded joints is corrected by the next
-plan, so demonstrations show both small errors and the way back. A waypoint ends when the arm is *seen* to have got
-there, never after a time: what to do next can be read from the state.
+It follows a list of waypoints. From the last commanded pose, it plans the next one along a smooth velocity profile, and
+converts it to joint targets by damped least squares. Small noise on the joint targets is corrected by the next plan, so
+demonstrations contain small errors and their recovery. A waypoint ends when the *measured* state has reached it, never after
+a fixed time, so that the next action depends only on the state.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flowchunk.datasets.actions import rotation_6d_from_matrix
+from flowchunk.datasets.rotations import rotation_6d_from_matrix
 from flowchunk.envs.kinematics import Pose
 from flowchunk.envs.tasks.pick_place import BINS, CONTROL_HZ, MAX_OPENING, PickPlace
 
@@ -22,13 +22,13 @@ _SPEED = 0.14  # m/s
 _ACCELERATION = 0.45  # m/s²
 _TURNING_SPEED = 1.5  # rad/s
 _ALIGNED = 0.1  # rad
-_SQUEEZING_OPENING = 0.015  # m; the cube is wider, so its difference is the force of the grip
-_OPENED = 0.055  # m, wide enough to have let go of the cube
+_SQUEEZING_OPENING = 0.015  # m; narrower than the cube, so that the difference produces the grip force
+_OPENED = 0.055  # m, wide enough to have released the cube
 
 
 @dataclass(frozen=True)
 class Waypoint:
-    """Where the hand goes (position (3,) in metres, yaw in radians), how wide it opens (m), and when it has done so."""
+    """The hand's target position (3,) in meters and yaw in radians, the gripper opening (m), and when it is reached."""
 
     position: NDArray[np.float64]
     yaw: float
@@ -37,9 +37,9 @@ class Waypoint:
 
 
 class PickPlaceExpert:
-    """Picks the cube up and places it in a bin chosen at random.
+    """Picks up the cube and places it in a random bin.
 
-    rng: draws the bin, the variations of the path, and the noise. joint_noise: standard deviation in radians of the
+    rng: samples the bin, variations of the path, and the noise. joint_noise: standard deviation in radians of the
     noise added to the joint targets at each step.
     """
 
@@ -52,14 +52,14 @@ class PickPlaceExpert:
         self.bin = 0
 
     def reset(self, env: PickPlace) -> None:
-        """Choose a bin and plan the waypoints for where the cube is now; call it after the environment's reset."""
+        """Choose a bin and plan the waypoints from the cube's current pose; call it after the environment's reset."""
         self.bin = int(self._rng.integers(len(BINS)))
         self._velocity = np.zeros(3)
         self._speed = _SPEED * self._rng.uniform(0.9, 1.1)
         self._waypoints = self._plan(env)
 
     def act(self, env: PickPlace) -> NDArray[np.float64]:
-        """The next action (D,), of the kind that ``env`` takes, in its units."""
+        """The next action (D,), of the environment's kind and in its units."""
         while self._waypoints[0].is_done(env):
             del self._waypoints[0]
         waypoint = self._waypoints[0]
@@ -92,7 +92,7 @@ class PickPlaceExpert:
         ]
 
     def _next_pose(self, commanded: Pose, waypoint: Waypoint) -> Pose:
-        """One control period on from the pose commanded last, as fast as speed and acceleration allow."""
+        """The pose one control period after the last commanded one, as far as speed and acceleration allow."""
         to_go = waypoint.position - commanded.position
         distance = np.linalg.norm(to_go) + 1e-9
         speed = min(self._speed, np.sqrt(2 * _ACCELERATION * distance), distance * CONTROL_HZ)
@@ -121,7 +121,7 @@ def _raised(position: NDArray[np.float64], height: float) -> NDArray[np.float64]
 
 
 def _pointing_down(yaw: float) -> NDArray[np.float64]:
-    """(3, 3): the hand's x axis points down, and its fingers slide along the y axis of a frame turned by ``yaw``."""
+    """(3, 3): the hand's x axis points down, and its fingers slide along the y axis rotated by ``yaw``."""
     cosine, sine = np.cos(yaw), np.sin(yaw)
     return np.array([[0.0, -sine, cosine], [0.0, cosine, sine], [-1.0, 0.0, 0.0]])
 
@@ -136,5 +136,5 @@ def _half_turn(angle: float) -> float:
 
 
 def _quarter_turn(angle: float) -> float:
-    """The same cube's yaw in [-π/4, π/4): a cube looks alike after a quarter turn."""
+    """The cube's equivalent yaw in [-π/4, π/4): a cube is symmetric under quarter turns."""
     return float((angle + np.pi / 4) % (np.pi / 2) - np.pi / 4)

@@ -1,12 +1,12 @@
 """Push-T: push a T-shaped block onto its goal with a round agent. The MuJoCo twin of the original pymunk environment.
 
-Everything outside this file is in px of a 512 x 512 plane, x to the right and y downwards; MuJoCo sees 1 px as 1 mm.
+All public quantities are in px of a 512 x 512 plane, with x to the right and y down; in MuJoCo, 1 px is 1 mm.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +14,39 @@ import gymnasium as gym
 import numpy as np
 import shapely
 
-from flowchunk.datasets.errors import ConfigurationError, FlowchunkError, SimulationError
+from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
+from flowchunk.envs.arguments import finite_numbers, require_one_of
+from flowchunk.envs.episode_outcome import EpisodeOutcome
 from flowchunk.envs.mujoco_import import mujoco
+from flowchunk.envs.spaces import action_space, checked_action, observation_space
 from flowchunk.envs.stability import require_stable
-from flowchunk.envs.tasks.pusht_picture import Window, draw_picture, has_display, to_pixels
+from flowchunk.envs.tasks.pusht_image import Window, has_display, render_image, to_pixels
 
 MODEL_PATH = Path(__file__).with_name("pusht.xml")
-METRES_PER_PX = 0.001
+METERS_PER_PX = 0.001
 PLANE_SIZE = 512.0
-MARGIN = 128.0  # px beyond the plane that a block squeezed against a wall never leaves
+MARGIN = 128.0  # px around the plane; even a block squeezed against a wall stays inside
 
 AGENT = slice(0, 2)  # x, y in qpos and qvel
-BLOCK = slice(2, 5)  # x and y of the centre of mass, angle
+BLOCK = slice(2, 5)  # x and y of the center of mass, angle
 
 CONTROL_HZ = 10
 SERVO_PERIOD = 0.01  # s
 SERVO_PERIODS_PER_STEP = round(1 / (CONTROL_HZ * SERVO_PERIOD))
 SERVO_STIFFNESS = 100.0  # 1/s²
 SERVO_DAMPING = 20.0  # 1/s
-BLOCK_DAMPING = {0.01: 200.0, 0.005: 300.0}  # 1/s for each physics step (s): makes the motion quasi-static
+BLOCK_DAMPING = {0.01: 200.0, 0.005: 300.0}  # physics step (s): 1/s, makes the motion quasi-static
 BLOCK_MASS_AND_INERTIA = np.array([1.0, 1.0, 0.003])  # kg, kg, kg·m²
 
-# The block in its own frame, px.
-CENTRE_OF_MASS = np.array([0.0, 45.0])
+# The block in the block's coordinate frame, px.
+CENTER_OF_MASS = np.array([0.0, 45.0])
 BAR = np.array([(-60.0, 0.0), (60.0, 0.0), (60.0, 30.0), (-60.0, 30.0)])
 STEM = np.array([(-15.0, 30.0), (15.0, 30.0), (15.0, 120.0), (-15.0, 120.0)])
 OUTLINE = np.vstack([BAR[:3], STEM[1:], STEM[:1], BAR[3:]])
 AREA = 120.0 * 30.0 + 30.0 * 90.0
-BOUNDING_RADIUS = float(np.linalg.norm(OUTLINE - CENTRE_OF_MASS, axis=1).max())
-# Fitted to the demonstrations' recorded keypoints, which it meets to 2e-5 px wherever the block rests.
+BOUNDING_RADIUS = float(np.linalg.norm(OUTLINE - CENTER_OF_MASS, axis=1).max())
+# Fitted to the recorded keypoints of the demonstrations; agrees within 2e-5 px whenever the block is at rest.
 KEYPOINTS = np.array(
     [
         (9.26979, 90.04097),
@@ -70,7 +73,7 @@ KEYPOINT_FIELD = ObservationField(
     tuple(f"keypoint_{index}_{axis}" for index in range(len(KEYPOINTS)) for axis in "xy"),
     PX_PAIR * len(KEYPOINTS),
 )
-IMAGE_SIZE = 96  # px, of the demonstrations' frames
+IMAGE_SIZE = 96  # px, as in the demonstrations
 IMAGE_FIELD = ObservationField((IMAGE_SIZE, IMAGE_SIZE, 3), camera="top")
 OBSERVATION_SPECS = {
     "state": ObservationSpec({"state": STATE_FIELD}),
@@ -79,26 +82,29 @@ OBSERVATION_SPECS = {
 }
 ACTION_SPEC = ActionSpec(
     tuple(
-        ActionDimension(name, unit="px", frame="world", low=0.0, high=PLANE_SIZE) for name in ("target_x", "target_y")
+        ActionDimension(name, unit="px", coordinate_frame="world", low=0.0, high=PLANE_SIZE)
+        for name in ("target_x", "target_y")
     ),
     control_hz=CONTROL_HZ,
 )
 
 
-class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
+class PushT(gym.Env[dict[str, Any], np.ndarray]):
     """Push a T-shaped block onto its goal; an action is the agent's absolute target position, (2,) px in [0, 512].
 
-    observation: "state" gives ``state`` (5,) float32: agent x, y and block x, y in px, block angle in [0, 2π);
-    "keypoints" gives ``keypoints`` (9, 2) on the block and ``agent_position`` (2,), both float32 px; "image" gives
-    ``image`` (96, 96, 3), uint8 and drawn as the demonstrations' frames were, and ``agent_position``.
+    observation: "state" for ``state`` (5,) float32: agent x, y and block x, y in px, block angle in [0, 2π); "keypoints"
+    for ``keypoints`` (9, 2) on the block and ``agent_position`` (2,), both float32 px; "image" for ``image``
+    (96, 96, 3) uint8, rendered like the demonstrations' images, and ``agent_position``.
     goal_pose: x, y in px and angle in rad of the block at its goal.
-    render_mode: "rgb_array" draws uint8 (render_size, render_size, 3), "human" shows the same in a window.
-    physics_step: 0.01 or 0.005 s; the shorter one is closer to the original, and slower.
+    render_mode: "rgb_array" renders uint8 (render_size, render_size, 3), "human" shows the same in a window.
+    physics_step: 0.01 or 0.005 s; the shorter step is slower and closer to the original.
 
-    Raises ConfigurationError for an argument that cannot be used, SimulationError where no window can be opened.
+    Raises ConfigurationError for an invalid argument, SimulationError if no window can be opened.
     """
 
-    # Annotated as an instance's: without a display an instance withdraws "human", which cannot be drawn there.
+    observation_space: gym.spaces.Dict
+    action_space: gym.spaces.Box
+    # Without a display, an instance removes "human" from its render modes.
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": CONTROL_HZ}  # noqa: RUF012
 
     def __init__(
@@ -110,27 +116,25 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
         render_size: int = 512,
         physics_step: float = 0.01,
     ) -> None:
-        _require_one_of("observation", observation, OBSERVATION_SPECS)
-        _require_one_of("render_mode", render_mode, (None, *self.metadata["render_modes"]))
-        _require_one_of("physics_step", physics_step, BLOCK_DAMPING)
+        require_one_of("observation", observation, OBSERVATION_SPECS)
+        require_one_of("render_mode", render_mode, (None, *self.metadata["render_modes"]))
+        require_one_of("physics_step", physics_step, BLOCK_DAMPING)
         if not (isinstance(render_size, int) and render_size > 0):
-            raise ConfigurationError(f"render_size: expected a whole number of pixels above 0, got {render_size!r}")
+            raise ConfigurationError(f"render_size: expected an integer number of pixels above 0, got {render_size!r}")
         self.goal_pose = finite_numbers(goal_pose, ("x", "y", "angle"), "goal_pose", ConfigurationError)
         self._goal_outline = _placed(OUTLINE, *self.goal_pose)
         self._goal_polygon = shapely.polygons(self._goal_outline)
-        self._goal_centre = _placed(CENTRE_OF_MASS, *self.goal_pose)
+        self._goal_center = _placed(CENTER_OF_MASS, *self.goal_pose)
 
         self._model = _load_model(physics_step)
         self._data = mujoco.MjData(self._model)
         self._physics_steps_per_period = round(SERVO_PERIOD / physics_step)
-        self._score = 0.0
-        self._has_succeeded = False
+        self._outcome = EpisodeOutcome()
 
         self.observation_spec = OBSERVATION_SPECS[observation]
         self.action_spec = ACTION_SPEC
-        spaces = {key: observation_box(field) for key, field in self.observation_spec.fields.items()}
-        self.observation_space = gym.spaces.Dict(spaces)  # type: ignore[assignment]  # Gymnasium types it by its spaces
-        self.action_space = gym.spaces.Box(0.0, PLANE_SIZE, (2,), np.float32)
+        self.observation_space = pusht_observation_space(self.observation_spec)
+        self.action_space = action_space(self.action_spec)
 
         self.render_mode = render_mode
         self.render_size = render_size
@@ -141,26 +145,26 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
     # Named physical quantities.
 
     def agent_position(self) -> np.ndarray:
-        """x, y of the agent's centre, (2,) px."""
-        return np.asarray(self._data.qpos[AGENT] / METRES_PER_PX)
+        """x, y of the agent's center, (2,) px."""
+        return np.asarray(self._data.qpos[AGENT] / METERS_PER_PX)
 
     def block_pose(self) -> tuple[float, float, float]:
-        """x, y (px) of the origin of the block's frame, in the middle of the bar's edge, and its angle in [0, 2π)."""
+        """x, y (px) of the origin of the block's frame, the midpoint of the bar's edge; and the block's angle in [0, 2π)."""
         x, y, angle = self._data.qpos[BLOCK].tolist()
-        offset_x, offset_y = _placed(CENTRE_OF_MASS, 0.0, 0.0, angle).tolist()
-        return x / METRES_PER_PX - offset_x, y / METRES_PER_PX - offset_y, _wrapped(angle)
+        offset_x, offset_y = _placed(CENTER_OF_MASS, 0.0, 0.0, angle).tolist()
+        return x / METERS_PER_PX - offset_x, y / METERS_PER_PX - offset_y, _wrapped(angle)
 
     def coverage(self) -> float:
-        """The part of the goal that the block covers, in [0, 1]."""
-        block_centre = self._data.qpos[BLOCK][:2] / METRES_PER_PX
-        if math.dist(block_centre, self._goal_centre) >= 2 * BOUNDING_RADIUS:
+        """The fraction of the goal that the block covers, in [0, 1]."""
+        block_center = self._data.qpos[BLOCK][:2] / METERS_PER_PX
+        if math.dist(block_center, self._goal_center) >= 2 * BOUNDING_RADIUS:
             return 0.0
         block_polygon = shapely.polygons(_placed(OUTLINE, *self.block_pose()))
         return float(shapely.area(shapely.intersection(block_polygon, self._goal_polygon))) / AREA
 
-    def keeps_goal(self, mirror: Callable[[np.ndarray], np.ndarray]) -> bool:
-        """Whether a mirror of points (N, 2) leaves the goal where it is: only then demonstrations stay demonstrations."""
-        before, after = self._goal_outline, mirror(self._goal_outline)
+    def preserves_goal(self, transform: Callable[[np.ndarray], np.ndarray]) -> bool:
+        """Whether a transform of points (N, 2) maps the goal onto itself, so that demonstrations remain valid."""
+        before, after = self._goal_outline, transform(self._goal_outline)
         return bool(np.linalg.norm(before[:, None] - after, axis=-1).min(axis=1).max() < 1e-3)
 
     # Start of an episode.
@@ -170,8 +174,8 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Start an episode at rest, at random or at ``options={"state": [agent x, y, block x, y, block angle]}``.
 
-        Positions are in px and at most 128 px outside the plane; the angle is in rad, of any size. Returns the
-        observation and the info that ``step`` describes. Raises ConfigurationError for a state that cannot be used.
+        Positions are in px and at most 128 px outside the plane; the angle is in rad and unbounded. Returns the
+        observation and the info that ``step`` describes. Raises ConfigurationError for an invalid state.
         """
         super().reset(seed=seed)
         options = options or {}
@@ -179,8 +183,8 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
             raise ConfigurationError(f'options: expected none but "state", got {sorted(unknown)}; remove these')
         state = options.get("state")
         self._place(self._random_state() if state is None else _checked_state(state))
-        self._score, self._has_succeeded = 0.0, False
-        info = self._judge()
+        self._outcome = EpisodeOutcome()
+        info = self._update_score()
         self._show()
         return self._observe(), info
 
@@ -193,30 +197,29 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
     def _place(self, state: np.ndarray) -> None:
         agent_x, agent_y, block_x, block_y, angle = state.tolist()
         mujoco.mj_resetData(self._model, self._data)
-        self._data.qpos[AGENT] = np.array([agent_x, agent_y]) * METRES_PER_PX
-        self._data.qpos[BLOCK] = [*_placed(CENTRE_OF_MASS, block_x, block_y, angle) * METRES_PER_PX, angle]
+        self._data.qpos[AGENT] = np.array([agent_x, agent_y]) * METERS_PER_PX
+        self._data.qpos[BLOCK] = [*_placed(CENTER_OF_MASS, block_x, block_y, angle) * METERS_PER_PX, angle]
 
     # Step.
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Drive the agent towards its target, (2,) px, for 0.1 s; a target outside the plane is moved to its edge.
+        """Drive the agent towards its target, (2,) px, for 0.1 s; a target outside the plane is clipped to its edge.
 
         Returns observation, reward = coverage / 0.95 clipped to [0, 1], terminated = coverage above 0.95, truncated =
-        False, and info: ``coverage``, ``is_success`` (reached now or earlier in the episode) and ``score``, the best
-        reward of the episode so far, its start included. Further steps may follow a success. Raises SimulationError
-        for an action of the wrong shape or one that is not finite, and where the physics becomes unstable.
+        False, and info: ``coverage``, ``is_success`` (now or earlier in the episode) and ``score``, the best reward of
+        the episode so far, including its start. The episode may continue after a success. Raises SimulationError for an
+        action of the wrong shape or with values that are not finite, and if the physics becomes unstable.
         """
-        numbers = finite_numbers(action, ("target_x", "target_y"), "action", SimulationError)
-        target = numbers.clip(0.0, PLANE_SIZE) * METRES_PER_PX
+        target = checked_action(action, self.action_spec, self.action_space) * METERS_PER_PX
         for _ in range(SERVO_PERIODS_PER_STEP):
             self._drive_agent(target)
         require_stable(self._data)
-        info = self._judge()
+        info = self._update_score()
         self._show()
         return self._observe(), _reward(info["coverage"]), info["coverage"] > SUCCESS_COVERAGE, False, info
 
     def _drive_agent(self, target: np.ndarray) -> None:
-        position, velocity = self._data.qpos[AGENT], self._data.qvel[AGENT]  # views of MuJoCo's own arrays
+        position, velocity = self._data.qpos[AGENT], self._data.qvel[AGENT]  # views of MuJoCo's arrays
         velocity += (SERVO_STIFFNESS * (target - position) - SERVO_DAMPING * velocity) * SERVO_PERIOD
         mujoco.mj_step(self._model, self._data, nstep=self._physics_steps_per_period)
 
@@ -227,38 +230,37 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
             return {"state": np.array([*self.agent_position(), *self.block_pose()], dtype=np.float32)}
         agent_position = self.agent_position().astype(np.float32)
         if "image" in self.observation_spec.fields:
-            return {"image": self._draw(IMAGE_SIZE), "agent_position": agent_position}
+            return {"image": self._render(IMAGE_SIZE), "agent_position": agent_position}
         keypoints = _placed(KEYPOINTS, *self.block_pose()).astype(np.float32)
         return {"keypoints": keypoints, "agent_position": agent_position}
 
     # Reward.
 
-    def _judge(self) -> dict[str, Any]:
-        """Bring score and success up to date and return the info."""
+    def _update_score(self) -> dict[str, Any]:
+        """Update score and success, and return the info."""
         coverage = self.coverage()
-        self._score = max(self._score, _reward(coverage))
-        self._has_succeeded |= coverage > SUCCESS_COVERAGE
-        return {"coverage": coverage, "is_success": self._has_succeeded, "score": self._score}
+        self._outcome.update(_reward(coverage), is_success=coverage > SUCCESS_COVERAGE)
+        return {"coverage": coverage, **self._outcome.as_info()}
 
-    # Pictures.
+    # Images.
 
     def render(self) -> np.ndarray | None:
-        """The picture, uint8 (render_size, render_size, 3), in mode "rgb_array"; None in others."""
+        """The image, uint8 (render_size, render_size, 3), in mode "rgb_array"; None in the other modes."""
         self._show()
-        return self._draw(self.render_size) if self.render_mode == "rgb_array" else None
+        return self._render(self.render_size) if self.render_mode == "rgb_array" else None
 
     def chunk_to_pixels(self, chunk: np.ndarray) -> np.ndarray:
-        """Turn a chunk of actions (H, 2), px of the plane, into coordinates (H, 2) in the rendered picture."""
+        """Convert a chunk of actions (H, 2), px of the plane, to pixel coordinates (H, 2) in the rendered image."""
         return to_pixels(chunk, size=self.render_size)
 
     def close(self) -> None:
-        """Close the window, if there is one."""
+        """Close the window, if there is one; may be called more than once."""
         if self._window is not None:
             self._window.close()
 
-    def _draw(self, size: int) -> np.ndarray:
+    def _render(self, size: int) -> np.ndarray:
         pose = self.block_pose()
-        return draw_picture(
+        return render_image(
             agent_position=self.agent_position(),
             block_boxes=(_placed(BAR, *pose), _placed(STEM, *pose)),
             goal_outline=self._goal_outline,
@@ -267,7 +269,7 @@ class PushT(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
     def _show(self) -> None:
         if self._window is not None:
-            self._window.show(self._draw(self.render_size))
+            self._window.show(self._render(self.render_size))
 
 
 def _load_model(physics_step: float) -> mujoco.MjModel:
@@ -278,14 +280,9 @@ def _load_model(physics_step: float) -> mujoco.MjModel:
     return model
 
 
-def observation_box(field: ObservationField) -> gym.Space[Any]:
-    """The space of a field in px, or rad in [0, 2π) where it wraps; of a picture, from 0 to 255."""
-    if field.is_picture:
-        return gym.spaces.Box(0, 255, field.shape, np.uint8)
-    low = np.full(field.size, -MARGIN, np.float32)
-    high = np.full(field.size, PLANE_SIZE + MARGIN, np.float32)
-    low[list(field.wraps)], high[list(field.wraps)] = 0.0, 2 * math.pi
-    return gym.spaces.Box(low.reshape(field.shape), high.reshape(field.shape), dtype=np.float32)
+def pusht_observation_space(spec: ObservationSpec) -> gym.spaces.Dict:
+    """The observation space, with positions up to ``MARGIN`` outside the plane."""
+    return observation_space(spec, low=-MARGIN, high=PLANE_SIZE + MARGIN)
 
 
 def _reward(coverage: float) -> float:
@@ -293,13 +290,13 @@ def _reward(coverage: float) -> float:
 
 
 def _placed(points: np.ndarray, x: float, y: float, angle: float) -> np.ndarray:
-    """Points (..., 2) of a frame at that pose, in the plane."""
+    """Points (..., 2) of a coordinate frame at this pose, expressed in the plane."""
     cosine, sine = math.cos(angle), math.sin(angle)
     return np.asarray(points @ np.array([(cosine, sine), (-sine, cosine)]) + (x, y))
 
 
 def _wrapped(angle: float) -> float:
-    """The angle in [0, 2π), and still below 2π as a float32."""
+    """The angle in [0, 2π), below 2π even as a float32."""
     wrapped = angle % (2 * math.pi)
     return wrapped if np.float32(wrapped) < 2 * math.pi else 0.0
 
@@ -312,23 +309,3 @@ def _checked_state(state: object) -> np.ndarray:
             f"got {numbers.tolist()}; the plane is {PLANE_SIZE:g} px wide"
         )
     return numbers
-
-
-def finite_numbers(value: object, names: Sequence[str], argument: str, error: type[FlowchunkError]) -> np.ndarray:
-    """``value`` as one finite float64 for each name, else ``error``."""
-    try:
-        numbers = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        numbers = np.empty(0)
-    if numbers.shape != (len(names),) or not np.isfinite(numbers).all():
-        raise error(
-            f"{argument}: expected {len(names)} finite numbers ({', '.join(names)}), got {value!r}; "
-            "check its shape and look for NaN or infinity"
-        )
-    return numbers
-
-
-def _require_one_of(argument: str, value: object, choices: Iterable[object]) -> None:
-    choices = list(choices)
-    if value not in choices:
-        raise ConfigurationError(f"{argument}: expected one of {choices}, got {value!r}; choose one of these")

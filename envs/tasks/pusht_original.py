@@ -1,4 +1,4 @@
-"""The original Push-T (pymunk, ``gym_pusht``) under the interface of its twin, to check one against the other.
+"""The original Push-T (pymunk, ``gym_pusht``) with the interface of its MuJoCo twin, to compare the two.
 
 Needs the extra: ``pip install 'flowchunk[pusht-original]'``.
 """
@@ -10,31 +10,32 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from flowchunk.datasets.errors import ConfigurationError, SimulationError
+from flowchunk.datasets.errors import SimulationError
+from flowchunk.envs.arguments import require_one_of
+from flowchunk.envs.episode_outcome import EpisodeOutcome
+from flowchunk.envs.spaces import action_space, checked_action
 from flowchunk.envs.tasks.pusht import (
     ACTION_SPEC,
     IMAGE_SIZE,
     OBSERVATION_SPECS,
     PLANE_SIZE,
     SUCCESS_COVERAGE,
-    finite_numbers,
-    observation_box,
+    pusht_observation_space,
 )
 
 
-class PushTOriginal(gym.Env[dict[str, np.ndarray], np.ndarray]):
+class PushTOriginal(gym.Env[dict[str, Any], np.ndarray]):
     """``gym_pusht``'s environment with the twin's observations "state" and "image", action (2,) px, and info.
 
-    Raises SimulationError where the extra is not installed, ConfigurationError for another observation.
+    Raises SimulationError if the extra is not installed, ConfigurationError for an unknown observation.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 -- Gymnasium's way
+    observation_space: gym.spaces.Dict
+    action_space: gym.spaces.Box
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 -- Gymnasium's declaration
 
     def __init__(self, *, observation: str = "state", render_mode: str | None = None, render_size: int = 512) -> None:
-        if observation not in ("state", "image"):
-            raise ConfigurationError(
-                f"observation: expected one of ['state', 'image'], got {observation!r}; choose one of these"
-            )
+        require_one_of("observation", observation, ("state", "image"))
         try:
             from gym_pusht.envs.pusht import PushTEnv
         except ImportError as error:
@@ -50,46 +51,44 @@ class PushTOriginal(gym.Env[dict[str, np.ndarray], np.ndarray]):
         )
         self.render_mode, self.render_size = render_mode, render_size
         self.observation_spec, self.action_spec = OBSERVATION_SPECS[observation], ACTION_SPEC
-        spaces = {key: observation_box(field) for key, field in self.observation_spec.fields.items()}
-        self.observation_space = gym.spaces.Dict(spaces)  # type: ignore[assignment]  # typed by its spaces
-        self.action_space = gym.spaces.Box(0.0, PLANE_SIZE, (2,), np.float32)
-        self._score, self._has_succeeded = 0.0, False
+        self.observation_space = pusht_observation_space(self.observation_spec)
+        self.action_space = action_space(self.action_spec)
+        self._outcome = EpisodeOutcome()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Start an episode where ``gym_pusht`` starts it for this seed."""
+        """Start an episode as ``gym_pusht`` does for this seed."""
         super().reset(seed=seed)
-        seen, _ = self._env.reset(seed=seed, options=options)
-        self._score, self._has_succeeded = 0.0, False
-        return self._observation(seen), self._judge(self._env._get_coverage())
+        original, _ = self._env.reset(seed=seed, options=options)
+        self._outcome = EpisodeOutcome()
+        return self._observation(original), self._update_score(self._env._get_coverage())
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """As the twin's step: reward = coverage / 0.95 clipped to [0, 1], terminated above 0.95."""
-        target = finite_numbers(action, ("target_x", "target_y"), "action", SimulationError).clip(0.0, PLANE_SIZE)
-        seen, reward, terminated, truncated, info = self._env.step(target)
+        """Like the twin's ``step``: reward = coverage / 0.95 clipped to [0, 1], terminated above 0.95."""
+        target = checked_action(action, self.action_spec, self.action_space)
+        original, reward, terminated, truncated, info = self._env.step(target)
         return (
-            self._observation(seen),
+            self._observation(original),
             float(reward),
             bool(terminated),
             truncated,
-            self._judge(info["coverage"]),
+            self._update_score(info["coverage"]),
         )
 
     def render(self) -> np.ndarray | None:
-        """The original's picture, uint8 (render_size, render_size, 3)."""
+        """The original's image, uint8 (render_size, render_size, 3), in mode "rgb_array"; None otherwise."""
         return np.asarray(self._env.render()) if self.render_mode == "rgb_array" else None
 
     def chunk_to_pixels(self, chunk: np.ndarray) -> np.ndarray:
-        """A chunk (H, 2) in px of the plane as coordinates (H, 2) of the picture."""
+        """Convert a chunk of actions (H, 2), px of the plane, to pixel coordinates (H, 2) in the rendered image."""
         return np.asarray(chunk * self.render_size / PLANE_SIZE)
 
-    def _observation(self, seen: Any) -> dict[str, np.ndarray]:
+    def _observation(self, original: Any) -> dict[str, np.ndarray]:
         if "state" in self.observation_spec.fields:
-            return {"state": seen.astype(np.float32)}
-        return {"image": seen["pixels"], "agent_position": seen["agent_pos"].astype(np.float32)}
+            return {"state": original.astype(np.float32)}
+        return {"image": original["pixels"], "agent_position": original["agent_pos"].astype(np.float32)}
 
-    def _judge(self, coverage: float) -> dict[str, Any]:
-        self._score = max(self._score, min(coverage / SUCCESS_COVERAGE, 1.0))
-        self._has_succeeded |= coverage > SUCCESS_COVERAGE
-        return {"coverage": float(coverage), "is_success": self._has_succeeded, "score": float(self._score)}
+    def _update_score(self, coverage: float) -> dict[str, Any]:
+        self._outcome.update(min(coverage / SUCCESS_COVERAGE, 1.0), is_success=coverage > SUCCESS_COVERAGE)
+        return {"coverage": float(coverage), **self._outcome.as_info()}

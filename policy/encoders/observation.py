@@ -46,7 +46,7 @@ class ObservationEncoder(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.pictures = observation_spec.pictures
+        self.pictures = observation_spec.images
         check_vision(vision, self.pictures)
         settings = dict(options or {})
         self.is_shared = bool(settings.pop("shared", False))

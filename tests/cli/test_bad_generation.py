@@ -206,7 +206,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
         lambda at: ["collect", "task=toy2d", f"output_dir={at.folder / 'new'}"],
         ["task=toy2d is no robot's", "flowchunk train"],
     ),
-    "no pictures": (lambda at: at.train("images", at.folder_of()), ["expected pictures (.png, .jpg, .jpeg)", "none"]),
+    "no pictures": (lambda at: at.train("images", at.folder_of()), ["expected images (.png, .jpg, .jpeg)", "none"]),
     "pictures that are not there": (
         lambda at: at.train("images", "dataset=no/such/folder"),
         ["no/such/folder", "found nothing", "check the path"],
@@ -214,7 +214,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     "file that is no archive": (lambda at: at.train("images", f"dataset={at.file}"), ["a_file", ".zip archive"]),
     "unreadable picture": (
         lambda at: at.train("images", at.unreadable_folder),
-        ["2.png: is not a readable picture", "replace or remove"],
+        ["2.png: is not a readable image", "replace or remove"],
     ),
     "mixed sizes": (
         lambda at: at.train("images", at.folder_of((8, 8), (8, 8), (9, 8), (8, 8))),

@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_demonstrations(pickplace_store: Path, tmp_
     assert collect(tmp_path / "other.zarr", "episodes=1", "seed=50") == 0
     first, again, other = map(Store.open, (pickplace_store, tmp_path / "again.zarr", tmp_path / "other.zarr"))
     for key in ("state", "action"):
-        np.testing.assert_array_equal(again.read(key), first.read(key, 0, again.frames))
+        np.testing.assert_array_equal(again.read(key), first.read(key, 0, again.num_frames))
     assert not np.array_equal(other.read("state", 0, 1), first.read("state", 0, 1))
 
 
@@ -67,8 +67,8 @@ def test_demonstrations_of_a_robot_that_sees_are_those_of_one_that_knows(pickpla
     assert collect(tmp_path / "seen.zarr", "episodes=2", "env.observation=image") == 0
     known, seen = Store.open(pickplace_store), Store.open(tmp_path / "seen.zarr")
     assert seen.observation_spec == env.get_wrapper_attr("observation_spec")
-    np.testing.assert_array_equal(seen.read("action"), known.read("action", 0, seen.frames))
-    np.testing.assert_array_equal(seen.read("proprioception")[:, :10], known.read("state", 0, seen.frames)[:, :10])
+    np.testing.assert_array_equal(seen.read("action"), known.read("action", 0, seen.num_frames))
+    np.testing.assert_array_equal(seen.read("proprioception")[:, :10], known.read("state", 0, seen.num_frames)[:, :10])
     observation, _ = env.reset(seed=0)
     env.close()
     for key in ("front_image", "wrist_image"):
@@ -114,7 +114,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def require_first_demonstrations(kept: Path, pickplace_store: Path) -> int:
     """The number of episodes of what was kept, whose first are those of an undisturbed collection."""
     store, expected = Store.open(kept), Store.open(pickplace_store)
-    frames = min(store.frames, expected.frames)
+    frames = min(store.num_frames, expected.num_frames)
     for key in ("state", "action"):
         np.testing.assert_array_equal(store.read(key, 0, frames), expected.read(key, 0, frames))
     return len(store.episode_ends)

@@ -27,7 +27,7 @@ def test_episodes_lengths_keys_shapes_and_ranges(
     path: Path = request.getfixturevalue(fixture)
     shown, store = inspect(path, capsys), Store.open(path)
     lengths = store.episode_lengths
-    assert f"{path}: {len(lengths)} episodes, {store.frames} frames" in shown
+    assert f"{path}: {len(lengths)} episodes, {store.num_frames} frames" in shown
     assert f"lengths {lengths.min()} to {lengths.max()}, median {np.median(lengths):g}" in shown
     for key in ("state", "action"):
         values = store.read(key)
@@ -44,7 +44,7 @@ def test_our_stores_say_what_the_numbers_mean(pickplace_store: Path, capsys: pyt
     ):
         assert re.search(rf"state\s*│ {name}\s*│ {unit}\s*│", shown)
     for one in store.action_spec.dimensions:
-        row = rf"{one.name}\s*│ {one.unit}\s*│ {one.frame}\s*│ absolute\s*│\s*│ {one.low}\s*│ {one.high}"
+        row = rf"{one.name}\s*│ {one.unit}\s*│ {one.coordinate_frame}\s*│ absolute\s*│\s*│ {one.low}\s*│ {one.high}"
         assert re.search(row, shown)
     assert "commanded at 20 Hz" in shown
     assert "zarr format 3" in shown

@@ -107,7 +107,7 @@ def act_once(task: str, *words: str) -> None:
     policy = ChunkPolicy(config, observation_spec, action_spec, Normalizer(scalings))
     seen = {
         key: random.integers(0, 255, (2, config.observation_steps, *field.shape), dtype=np.uint8)
-        if field.is_picture
+        if field.is_image
         else random.normal(size=(2, config.observation_steps, *field.shape)).astype(np.float32)
         for key, field in observation_spec.fields.items()
     }

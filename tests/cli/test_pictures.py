@@ -229,7 +229,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
     [
         ("vision=eyes", "unknown vision 'eyes'; there are none, resnet18, small_conv, timm, transformers"),
         ("hardware=tpu", "unknown hardware 'tpu'; there are cpu, gpu, none"),
-        ("vision.crop=[97,84]", "crop=(97, 84) must be (height, width) in pixels and fit into pictures of (96, 96)"),
+        ("vision.crop=[97,84]", "crop=(97, 84) must be (height, width) in pixels and fit into images of (96, 96)"),
         ("vision.crop=84", "vision.crop=84 must be a list"),
         ("vision.picture_steps=3", "vision.picture_steps=3 must be from 1 to observation_steps=2"),
         ("vision.colour_jitter=2.0", "vision.colour_jitter=2.0 must be at least 0 and below 1"),
@@ -241,9 +241,9 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
             "cannot be shared evenly by 1 processes in training.num_micro_batches=3 parts each",
         ),
         ("training.prefetch=soon", "training.prefetch=soon must be true or false"),
-        ("dataset.cache=cloud", "cache=cloud: unknown; there are auto, device, disk, ram"),
+        ("dataset.cache=cloud", "cache=cloud is unknown; choose one of auto, device, disk, ram"),
         ("dataset.cache_limit_gb=0.0001", "cache_limit_gb"),
-        ("dataset.symmetry.image={picture: upside_down}", "anti_transpose"),
+        ("dataset.symmetry.image={transform: upside_down}", "anti_transpose"),
     ],
 )
 def test_options_that_cannot_be_used(

@@ -162,9 +162,9 @@ def test_a_store_in_another_unit_is_refused(
     root.attrs["flowchunk"] = attributes
     assert main(pickplace(store, tmp_path / "run", *tiny)) == 1
     message = capsys.readouterr().err
-    assert "the environment says" in message
+    assert "the environment has" in message
     assert f"'{unit}'" in message
-    assert f"{store} says" in message
+    assert f"{store} has" in message
     assert "'furlong'" in message
     assert not (tmp_path / "run").exists()
 

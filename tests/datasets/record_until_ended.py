@@ -1,11 +1,11 @@
-"""Records pictures to the path that it is given until it is ended; prints the number of each episode when it is added."""
+"""Records images to the given path until the process is ended; prints the number of each episode after adding it."""
 
 import itertools
 import sys
 
 from flowchunk.datasets.recorder import StoreWriter
-from tests.datasets.picture_stores import ACTIONS, OBSERVATIONS
-from tests.datasets.test_recordings_kept import episode
+from tests.datasets.image_stores import ACTIONS, OBSERVATIONS
+from tests.datasets.test_unfinished_recordings import episode
 
 if __name__ == "__main__":
     with StoreWriter(sys.argv[1], observation_spec=OBSERVATIONS, action_spec=ACTIONS) as writer:

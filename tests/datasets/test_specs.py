@@ -1,4 +1,4 @@
-"""Specifications: stored and read back, compared, and refused where they do not add up."""
+"""Specifications: stored and read back, compared, and refused if they are inconsistent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ dimensions = st.builds(
     ActionDimension,
     name=texts,
     unit=texts,
-    frame=texts,
+    coordinate_frame=texts,
     reference=st.sampled_from(["absolute", "delta", "relative"]),
     rotation=st.none() | texts,
     low=bounds,
@@ -59,7 +59,7 @@ def test_observation_specs_come_back_from_json(content: dict[str, ObservationFie
     again = ObservationSpec.from_json(json.loads(json.dumps(spec.to_json())))
     assert again == spec
     assert list(again.fields) == list(spec.fields)
-    require_observations(spec, again, expected_by="one", got_from="other")
+    require_observations(spec, again, expected_by="the spec", got_from="its copy")
 
 
 @given(st.lists(dimensions, max_size=4), st.floats(0.1, 1000))
@@ -68,7 +68,22 @@ def test_action_specs_come_back_from_json(content: list[ActionDimension], contro
     again = ActionSpec.from_json(json.loads(json.dumps(spec.to_json())))
     assert again == spec
     assert again.size == len(content)
-    require_same_actions(spec, again, expected_by="one", got_from="other")
+    require_same_actions(spec, again, expected_by="the spec", got_from="its copy")
+
+
+@given(st.lists(dimensions, min_size=1, max_size=4))
+def test_a_spec_stored_with_frame_is_read_as_coordinate_frame(content: list[ActionDimension]) -> None:
+    stored = ActionSpec(tuple(content), 10.0).to_json()
+    for dimension in stored["dimensions"]:
+        dimension["frame"] = dimension.pop("coordinate_frame")
+    assert ActionSpec.from_json(json.loads(json.dumps(stored))) == ActionSpec(tuple(content), 10.0)
+
+
+def test_a_dimension_with_both_names_of_its_coordinate_frame_is_refused() -> None:
+    stored = ACTIONS.to_json()
+    stored["dimensions"][0]["frame"] = "base"
+    with pytest.raises(SpecMismatchError, match=r"not an action spec: .*'frame'"):
+        ActionSpec.from_json(stored)
 
 
 def test_sizes_count_values() -> None:
@@ -86,25 +101,25 @@ def test_sizes_count_values() -> None:
         ({"wraps": (-1,)}, r"wraps=\(-1,\) points outside"),
     ],
 )
-def test_fields_that_do_not_add_up(options: dict[str, Any], message: str) -> None:
+def test_inconsistent_fields(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecMismatchError, match=message):
         ObservationField((3,), **options)
 
 
-PICTURE = ObservationField((96, 96, 3), camera="front", crop=(84, 84))
+IMAGE = ObservationField((96, 96, 3), camera="front", crop=(84, 84))
 
 
-def test_a_picture_comes_back_from_json_with_its_camera_and_crop() -> None:
-    spec = ObservationSpec({"image": PICTURE, "state": STATE})
+def test_an_image_comes_back_from_json_with_its_camera_and_crop() -> None:
+    spec = ObservationSpec({"image": IMAGE, "state": STATE})
     read = ObservationSpec.from_json(json.loads(json.dumps(spec.to_json())))
     assert read == spec
     assert (read.fields["image"].camera, read.fields["image"].crop) == ("front", (84, 84))
-    assert (list(read.pictures), list(read.values)) == (["image"], ["state"])
+    assert (list(read.images), list(read.values)) == (["image"], ["state"])
 
 
-def test_how_a_policy_crops_does_not_make_another_observation() -> None:
-    assert replace(PICTURE, crop=None) == PICTURE
-    assert replace(PICTURE, camera="wrist") != PICTURE
+def test_the_crop_is_ignored_when_fields_are_compared() -> None:
+    assert replace(IMAGE, crop=None) == IMAGE
+    assert replace(IMAGE, camera="wrist") != IMAGE
 
 
 @pytest.mark.parametrize(
@@ -118,15 +133,15 @@ def test_how_a_policy_crops_does_not_make_another_observation() -> None:
         ((96, 96, 3), "front", (0, 84)),
     ],
 )
-def test_pictures_that_do_not_add_up(shape: tuple[int, ...], camera: str | None, crop: tuple[int, ...] | None) -> None:
-    with pytest.raises(SpecMismatchError, match=r"a picture has a camera|must be \(height, width\)"):
+def test_inconsistent_images(shape: tuple[int, ...], camera: str | None, crop: tuple[int, ...] | None) -> None:
+    with pytest.raises(SpecMismatchError, match=r"an image has a camera|must be \(height, width\)"):
         ObservationField(shape, camera=camera, crop=crop)
 
 
 @pytest.mark.parametrize(
     "value", [None, [], 3, {"state": None}, {"state": {"shape": 3}}, {"state": {"size": [3]}}, {"state": {}}]
 )
-def test_what_is_no_observation_spec(value: Any) -> None:
+def test_values_that_are_no_observation_spec(value: Any) -> None:
     with pytest.raises(SpecMismatchError, match="this is not an observation spec"):
         ObservationSpec.from_json(value)
 
@@ -142,9 +157,10 @@ def test_what_is_no_observation_spec(value: Any) -> None:
         {"dimensions": 3, "control_hz": 10},
         {"dimensions": [], "control_hz": None},
         {"dimensions": [], "control_hz": "fast"},
+        {"dimensions": ["frame"], "control_hz": 10},
     ],
 )
-def test_what_is_no_action_spec(value: Any) -> None:
+def test_values_that_are_no_action_spec(value: Any) -> None:
     with pytest.raises(SpecMismatchError, match="this is not an action spec"):
         ActionSpec.from_json(value)
 
@@ -158,7 +174,7 @@ SIDES = {"expected_by": "the policy", "got_from": "the store"}
     "change",
     [
         {"unit": "mm"},
-        {"frame": "world"},
+        {"coordinate_frame": "world"},
         {"reference": "relative"},
         {"low": 0.0},
         {"high": None},
@@ -168,7 +184,7 @@ SIDES = {"expected_by": "the policy", "got_from": "the store"}
 )
 def test_actions_that_differ_are_named_with_both_sides(change: dict[str, Any]) -> None:
     other = replace(ACTIONS, dimensions=(replace(ACTIONS.dimensions[0], **change), ACTIONS.dimensions[1]))
-    with pytest.raises(SpecMismatchError, match=r"'x' differs: the policy says .*, but the store says "):
+    with pytest.raises(SpecMismatchError, match=r"'x' differs: the policy has .*, but the store has "):
         require_same_actions(ACTIONS, other, **SIDES)
 
 
@@ -181,11 +197,11 @@ def test_actions_of_another_size() -> None:
 
 
 def test_actions_at_another_rate() -> None:
-    with pytest.raises(SpecMismatchError, match=r"the policy says 20\.0 Hz, but the store says 10\.0 Hz"):
+    with pytest.raises(SpecMismatchError, match=r"the policy has 20\.0 Hz, but the store has 10\.0 Hz"):
         require_same_actions(ACTIONS, replace(ACTIONS, control_hz=10.0), **SIDES)
 
 
-def test_observations_may_be_more_but_not_fewer() -> None:
+def test_more_observations_are_accepted_but_not_fewer() -> None:
     fewer = ObservationSpec({"state": STATE})
     require_observations(fewer, OBSERVATIONS, **SIDES)
     with pytest.raises(SpecMismatchError, match=r"the policy needs the observation 'image', but the store only has"):
@@ -195,11 +211,11 @@ def test_observations_may_be_more_but_not_fewer() -> None:
 @pytest.mark.parametrize("change", [{"units": ("m", "mm", "rad")}, {"wraps": ()}, {"names": ()}, {"shape": (3, 1)}])
 def test_observations_that_differ_are_named_with_both_sides(change: dict[str, Any]) -> None:
     other = ObservationSpec({"state": replace(STATE, **change)})
-    with pytest.raises(SpecMismatchError, match=r"'state' differs: the policy says .*, but the store says "):
+    with pytest.raises(SpecMismatchError, match=r"'state' differs: the policy has .*, but the store has "):
         require_observations(ObservationSpec({"state": STATE}), other, **SIDES)
 
 
-def test_a_mismatch_says_what_differs_and_nothing_else() -> None:
+def test_a_mismatch_names_what_differs_and_nothing_else() -> None:
     names = tuple("abcdef")
     expected = ObservationField((6,), names=names, units=("rad",) * 6)
     other = replace(expected, units=("rad", "rad", "deg", "rad", "rad", "rad"))
@@ -208,7 +224,7 @@ def test_a_mismatch_says_what_differs_and_nothing_else() -> None:
     with pytest.raises(SpecMismatchError) as caught:
         require_observations(first, second, expected_by="the policy", got_from="the store")
     assert str(caught.value) == (
-        "observation 'joints' differs: the policy says units[2]='rad', but the store says units[2]='deg'"
+        "observation 'joints' differs: the policy has units[2]='rad', but the store has units[2]='deg'"
     )
-    with pytest.raises(SpecMismatchError, match=r"says shape=\(6,\), but the store says shape=\(2, 3\)"):
+    with pytest.raises(SpecMismatchError, match=r"has shape=\(6,\), but the store has shape=\(2, 3\)"):
         require_observations(first, third, expected_by="the policy", got_from="the store")

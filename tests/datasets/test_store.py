@@ -1,4 +1,4 @@
-"""Stores: what was recorded comes back, others' stores are read, and whatever is damaged is named."""
+"""Stores: recordings come back, foreign stores are read, and damage is named."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ ENDS = np.cumsum(LENGTHS)
 
 
 def frames(key: str, length: int = FRAMES) -> np.ndarray:
-    """Values that tell frames and columns apart."""
+    """Values that differ between frames and columns."""
     shape = {"state": (3,), "image": (4, 4, 3), "action": (2,)}[key]
     values = np.arange(1, 1 + length * int(np.prod(shape))).reshape(length, *shape)
     return (values % 251).astype(np.uint8) if key == "image" else values.astype(np.float32)
 
 
-def write_others(path: Path, zarr_format: Any, *, ends: Any = ENDS, **arrays: np.ndarray) -> Path:
-    """A store as diffusion_policy writes them, in chunks of 4 frames, with zarr alone."""
+def write_foreign(path: Path, zarr_format: Any, *, ends: Any = ENDS, **arrays: np.ndarray) -> Path:
+    """A store as diffusion_policy writes them, in chunks of 4 frames, with only zarr."""
     root = zarr.open_group(path, mode="w", zarr_format=zarr_format)
     for name, values in ({"state": frames("state"), "action": frames("action")} | arrays).items():
         root.create_array(f"data/{name}", data=values, chunks=(4, *values.shape[1:]))
@@ -64,13 +64,23 @@ def chunk_files(path: Path, name: str) -> list[Path]:
 each_format = pytest.mark.parametrize("zarr_format", [2, 3])
 
 
-# The stores of others.
+def test_a_store_recorded_with_the_old_name_of_the_coordinate_frame_is_read(tmp_path: Path) -> None:
+    path = record(tmp_path / "demos.zarr")
+    root = zarr.open_group(path, mode="r+")
+    attributes: Any = root.attrs["flowchunk"]
+    for dimension in attributes["action_spec"]["dimensions"]:
+        dimension["frame"] = dimension.pop("coordinate_frame")
+    root.attrs["flowchunk"] = attributes
+    assert Store.open(path).action_spec == ACTIONS
+
+
+# Foreign stores.
 
 
 @each_format
-def test_stores_of_others_are_read(tmp_path: Path, zarr_format: int) -> None:
-    store = Store.open(write_others(tmp_path / "demos.zarr", zarr_format, image=frames("image")))
-    assert store.frames == FRAMES
+def test_foreign_stores_are_read(tmp_path: Path, zarr_format: int) -> None:
+    store = Store.open(write_foreign(tmp_path / "demos.zarr", zarr_format, image=frames("image")))
+    assert store.num_frames == FRAMES
     assert store.keys == ("action", "image", "state")
     assert (store.observation_spec, store.action_spec) == (None, None)
     np.testing.assert_array_equal(store.episode_ends, [5, 6, 13, 25])
@@ -89,7 +99,7 @@ def test_any_slice_and_any_blocks(
     tmp_path_factory: pytest.TempPathFactory, zarr_format: int, start: int, stop: int, size: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / f"slices_{zarr_format}.zarr"
-    store = Store.open(path if path.exists() else write_others(path, zarr_format))
+    store = Store.open(path if path.exists() else write_foreign(path, zarr_format))
     np.testing.assert_array_equal(store.read("state", start, stop), frames("state")[start:stop])
     blocks = list(store.blocks("state", frames=size))
     assert max(map(len, blocks)) <= size
@@ -98,7 +108,7 @@ def test_any_slice_and_any_blocks(
 
 @each_format
 def test_sources_rename_and_slice(tmp_path: Path, zarr_format: int) -> None:
-    path = write_others(tmp_path / "demos.zarr", zarr_format, img=frames("image"))
+    path = write_foreign(tmp_path / "demos.zarr", zarr_format, img=frames("image"))
     sources = {"position": "state[:2]", "rest": "state[1:]", "middle": "state[1:2]", "image": "img"}
     store = Store.open(path, sources=sources)
     assert {"position", "rest", "middle", "image", "action"} <= set(store.keys)
@@ -109,7 +119,7 @@ def test_sources_rename_and_slice(tmp_path: Path, zarr_format: int) -> None:
 
 
 def test_sources_of_images_slice_rows(tmp_path: Path) -> None:
-    path = write_others(tmp_path / "demos.zarr", 3, image=frames("image"))
+    path = write_foreign(tmp_path / "demos.zarr", 3, image=frames("image"))
     store = Store.open(path, sources={"top": "image[:1]"})
     assert store.shape("top") == (1, 4, 3)
     np.testing.assert_array_equal(store.read("top"), frames("image")[:, :1])
@@ -117,14 +127,14 @@ def test_sources_of_images_slice_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["state[2]", "state[a:b]", "state[", "state[0:1:2]", "state[:2]x"])
 def test_sources_that_are_no_slices_are_refused(tmp_path: Path, source: str) -> None:
-    path = write_others(tmp_path / "demos.zarr", 3)
+    path = write_foreign(tmp_path / "demos.zarr", 3)
     with pytest.raises(FlowchunkError, match="state"):
         Store.open(path, sources={"position": source}).read("position")
 
 
 @each_format
 def test_reading_is_lazy(tmp_path: Path, zarr_format: int) -> None:
-    path = write_others(tmp_path / "demos.zarr", zarr_format)
+    path = write_foreign(tmp_path / "demos.zarr", zarr_format)
     store = Store.open(path)
     first, *_, last = chunk_files(path, "state")
     last.write_bytes(b"\x00damaged")
@@ -134,10 +144,10 @@ def test_reading_is_lazy(tmp_path: Path, zarr_format: int) -> None:
         store.read("state", 0, 4)
 
 
-# Our own.
+# Flowchunk's stores.
 
 
-def test_what_was_recorded_comes_back(tmp_path: Path) -> None:
+def test_recordings_come_back(tmp_path: Path) -> None:
     store = Store.open(record(tmp_path / "deeper" / "demos.zarr"))
     assert store.observation_spec == OBSERVATIONS
     assert store.action_spec == ACTIONS
@@ -148,15 +158,15 @@ def test_what_was_recorded_comes_back(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "deeper").iterdir()] == ["demos.zarr"]
 
 
-def test_our_stores_carry_our_keys(tmp_path: Path) -> None:
+def test_sources_are_ignored_for_flowchunks_stores(tmp_path: Path) -> None:
     store = Store.open(record(tmp_path / "demos.zarr"), sources={"state": "image"})
     np.testing.assert_array_equal(store.read("state"), frames("state"))
 
 
-def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     record(Path("~/demos.zarr"))
-    assert Store.open("~/demos.zarr").frames == FRAMES
+    assert Store.open("~/demos.zarr").num_frames == FRAMES
 
 
 @pytest.mark.parametrize("chunk_frames", [1, 4, 6, 100])
@@ -177,7 +187,7 @@ def test_frames_that_are_all_zero_are_no_damage(tmp_path: Path, monkeypatch: pyt
         assert len(store.read(key)) == 24
 
 
-def test_whole_numbers_first_and_fractions_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_integers_first_and_fractions_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "CHUNK_FRAMES", 4)
     content = [
         ({"state": np.full((4, 3), value), "image": np.zeros((4, 4, 4, 3), np.uint8)}, np.full((4, 2), value))
@@ -198,7 +208,7 @@ def test_recordings_are_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="exists already"):
         record(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "precious"
-    assert Store.open(tmp_path / "demos.zarr").frames == FRAMES
+    assert Store.open(tmp_path / "demos.zarr").num_frames == FRAMES
 
 
 def test_nothing_recorded_is_nothing_written(tmp_path: Path) -> None:
@@ -258,7 +268,7 @@ def test_an_array_alone_is_no_store(tmp_path: Path, zarr_format: Any) -> None:
 @each_format
 @pytest.mark.parametrize("missing", ["data", "meta", "meta/episode_ends"])
 def test_a_part_that_is_missing(tmp_path: Path, zarr_format: int, missing: str) -> None:
-    path = write_others(tmp_path / "demos.zarr", zarr_format)
+    path = write_foreign(tmp_path / "demos.zarr", zarr_format)
     shutil.rmtree(path / missing)
     with pytest.raises(DatasetError, match="is not a data set: expected a zarr folder"):
         Store.open(path)
@@ -275,7 +285,7 @@ def test_data_that_is_no_folder(tmp_path: Path, zarr_format: Any) -> None:
 
 @each_format
 def test_an_array_that_is_missing(tmp_path: Path, zarr_format: int) -> None:
-    store = Store.open(write_others(tmp_path / "demos.zarr", zarr_format), sources={"image": "img"})
+    store = Store.open(write_foreign(tmp_path / "demos.zarr", zarr_format), sources={"image": "img"})
     with pytest.raises(
         DatasetError, match=r"has no array data/img \(wanted for 'image'\); it has \['action', 'state'\]"
     ):
@@ -286,16 +296,20 @@ def test_an_array_that_is_missing(tmp_path: Path, zarr_format: int) -> None:
 
 @each_format
 def test_an_array_that_is_too_short(tmp_path: Path, zarr_format: int) -> None:
-    store = Store.open(write_others(tmp_path / "demos.zarr", zarr_format, state=frames("state", FRAMES - 2)))
-    with pytest.raises(DatasetError, match=r"data/state in .* is truncated: 23 frames, but meta/episode_ends says 25"):
+    store = Store.open(write_foreign(tmp_path / "demos.zarr", zarr_format, state=frames("state", FRAMES - 2)))
+    with pytest.raises(
+        DatasetError, match=r"data/state in .* is truncated: it has 23 frames, but meta/episode_ends counts 25"
+    ):
         store.read("state", 0, 3)
 
 
 @each_format
 @pytest.mark.parametrize("rows", [FRAMES - 1, FRAMES + 3])
 def test_actions_that_do_not_match_the_episodes(tmp_path: Path, zarr_format: int, rows: int) -> None:
-    path = write_others(tmp_path / "demos.zarr", zarr_format, action=frames("action", rows))
-    with pytest.raises(DatasetError, match=f"says {FRAMES} frames, but data/action has {rows}"):
+    path = write_foreign(tmp_path / "demos.zarr", zarr_format, action=frames("action", rows))
+    with pytest.raises(
+        DatasetError, match=f"is inconsistent: meta/episode_ends counts {FRAMES} frames, but data/action has {rows}"
+    ):
         Store.open(path)
 
 
@@ -311,16 +325,16 @@ def test_actions_that_do_not_match_the_episodes(tmp_path: Path, zarr_format: int
     ],
 )
 def test_episodes_that_do_not_add_up(tmp_path: Path, ends: Any, message: str) -> None:
-    path = write_others(tmp_path / "demos.zarr", 3, ends=np.asarray(ends, dtype=np.int64))
+    path = write_foreign(tmp_path / "demos.zarr", 3, ends=np.asarray(ends, dtype=np.int64))
     with pytest.raises(DatasetError, match=message):
         Store.open(path)
 
 
-def others_v2(path: Path) -> Path:
-    return write_others(path, 2)
+def foreign_v2(path: Path) -> Path:
+    return write_foreign(path, 2)
 
 
-each_whole_store = pytest.mark.parametrize("make", [others_v2, record])
+each_whole_store = pytest.mark.parametrize("make", [foreign_v2, record])
 
 
 @each_whole_store
@@ -338,7 +352,7 @@ def test_a_chunk_file_that_is_missing(tmp_path: Path, make: Callable[[Path], Pat
 @each_format
 @pytest.mark.parametrize("damage", ["truncated", "empty", "overwritten"])
 def test_a_chunk_file_that_is_damaged(tmp_path: Path, zarr_format: int, damage: str) -> None:
-    path = write_others(tmp_path / "demos.zarr", zarr_format)
+    path = write_foreign(tmp_path / "demos.zarr", zarr_format)
     file = chunk_files(path, "state")[1]
     content = file.read_bytes()
     file.write_bytes(
@@ -351,7 +365,7 @@ def test_a_chunk_file_that_is_damaged(tmp_path: Path, zarr_format: int, damage: 
 
 @each_format
 def test_episode_ends_that_are_damaged(tmp_path: Path, zarr_format: int) -> None:
-    path = write_others(tmp_path / "demos.zarr", zarr_format)
+    path = write_foreign(tmp_path / "demos.zarr", zarr_format)
     for file in (path / "meta" / "episode_ends").rglob("*"):
         if file.is_file() and not file.name.startswith(("z", ".")):
             file.write_bytes(b"#")
@@ -367,7 +381,7 @@ def test_numbers_that_are_not_finite_are_named(
     state = frames("state")
     state[row, 1] = value
     state[-1, 2] = value
-    store = Store.open(write_others(tmp_path / "demos.zarr", 3, state=state))
+    store = Store.open(write_foreign(tmp_path / "demos.zarr", 3, state=state))
     message = rf"NaN or infinity, first in episode {episode}, frame {frame} \(row {row}\)"
     with pytest.raises(DatasetError, match=message):
         list(store.blocks("state", frames=4))

@@ -1,4 +1,4 @@
-"""Windows: what each one holds, against a plain loop over frames, and which episodes are for what."""
+"""Windows: their content, compared with a plain loop over frames, and the split of episodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.datasets.store import Store
-from flowchunk.datasets.symmetry import Mirror, Symmetry
+from flowchunk.datasets.symmetry import Symmetry, ValueTransform
 from flowchunk.datasets.windows import Windows, load_windows, split_episodes
 
 OBSERVATIONS = ObservationSpec({"state": ObservationField((2,)), "force": ObservationField((1, 2))})
@@ -24,7 +24,7 @@ ACTIONS = ActionSpec((ActionDimension("x", "m", "world"),), control_hz=10.0)
 
 
 def open_store(path: Path, lengths: list[int]) -> Store:
-    """Frame k holds k in its state and in its action, so that windows tell where they were cut."""
+    """State and action of frame k contain k, which shows where windows were cut."""
     total = sum(lengths)
     k = np.arange(total, dtype=np.float32)
     root = zarr.open_group(path, mode="w", zarr_format=3)
@@ -52,9 +52,9 @@ def naive(lengths: list[int], episodes: list[int], observation_steps: int, horiz
     for episode in episodes:
         start, stop = sum(lengths[:episode]), sum(lengths[: episode + 1])
         for k in range(start, stop):
-            seen = [max(start, k - back) for back in reversed(range(observation_steps))]
+            observed = [max(start, k - back) for back in reversed(range(observation_steps))]
             ahead = [min(stop - 1, k + step) for step in range(horizon)]
-            yield seen, ahead, [k + step < stop for step in range(horizon)]
+            yield observed, ahead, [k + step < stop for step in range(horizon)]
 
 
 @st.composite
@@ -75,9 +75,9 @@ def test_windows_are_those_of_a_plain_loop(
     expected = list(naive(lengths, episodes, observation_steps, horizon))
     assert len(windows) == len(expected) == sum(lengths[episode] for episode in episodes)
     batch = windows.batch(torch.arange(len(windows)))
-    seen, ahead, mask = (torch.tensor(values) for values in zip(*expected, strict=True))
-    assert torch.equal(batch["observation.state"], torch.stack([seen, -seen], dim=-1).float())
-    assert torch.equal(batch["observation.force"], torch.stack([seen, 2 * seen], dim=-1)[:, :, None].float())
+    observed, ahead, mask = (torch.tensor(values) for values in zip(*expected, strict=True))
+    assert torch.equal(batch["observation.state"], torch.stack([observed, -observed], dim=-1).float())
+    assert torch.equal(batch["observation.force"], torch.stack([observed, 2 * observed], dim=-1)[:, :, None].float())
     assert torch.equal(batch["action"], ahead[..., None].float())
     assert torch.equal(batch["mask"], mask)
     assert batch["mask"][:, 0].all()
@@ -86,7 +86,7 @@ def test_windows_are_those_of_a_plain_loop(
 
 @given(st.lists(st.integers(0, 11), min_size=1, max_size=20))
 @settings(max_examples=20, deadline=None)
-def test_batches_are_the_windows_asked_for(tmp_path_factory: pytest.TempPathFactory, indices: list[int]) -> None:
+def test_batches_are_the_requested_windows(tmp_path_factory: pytest.TempPathFactory, indices: list[int]) -> None:
     path = tmp_path_factory.getbasetemp() / "batches.zarr"
     windows = load(Store.open(path) if path.exists() else open_store(path, [5, 7]), [0, 1])
     batch, everything = windows.batch(torch.tensor(indices)), windows.batch(torch.arange(12))
@@ -108,21 +108,21 @@ def test_no_episodes_are_no_windows(tmp_path: Path, symmetric: bool) -> None:
 
 MIRROR = Symmetry(
     {
-        "state": Mirror(order=(1, 0), sign=(1.0, 1.0), offset=(0.0, 0.0)),
-        "force": Mirror(order=(0, 1), sign=(1.0, 1.0), offset=(0.0, 0.0)),
-        "action": Mirror(order=(0,), sign=(-1.0,), offset=(100.0,)),
+        "state": ValueTransform(order=(1, 0), sign=(1.0, 1.0), offset=(0.0, 0.0)),
+        "force": ValueTransform(order=(0, 1), sign=(1.0, 1.0), offset=(0.0, 0.0)),
+        "action": ValueTransform(order=(0,), sign=(-1.0,), offset=(100.0,)),
     }
 )
 
 
-def test_mirrored_episodes_stand_behind_the_recorded_ones(tmp_path: Path) -> None:
+def test_mirrored_episodes_follow_the_recorded_ones(tmp_path: Path) -> None:
     store = open_store(tmp_path / "demos.zarr", [3, 4, 2])
     options: dict[str, Any] = {"episodes": [0, 2], "observation_steps": 2, "horizon": 4}
     spec = ObservationSpec({"state": OBSERVATIONS.fields["state"]})
     recorded = load_windows(store, spec, ACTIONS, **options).batch(torch.arange(5))
-    both = load_windows(store, spec, ACTIONS, symmetry=MIRROR, **options)
-    assert len(both) == 10
-    first, second = both.batch(torch.arange(5)), both.batch(torch.arange(5, 10))
+    doubled = load_windows(store, spec, ACTIONS, symmetry=MIRROR, **options)
+    assert len(doubled) == 10
+    first, second = doubled.batch(torch.arange(5)), doubled.batch(torch.arange(5, 10))
     assert all(torch.equal(first[key], recorded[key]) for key in recorded)
     assert torch.equal(second["observation.state"], recorded["observation.state"].flip(-1))
     assert torch.equal(second["action"], 100 - recorded["action"])
@@ -130,7 +130,7 @@ def test_mirrored_episodes_stand_behind_the_recorded_ones(tmp_path: Path) -> Non
 
 
 def test_a_motion_ends_with_its_episode(tmp_path: Path) -> None:
-    """Targets are held behind the end; steps from the target before would go on, so they become none at all."""
+    """After the end, targets are held; deltas would continue the motion, so they become no motion."""
     names = ("target", "step", *(f"turn.{number}" for number in range(6)), "relative")
     references: tuple[Any, ...] = ("absolute", "delta", *("delta",) * 6, "relative")
     rotations = (None, None, *("rotation_6d",) * 6, None)
@@ -158,7 +158,7 @@ def test_a_motion_ends_with_its_episode(tmp_path: Path) -> None:
             np.testing.assert_array_equal(batch["action"][window, step], expected)
 
 
-def test_frames_are_held_once(tmp_path: Path) -> None:
+def test_frames_are_stored_once(tmp_path: Path) -> None:
     windows = load(open_store(tmp_path / "demos.zarr", [50, 50]), [0, 1], horizon=16)
     assert windows.nbytes == 100 * (2 + 2 + 1) * 4
     assert all(values.dtype == torch.float32 for values in (*windows.observations.values(), windows.actions))
@@ -199,8 +199,8 @@ def test_every_episode_trains_or_validates(episodes: int, fraction: float, seed:
         assert abs(len(validation) - fraction * episodes) <= 1
 
 
-def test_the_split_is_drawn_by_the_seed() -> None:
-    one, same, other = (split_episodes(100, validation_fraction=0.2, seed=seed)[1] for seed in (1, 1, 2))
-    np.testing.assert_array_equal(one, same)
-    assert not np.array_equal(one, other)
-    assert len(one) == 20
+def test_the_seed_determines_the_split() -> None:
+    first, same, other = (split_episodes(100, validation_fraction=0.2, seed=seed)[1] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, same)
+    assert not np.array_equal(first, other)
+    assert len(first) == 20

@@ -1,4 +1,4 @@
-"""The contract that every registered environment keeps, in each of its variants."""
+"""The contract of every registered environment, in each of its variants."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def variant(request: pytest.FixtureRequest) -> Variant:
     try:
         variant.make().close()
     except SimulationError as error:
-        pytest.skip(f"nothing can be drawn here: {error}")
+        pytest.skip(f"rendering is not possible here: {error}")
     return variant
 
 
@@ -96,18 +96,18 @@ def observations(env: Env, seed: int, actions: list[np.ndarray]) -> list[dict[st
 
 
 def start_of_pusht(env: Env, state: list[float]) -> dict[str, Any] | None:
-    """The option of reset that starts Push-T so; None for another task."""
+    """The reset options that start Push-T in this state; None for any other task."""
     assert env.spec is not None
     if env.spec.id == PUSHT:
         return {"state": state}
-    if env.spec.id == PUSHT_ORIGINAL:  # it turns the block about its centre of mass after putting it there
+    if env.spec.id == PUSHT_ORIGINAL:  # it rotates the block about its center of mass after placing it
         *agent, x, y, angle = state
         return {"reset_to_state": [*agent, x - 45 * math.sin(angle), y + 45 * math.cos(angle) - 45, angle]}
     return None
 
 
 def infos_of_progress(env: Env) -> Iterator[dict[str, Any]]:
-    """An episode in which the task comes nearer to its goal and then goes away from it."""
+    """The infos of an episode that approaches the goal and then moves away from it."""
     if start := start_of_pusht(env, [256, 420, 256, 300, math.pi / 4]):
         yield env.reset(seed=0, options=start)[1]
         for target_y in range(400, 100, -20):
@@ -168,13 +168,13 @@ def test_spawned_workers_make_the_same_environment(env_id: str) -> None:
     expected = observations(local, 11, actions)
     workers = AsyncVectorEnv([make] * 2, context="spawn")
     try:
-        got = [workers.reset(seed=[10, 11])[0], *(workers.step(np.stack([one, one]))[0] for one in actions)]
+        got = [workers.reset(seed=[10, 11])[0], *(workers.step(np.stack([action, action]))[0] for action in actions)]
     finally:
         workers.close()
-    for ours, theirs in zip(expected, got, strict=True):
-        for key, value in ours.items():
-            np.testing.assert_array_equal(theirs[key][1], value)
-            assert not np.array_equal(theirs[key][0], value)
+    for local_observation, observed in zip(expected, got, strict=True):
+        for key, value in local_observation.items():
+            np.testing.assert_array_equal(observed[key][1], value)
+            assert not np.array_equal(observed[key][0], value)
 
 
 @pytest.mark.filterwarnings("ignore:.*symmetric and normalized space")  # actions are in physical units, on purpose
@@ -188,33 +188,33 @@ def test_gymnasium_finds_nothing_wrong(variant: Variant) -> None:
 # Spaces and specs
 
 
-def test_observations_are_what_space_and_spec_say(env: Env) -> None:
+def test_observations_match_space_and_spec(env: Env) -> None:
     assert isinstance(env.observation_space, gymnasium.spaces.Dict)
     fields = specs_of(env).observation.fields
     assert {key: space.shape for key, space in env.observation_space.items()} == {
-        key: one.shape for key, one in fields.items()
+        key: field.shape for key, field in fields.items()
     }
     for observation in observations(env, 0, random_actions(env, 30)):
         assert observation.keys() == fields.keys()
         assert env.observation_space.contains(observation)
 
 
-def test_pictures_are_bytes_of_a_camera(env: Env) -> None:
+def test_images_are_bytes_of_a_camera(env: Env) -> None:
     assert isinstance(env.observation_space, gymnasium.spaces.Dict)
-    pictures, values = specs_of(env).observation.pictures, specs_of(env).observation.values
+    images, values = specs_of(env).observation.images, specs_of(env).observation.values
     assert env.spec is not None
-    assert (env.spec.kwargs.get("observation") == "image") == bool(pictures)
-    for key in pictures:
+    assert (env.spec.kwargs.get("observation") == "image") == bool(images)
+    for key in images:
         assert env.observation_space[key] == gymnasium.spaces.Box(0, 255, (96, 96, 3), np.uint8)
     assert {env.observation_space[key].dtype for key in values} == {np.dtype(np.float32)}
     for observation in observations(env, 0, random_actions(env, 3)):
-        for key in pictures:
+        for key in images:
             assert observation[key].dtype == np.uint8
             assert observation[key].std() > 5
 
 
 @pytest.mark.parametrize("env_id", [PUSHT, PUSHT_ORIGINAL, PICK_PLACE])
-@pytest.mark.parametrize("wrong", ["pictures", None, 3])
+@pytest.mark.parametrize("wrong", ["images", None, 3])
 def test_unknown_observations_are_refused(env_id: str, wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"observation.*'state'.*'image'"):
         gymnasium.make(f"flowchunk.envs:{env_id}", observation=wrong)
@@ -222,9 +222,9 @@ def test_unknown_observations_are_refused(env_id: str, wrong: Any) -> None:
 
 def test_every_observed_and_commanded_number_has_a_name_and_a_unit(env: Env) -> None:
     specs = specs_of(env)
-    for one in specs.observation.values.values():
-        assert len(one.units) == one.size
-        assert len(set(one.names)) == one.size
+    for spec in specs.observation.values.values():
+        assert len(spec.units) == spec.size
+        assert len(set(spec.names)) == spec.size
     assert len({dimension.name for dimension in specs.action.dimensions}) == specs.action.size
 
 
@@ -232,8 +232,8 @@ def test_the_action_space_is_the_action_spec(env: Env) -> None:
     spec, space = specs_of(env).action, env.action_space
     assert isinstance(space, gymnasium.spaces.Box)
     assert space.shape == (spec.size,)
-    np.testing.assert_array_equal(space.low, np.array([one.low for one in spec.dimensions], np.float32))
-    np.testing.assert_array_equal(space.high, np.array([one.high for one in spec.dimensions], np.float32))
+    np.testing.assert_array_equal(space.low, np.array([dimension.low for dimension in spec.dimensions], np.float32))
+    np.testing.assert_array_equal(space.high, np.array([dimension.high for dimension in spec.dimensions], np.float32))
     assert spec.control_hz == env.metadata["render_fps"]
 
 
@@ -248,10 +248,10 @@ def test_specs_survive_json(env: Env) -> None:
 
 def test_info_holds_score_and_success(env: Env) -> None:
     _, info = env.reset(seed=0)
-    for one in (info, *(env.step(action)[-1] for action in random_actions(env, 5))):
-        assert isinstance(one["score"], float)
-        assert 0 <= one["score"] <= 1
-        assert isinstance(one["is_success"], bool)
+    for reported in (info, *(env.step(action)[-1] for action in random_actions(env, 5))):
+        assert isinstance(reported["score"], float)
+        assert 0 <= reported["score"] <= 1
+        assert isinstance(reported["is_success"], bool)
 
 
 def test_the_score_never_falls_within_an_episode_and_starts_anew_with_the_next(env: Env) -> None:
@@ -261,7 +261,7 @@ def test_the_score_never_falls_within_an_episode_and_starts_anew_with_the_next(e
     assert env.reset(seed=0)[1]["score"] < scores[-1]
 
 
-def test_steps_after_success_are_allowed_and_take_nothing_back(env: Env) -> None:
+def test_steps_after_success_are_allowed_and_keep_score_and_success(env: Env) -> None:
     succeed(env)
     for action in random_actions(env, 10):
         observation, _, _, _, info = env.step(action)
@@ -276,10 +276,10 @@ def test_same_seed_and_actions_give_the_same_bits_whatever_was_done_before(varia
     actions = random_actions(fresh, 25)
     expected = observations(fresh, 5, actions)
     other = observations(used, 6, actions[::-1])
-    for ours, again, differs in zip(expected, observations(used, 5, actions), other, strict=True):
-        for key, value in ours.items():
+    for first, again, differs in zip(expected, observations(used, 5, actions), other, strict=True):
+        for key, value in first.items():
             np.testing.assert_array_equal(again[key], value)
-        assert any(not np.array_equal(differs[key], value) for key, value in ours.items())
+        assert any(not np.array_equal(differs[key], value) for key, value in first.items())
     for key, value in expected[-1].items():
         assert not np.array_equal(other[-1][key], value)
     for env in (fresh, used):
@@ -305,9 +305,9 @@ BAD_ACTIONS: dict[str, Callable[[int], Any]] = {
 @pytest.mark.parametrize("kind", BAD_ACTIONS)
 def test_actions_that_cannot_be_executed_are_refused_and_change_nothing(variant: Variant, kind: str) -> None:
     env, untouched = variant.make(), variant.make()
-    for one in (env, untouched):
-        one.reset(seed=0)
-    with pytest.raises(SimulationError, match="action"):
+    for instance in (env, untouched):
+        instance.reset(seed=0)
+    with pytest.raises(SimulationError, match=r"action: expected \d+ finite numbers"):
         env.unwrapped.step(BAD_ACTIONS[kind](specs_of(env).action.size))
     (action,) = random_actions(env, 1)
     expected, got = untouched.step(action)[0], env.step(action)[0]
@@ -315,10 +315,10 @@ def test_actions_that_cannot_be_executed_are_refused_and_change_nothing(variant:
         np.testing.assert_array_equal(got[key], value)
 
 
-# Pictures
+# Images
 
 
-def test_pictures_and_the_chunks_drawn_in_them(variant: Variant) -> None:
+def test_images_and_the_chunks_drawn_in_them(variant: Variant) -> None:
     size: Any = (96, 128) if variant.env_id == PICK_PLACE else 96
     env = variant.make(render_mode="rgb_array", render_size=size)
     env.reset(seed=0)
@@ -327,11 +327,11 @@ def test_pictures_and_the_chunks_drawn_in_them(variant: Variant) -> None:
     assert pixels.shape == (7, 2)
     assert np.isfinite(pixels).all()
     try:
-        picture: Any = env.render()
+        image: Any = env.render()
     except SimulationError as error:
-        pytest.skip(f"nothing can be drawn here: {error}")
+        pytest.skip(f"rendering is not possible here: {error}")
     finally:
         env.close()
-    assert picture.dtype == np.uint8
-    assert picture.shape == ((96, 128, 3) if variant.env_id == PICK_PLACE else (96, 96, 3))
-    assert picture.std() > 1
+    assert image.dtype == np.uint8
+    assert image.shape == ((96, 128, 3) if variant.env_id == PICK_PLACE else (96, 96, 3))
+    assert image.std() > 1

@@ -1,4 +1,4 @@
-"""Inverse kinematics undoes forward kinematics, within the joints' ranges."""
+"""Inverse kinematics inverts forward kinematics, within the joints' ranges."""
 
 import mujoco
 import numpy as np
@@ -50,7 +50,7 @@ def test_out_of_reach_stays_finite_and_within_ranges(env: PickPlace) -> None:
 
 
 @pytest.mark.parametrize("where", ["position", "rotation", "start"])
-def test_what_is_not_finite_is_refused(env: PickPlace, where: str) -> None:
+def test_values_that_are_not_finite_are_refused(env: PickPlace, where: str) -> None:
     pose, start = env.kinematics.forward(env.joint_targets()), env.joint_targets()
     {"position": pose.position, "rotation": pose.rotation, "start": start}[where][..., 0] = np.nan
     with pytest.raises(SimulationError, match="expected a finite pose"):
@@ -64,7 +64,7 @@ def test_already_there_changes_nothing(env: PickPlace) -> None:
 
 def test_the_simulation_is_not_touched(env: PickPlace) -> None:
     before = env.data.qpos.copy()
-    own = Kinematics(env.model, site="end_effector", joints=JOINTS)
-    own.inverse(own.forward(np.full(6, 0.3)), np.zeros(6))
+    kinematics = Kinematics(env.model, site="end_effector", joints=JOINTS)
+    kinematics.inverse(kinematics.forward(np.full(6, 0.3)), np.zeros(6))
     mujoco.mj_kinematics(env.model, env.data)
     np.testing.assert_array_equal(env.data.qpos, before)

@@ -1,4 +1,4 @@
-"""A MuJoCo that cannot be imported: the one line that mends it is said, and mends it."""
+"""A MuJoCo that cannot be imported: the error contains the command that repairs it, and the command works."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[2]
 IMPORT = "import flowchunk.envs.kinematics, mujoco; print(mujoco.MjModel.from_xml_string('<mujoco/>').nq)"
 needs_environment = pytest.mark.skipif(
     "FLOWCHUNK_ENVIRONMENTS" not in os.environ,
-    reason="makes an environment of its own from downloads: run .ci/extras, or set FLOWCHUNK_ENVIRONMENTS=1",
+    reason="creates a virtual environment from downloads: run .ci/extras, or set FLOWCHUNK_ENVIRONMENTS=1",
 )
 
 
 def test_a_broken_installation_says_what_to_type(tmp_path: Path) -> None:
-    """MuJoCo 4 as an upgrade leaves it: its own files and its description are there, those of mujoco-core are not."""
+    """MuJoCo 4 as an upgrade leaves it: its files and its metadata are present, those of mujoco-core are missing."""
     (tmp_path / "mujoco").mkdir()
     (tmp_path / "mujoco" / "__init__.py").write_text(
         "try:\n    import mujoco._specs\nexcept ImportError as error:\n"
@@ -37,7 +37,7 @@ def test_a_broken_installation_says_what_to_type(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == (
         "flowchunk.datasets.errors.SimulationError: MuJoCo cannot be imported (No module named 'mujoco._specs'), as happens "
-        "where an older one was upgraded; mend it by: pip install --force-reinstall --no-deps mujoco==4.1.2 "
+        "after upgrading an older version; repair it with: pip install --force-reinstall --no-deps mujoco==4.1.2 "
         "mujoco-core==4.1.2 mujoco-studio==4.1.2"
     )
 
@@ -57,8 +57,8 @@ class Environment:
 
 
 @needs_environment
-@pytest.mark.parametrize("advice", ["ours", "MuJoCo's, then ours"])
-def test_an_upgrade_in_place_is_mended_by_the_line_that_is_said(tmp_path: Path, advice: str) -> None:
+@pytest.mark.parametrize("advice", ["flowchunk's", "MuJoCo's, then flowchunk's"])
+def test_an_upgrade_in_place_is_repaired_by_the_command_in_the_error(tmp_path: Path, advice: str) -> None:
     environment = Environment(tmp_path / "venv")
     environment.pip("install", "mujoco==3.7.0", "gymnasium")
     source = shutil.copytree(
@@ -68,14 +68,14 @@ def test_an_upgrade_in_place_is_mended_by_the_line_that_is_said(tmp_path: Path, 
     working = environment.run(IMPORT)
     assert working.returncode == 0, working.stderr
     environment.pip("install", "--upgrade", "mujoco==4.0.0")
-    if advice != "ours":  # the newest of each part: today mujoco 4.0.0 and mujoco-core 4.0.1
+    if advice != "flowchunk's":  # the newest of each part: today mujoco 4.0.0 and mujoco-core 4.0.1
         environment.pip("install", "--force-reinstall", "--no-deps", "mujoco", "mujoco-core", "mujoco-studio")
     broken = environment.run(IMPORT)
     if broken.returncode == 0:
-        pytest.skip("MuJoCo survived: nothing to mend")
+        pytest.skip("MuJoCo survived: nothing to repair")
     line = broken.stderr.splitlines()[-1]
-    found = re.search(r"SimulationError: MuJoCo cannot be imported .* mend it by: pip (install .*)$", line)
+    found = re.search(r"SimulationError: MuJoCo cannot be imported .* repair it with: pip (install .*)$", line)
     assert found is not None, broken.stderr
     environment.pip(*found[1].split())
-    mended = environment.run(IMPORT)
-    assert mended.returncode == 0, mended.stderr
+    repaired = environment.run(IMPORT)
+    assert repaired.returncode == 0, repaired.stderr

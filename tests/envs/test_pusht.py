@@ -57,7 +57,7 @@ def test_a_block_that_nothing_touches_stays() -> None:
 
 
 @pytest.mark.parametrize("physics_step", [0.01, 0.005])
-def test_pushing_moves_the_block_and_letting_go_stops_it(physics_step: float) -> None:
+def test_pushing_moves_the_block_and_releasing_stops_it(physics_step: float) -> None:
     env = PushT(physics_step=physics_step)
     start(env, [256, 60, 256, 200, 0.0])
     pushed = drive(env, (256, 260), steps=20)  # against the middle of the bar, along the stem
@@ -67,7 +67,7 @@ def test_pushing_moves_the_block_and_letting_go_stops_it(physics_step: float) ->
     np.testing.assert_allclose(released[2:], pushed[2:], atol=1.0)
 
 
-def test_pushing_beside_the_centre_of_mass_turns_the_block() -> None:
+def test_pushing_off_center_rotates_the_block() -> None:
     env = PushT()
     start(env, [300, 60, 256, 200, 0.0])
     state = drive(env, (300, 230), steps=20)
@@ -81,7 +81,7 @@ def test_the_agent_reaches_its_target(target: tuple[float, float]) -> None:
     np.testing.assert_allclose(drive(env, target, steps=15)[:2], target, atol=0.5)
 
 
-def test_the_block_does_not_hold_up_the_agent() -> None:
+def test_the_block_does_not_slow_the_agent() -> None:
     env = PushT()
     start(env, [100, 256, 200, 256, math.pi / 2])
     touching = drive(env, (400, 256), steps=5)
@@ -93,16 +93,16 @@ def test_the_block_does_not_hold_up_the_agent() -> None:
 @pytest.mark.parametrize("towards", [(0, 256), (512, 256), (256, 0), (256, 512)])
 def test_walls_hold_the_block(towards: tuple[float, float]) -> None:
     env = PushT()
-    centre, direction = np.array([256.0, 256.0]), (np.array(towards) - 256.0) / 256.0
+    center, direction = np.array([256.0, 256.0]), (np.array(towards) - 256.0) / 256.0
     angle = math.atan2(direction[1], direction[0]) - math.pi / 2  # the stem points to the wall
-    start(env, [*(centre - 60 * direction), *centre, angle])
-    drive(env, centre + 110 * direction, steps=30)
-    drive(env, centre + 130 * direction, steps=5)
-    state = drive(env, centre, steps=10)
+    start(env, [*(center - 60 * direction), *center, angle])
+    drive(env, center + 110 * direction, steps=30)
+    drive(env, center + 130 * direction, steps=5)
+    state = drive(env, center, steps=10)
     vertices = block_vertices(state)
     assert (vertices > 5 - 1).all()
     assert (vertices < 506 + 1).all()
-    assert np.abs((vertices - centre) @ direction).max() == pytest.approx(250.5, abs=2.0)
+    assert np.abs((vertices - center) @ direction).max() == pytest.approx(250.5, abs=2.0)
 
 
 def test_a_block_squeezed_against_walls_stays_in_the_observation_space() -> None:
@@ -130,7 +130,7 @@ def test_same_seed_and_actions_give_the_same_trajectory_bit_for_bit() -> None:
 
     env = PushT()
     first = trajectory(env)
-    assert np.ptp(first[:, 2]) > 1  # the block was pushed about
+    assert np.ptp(first[:, 2]) > 1  # the block was pushed around
     np.testing.assert_array_equal(trajectory(env), first)
     np.testing.assert_array_equal(trajectory(PushT()), first)
 
@@ -162,7 +162,7 @@ def test_coverage_depends_on_the_block_and_the_goal_relative_to_each_other() -> 
 
     goal_angle = math.pi / 4 + math.pi / 2
     moved = PushT(goal_pose=[300, 200, goal_angle])
-    block = (300 - offset[1], 200 + offset[0])  # the offset turned with the goal, by a quarter
+    block = (300 - offset[1], 200 + offset[0])  # the offset rotated with the goal, by a quarter turn
     assert start(moved, [*AGENT_ASIDE, *block, goal_angle + turn])[1]["coverage"] == pytest.approx(expected)
 
     swapped = PushT(goal_pose=(*(offset + 256), math.pi / 4 + turn))
@@ -224,7 +224,7 @@ def test_specs_describe_the_spaces() -> None:
         shapes = {key: field.shape for key, field in env.observation_spec.fields.items()}
         assert shapes == {key: space.shape for key, space in env.observation_space.items()}
     assert PushT().observation_spec.fields["state"].wraps == (4,)
-    assert [(d.name, d.unit, d.frame, d.reference, d.low, d.high) for d in env.action_spec.dimensions] == [
+    assert [(d.name, d.unit, d.coordinate_frame, d.reference, d.low, d.high) for d in env.action_spec.dimensions] == [
         ("target_x", "px", "world", "absolute", 0, 512),
         ("target_y", "px", "world", "absolute", 0, 512),
     ]
@@ -234,7 +234,9 @@ def test_specs_describe_the_spaces() -> None:
 # The contract with Gymnasium.
 
 
-@pytest.mark.filterwarnings("ignore:.*symmetric and normalized space")  # actions are px: policies normalise, not tasks
+@pytest.mark.filterwarnings(
+    "ignore:.*symmetric and normalized space"
+)  # actions are in px: policies normalize, not tasks
 @pytest.mark.parametrize("observation", ["state", "keypoints", "image"])
 def test_gymnasium_finds_nothing_wrong(observation: str) -> None:
     env = gym.make("flowchunk.envs:flowchunk/PushT-v1", observation=observation, render_mode="rgb_array")
@@ -271,10 +273,10 @@ def test_actions_outside_the_plane_are_moved_to_its_edge() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"observation": "picture"},
+        {"observation": "pixels"},
         {"goal_pose": (256, 256)},
         {"goal_pose": (256, 256, math.nan)},
-        {"goal_pose": "centre"},
+        {"goal_pose": "center"},
         {"render_mode": "ansi"},
         {"render_size": 0},
         {"physics_step": 0.02},
@@ -295,35 +297,35 @@ def test_starts_that_cannot_be_used_are_refused(options: dict[str, Any]) -> None
         PushT().reset(options=options)
 
 
-# Pictures.
+# Images.
 
 
 @pytest.mark.parametrize("render_size", [96, 512, 700])
-def test_the_picture_shows_the_agent_where_its_chunk_is_drawn(render_size: int) -> None:
+def test_the_image_shows_the_agent_where_its_chunk_is_rendered(render_size: int) -> None:
     env = PushT(render_mode="rgb_array", render_size=render_size)
     env.reset(options={"state": [100, 400, 300, 150, 0.0]})
-    picture = env.render()
-    assert picture is not None
-    assert picture.shape == (render_size, render_size, 3)
-    assert picture.dtype == np.uint8
+    image = env.render()
+    assert image is not None
+    assert image.shape == (render_size, render_size, 3)
+    assert image.dtype == np.uint8
     agent, block, goal, nothing = env.chunk_to_pixels(
         np.array([[100, 400], [300, 165], [256, 256], [450, 450]])
     ).astype(int)
-    assert tuple(picture[agent[1], agent[0]]) == (78, 126, 255)
-    assert tuple(picture[block[1], block[0]]) == (143, 163, 184)
-    assert tuple(picture[goal[1] + 3, goal[0]]) == (144, 238, 144)
-    assert tuple(picture[nothing[1], nothing[0]]) == (255, 255, 255)
+    assert tuple(image[agent[1], agent[0]]) == (78, 126, 255)
+    assert tuple(image[block[1], block[0]]) == (143, 163, 184)
+    assert tuple(image[goal[1] + 3, goal[0]]) == (144, 238, 144)
+    assert tuple(image[nothing[1], nothing[0]]) == (255, 255, 255)
 
 
-def test_the_observed_picture_is_the_rendered_one_of_96_pixels() -> None:
-    seen = PushT(observation="image", render_mode="rgb_array", render_size=200)
-    shown = PushT(render_mode="rgb_array", render_size=96)
+def test_the_observed_image_is_the_rendered_one_of_96_pixels() -> None:
+    observing = PushT(observation="image", render_mode="rgb_array", render_size=200)
+    rendering = PushT(render_mode="rgb_array", render_size=96)
     for target in ((100, 400), (300, 150)):
-        for env in (seen, shown):
+        for env in (observing, rendering):
             env.reset(seed=3)
-        observation, *_ = seen.step(np.array(target))
-        shown.step(np.array(target))
-        np.testing.assert_array_equal(observation["image"], shown.render())
+        observation, *_ = observing.step(np.array(target))
+        rendering.step(np.array(target))
+        np.testing.assert_array_equal(observation["image"], rendering.render())
 
 
 def test_a_window_that_cannot_be_opened_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,15 +335,15 @@ def test_a_window_that_cannot_be_opened_is_an_error(monkeypatch: pytest.MonkeyPa
 
 
 def test_human_mode_shows_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plt, "get_backend", lambda: "as if there were a display")
+    monkeypatch.setattr(plt, "get_backend", lambda: "a backend with a display")
     env = PushT(render_mode="human")
     shown: list[np.ndarray] = []
     assert env._window is not None
     show = env._window.show
 
-    def show_and_remember(picture: np.ndarray) -> None:
-        shown.append(picture)
-        show(picture)
+    def show_and_remember(image: np.ndarray) -> None:
+        shown.append(image)
+        show(image)
 
     monkeypatch.setattr(env._window, "show", show_and_remember)
     env.reset(seed=0)
@@ -349,13 +351,13 @@ def test_human_mode_shows_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert env.render() is None
     env.close()
     env.close()
-    assert [picture.shape for picture in shown] == [(512, 512, 3)] * 3
+    assert [image.shape for image in shown] == [(512, 512, 3)] * 3
 
 
 # Against the recorded demonstrations.
 
 
-def test_keypoints_are_the_recorded_ones_wherever_the_block_rests(recorded: Any) -> None:
+def test_keypoints_are_the_recorded_ones_whenever_the_block_rests(recorded: Any) -> None:
     states, keypoints = recorded["data/state"][:], recorded["data/keypoint"][:]
     unmoved = (states[1:, 2:] == states[:-1, 2:]).all(1)
     rests = np.r_[False, unmoved] & np.r_[unmoved, False]  # elsewhere the recorded keypoints lag behind the block
@@ -365,15 +367,15 @@ def test_keypoints_are_the_recorded_ones_wherever_the_block_rests(recorded: Any)
         np.testing.assert_allclose(observation["keypoints"], keypoints[index], atol=1e-3)
 
 
-def test_the_observed_pictures_are_the_recorded_ones(recorded: Any) -> None:
+def test_the_observed_images_are_the_recorded_ones(recorded: Any) -> None:
     states = recorded["data/state"][:]
     env = PushT(observation="image", render_mode="rgb_array", render_size=128)
     errors = []
     for start in np.random.default_rng(0).integers(0, len(states) - 50, 20):
-        pictures = recorded["data/img"][start : start + 50]
-        for state, picture in zip(states[start : start + 50], pictures, strict=True):
+        images = recorded["data/img"][start : start + 50]
+        for state, image in zip(states[start : start + 50], images, strict=True):
             observation, _ = env.reset(options={"state": state})
-            errors.append(np.abs(observation["image"] - picture).mean())
+            errors.append(np.abs(observation["image"] - image).mean())
             np.testing.assert_allclose(observation["agent_position"], state[:2], rtol=1e-6)
     assert len(errors) == 1000
     assert np.mean(errors) < 0.3

@@ -11,7 +11,7 @@ from flowchunk.datasets.symmetry import Symmetry
 
 def test_mirrored_pushing_covers_as_much_of_the_goal() -> None:
     options = read_options("train", ["task=pusht_state", "dataset.path=none"])
-    mirrors = Symmetry.from_options(options["dataset"]["symmetry"], {"state": 5, "action": 2}).mirrors
+    mirrors = Symmetry.from_options(options["dataset"]["symmetry"], {"state": 5, "action": 2}).value_transforms
     start = np.array([[200.0, 330.0, 270.0, 280.0, 0.4]])
     actions = np.random.default_rng(0).uniform(150, 350, size=(60, 2))
     env = gymnasium.make("flowchunk.envs:flowchunk/PushT-v1")

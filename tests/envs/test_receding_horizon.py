@@ -1,4 +1,4 @@
-"""Receding horizon: what of a chunk is executed, and what history the policy sees."""
+"""Receding horizon: which actions of a chunk are executed, and which history the policy observes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gymnasium.spaces import Box, Dict
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
 from flowchunk.envs.receding_horizon import RecedingHorizon
 
-HORIZON, EXECUTED, SEEN = 6, 4, 3
+HORIZON, EXECUTED, OBSERVED = 6, 4, 3
 COUNTING = np.arange(1.0, HORIZON + 1)[:, None]  # the chunk 1, 2, 3, …
 
 
@@ -45,7 +45,7 @@ class Integrator(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
 
 def receding(env: gymnasium.Env[Any, Any], **changes: Any) -> RecedingHorizon:
-    arguments: Any = {"observation_steps": SEEN, "horizon": HORIZON, "n_action_steps": EXECUTED, **changes}
+    arguments: Any = {"observation_steps": OBSERVED, "horizon": HORIZON, "n_action_steps": EXECUTED, **changes}
     return RecedingHorizon(env, **arguments)
 
 
@@ -59,7 +59,7 @@ def test_the_first_observation_is_repeated_until_there_is_a_history() -> None:
     np.testing.assert_array_equal(env.step(COUNTING)[0]["position"], [[7], [7], [8]])
 
 
-def test_the_history_ends_with_the_newest_frame_and_starts_anew_with_an_episode() -> None:
+def test_the_history_ends_with_the_newest_observation_and_restarts_with_an_episode() -> None:
     env = receding(Integrator())
     env.reset(seed=7)
     np.testing.assert_array_equal(env.step(COUNTING)[0]["position"], [[10], [13], [17]])
@@ -96,7 +96,7 @@ def test_spaces_hold_histories_and_chunks() -> None:
 @pytest.mark.parametrize(
     ("limits", "flags"), [({"ends_at": 3.0}, (True, False)), ({"truncates_after": 2}, (False, True))]
 )
-def test_no_action_is_executed_behind_an_episodes_end(limits: dict[str, Any], flags: tuple[bool, bool]) -> None:
+def test_no_action_is_executed_after_an_episodes_end(limits: dict[str, Any], flags: tuple[bool, bool]) -> None:
     inner = Integrator(**limits)
     env = receding(inner)
     env.reset(seed=0)
@@ -108,7 +108,7 @@ def test_no_action_is_executed_behind_an_episodes_end(limits: dict[str, Any], fl
 
 
 @pytest.mark.parametrize("shape", [(EXECUTED, 1), (HORIZON,), (1, HORIZON, 1), (HORIZON, 2), ()])
-def test_chunks_of_another_shape_are_refused_and_not_begun(shape: tuple[int, ...]) -> None:
+def test_chunks_of_another_shape_are_refused_before_the_first_action(shape: tuple[int, ...]) -> None:
     inner = Integrator()
     env = receding(inner)
     env.reset(seed=0)
@@ -138,7 +138,7 @@ def test_an_idle_environment_does_nothing_until_it_is_reset() -> None:
 @pytest.mark.parametrize(
     "changes", [{"n_action_steps": 0}, {"n_action_steps": HORIZON + 1}, {"observation_steps": 0}, {"horizon": 0}]
 )
-def test_sizes_that_make_no_sense_are_refused(changes: dict[str, int]) -> None:
+def test_inconsistent_sizes_are_refused(changes: dict[str, int]) -> None:
     (name,) = changes
     with pytest.raises(ConfigurationError, match=f"{name}={changes[name]}.*expected"):
         receding(Integrator(), **changes)

@@ -1,4 +1,4 @@
-"""Pictures without a display: the backend is chosen, contexts are shared and given back, and nothing leaks."""
+"""Rendering without a display: the backend is chosen, contexts are shared and released, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CAMERAS = ("front", "wrist")
 
 @pytest.fixture
 def contexts(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
-    """The OpenGL contexts that are open, none at first; skips where none can be made."""
+    """The open OpenGL contexts, none at first; skips the test if none can be created."""
     contexts: dict[Any, Any] = {}
     monkeypatch.setattr(rendering._Canvas, "_open", contexts)
     try:
         PickPlace(observation="image").close()
     except SimulationError as error:
-        pytest.skip(f"nothing can be drawn here: {error}")
+        pytest.skip(f"rendering is not possible here: {error}")
     return contexts
 
 
@@ -43,7 +43,7 @@ def renderer_of(env: PickPlace, size: int = 48) -> OffscreenRenderer:
 # Contexts
 
 
-def test_one_renderer_draws_every_camera(contexts: dict[Any, Any]) -> None:
+def test_one_renderer_renders_every_camera(contexts: dict[Any, Any]) -> None:
     env = PickPlace()
     env.reset(seed=0)
     renderer = renderer_of(env)
@@ -58,17 +58,17 @@ def test_renderers_of_equal_models_share_a_context_and_the_last_one_frees_it(con
     environments = [PickPlace() for _ in range(3)]
     for number, env in enumerate(environments):
         env.reset(seed=number)
-    alone = renderer_of(environments[1])
-    expected = {name: alone.render(environments[1].data, camera=name) for name in CAMERAS}
-    alone.close()
+    single = renderer_of(environments[1])
+    expected = {name: single.render(environments[1].data, camera=name) for name in CAMERAS}
+    single.close()
     assert contexts == {}
 
     renderers = [renderer_of(env) for env in environments]
     assert len(contexts) == 1
     for name in CAMERAS:
-        pictures = [one.render(env.data, camera=name) for one, env in zip(renderers, environments, strict=True)]
-        np.testing.assert_array_equal(pictures[1], expected[name])
-        assert not np.array_equal(pictures[0], pictures[1])
+        images = [renderer.render(env.data, camera=name) for renderer, env in zip(renderers, environments, strict=True)]
+        np.testing.assert_array_equal(images[1], expected[name])
+        assert not np.array_equal(images[0], images[1])
     renderers[0].close()
     renderers[2].close()
     assert len(contexts) == 1
@@ -77,7 +77,7 @@ def test_renderers_of_equal_models_share_a_context_and_the_last_one_frees_it(con
     assert contexts == {}
 
 
-def test_other_sizes_and_other_models_have_contexts_of_their_own(contexts: dict[Any, Any]) -> None:
+def test_other_sizes_and_other_models_have_separate_contexts(contexts: dict[Any, Any]) -> None:
     env, painted = PickPlace(), PickPlace()
     painted.model.geom("cube").rgba[:] = (0, 0, 1, 1)
     renderers = [renderer_of(env), renderer_of(env, 64), renderer_of(painted)]
@@ -90,7 +90,7 @@ def test_other_sizes_and_other_models_have_contexts_of_their_own(contexts: dict[
     assert contexts == {}
 
 
-def test_a_closed_renderer_says_so(contexts: dict[Any, Any]) -> None:
+def test_a_closed_renderer_is_an_error(contexts: dict[Any, Any]) -> None:
     env = PickPlace(observation="image")
     env.reset(seed=0)
     env.close()
@@ -100,11 +100,11 @@ def test_a_closed_renderer_says_so(contexts: dict[Any, Any]) -> None:
         env.reset(seed=0)
 
 
-def test_many_side_by_side_see_what_one_alone_sees(contexts: dict[Any, Any]) -> None:
-    side_by_side = SyncVectorEnv([lambda: PickPlace(observation="image")] * 50)
+def test_many_in_parallel_render_the_same_as_a_single_one(contexts: dict[Any, Any]) -> None:
+    parallel = SyncVectorEnv([lambda: PickPlace(observation="image")] * 50)
     assert len(contexts) == 1
-    observations, _ = side_by_side.reset(seed=3)
-    side_by_side.close()
+    observations, _ = parallel.reset(seed=3)
+    parallel.close()
     env = PickPlace(observation="image")
     for number in (0, 7, 49):
         expected, _ = env.reset(seed=3 + number)
@@ -120,36 +120,38 @@ IN_A_FORK = """if True:
     import os, sys, warnings
     from flowchunk.datasets.errors import SimulationError
     from flowchunk.envs.tasks.pick_place import PickPlace
-    warnings.simplefilter("ignore")  # newer Pythons warn of any fork beside threads
+    warnings.simplefilter("ignore")  # newer Pythons warn of any fork with threads
     open_before = PickPlace(observation="image")
     if {is_closed}:
         open_before.close()
     child = os.fork()
     if child == 0:
-        for draw in (lambda: PickPlace(observation="image"), lambda: open_before.reset(seed=0)):
+        for render in (lambda: PickPlace(observation="image"), lambda: open_before.reset(seed=0)):
             try:
-                draw()
+                render()
             except SimulationError as error:
                 print(error, flush=True)
         open_before.close()
-        os._exit(0)  # as multiprocessing ends a forked process: MuJoCo's own farewell to EGL would hang
+        os._exit(0)  # as multiprocessing ends a forked process: MuJoCo's cleanup of EGL would hang
     _, status = os.waitpid(child, 0)
     print("the child ended with", status)
     if not {is_closed}:
-        print("the parent draws", open_before.reset(seed=0)[0]["front_image"].std() > 5)
+        print("the parent renders", open_before.reset(seed=0)[0]["front_image"].std() > 5)
         open_before.close()
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("is_closed", [True, False])
-def test_a_forked_process_is_told_to_be_spawned_and_does_not_hang(is_closed: bool, contexts: dict[Any, Any]) -> None:
+def test_a_forked_process_is_an_error_that_advises_spawn_and_does_not_hang(
+    is_closed: bool, contexts: dict[Any, Any]
+) -> None:
     program = IN_A_FORK.format(is_closed=is_closed)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("context='spawn'") == (1 if is_closed else 2)
     assert "the child ended with 0" in done.stdout
-    assert ("the parent draws True" in done.stdout) is not is_closed
+    assert ("the parent renders True" in done.stdout) is not is_closed
     assert "Traceback" not in done.stderr
 
 
@@ -163,10 +165,10 @@ def test_gymnasiums_own_vector_of_forked_environments_is_an_error(contexts: dict
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
-    assert "make environments in spawned processes" in done.stderr
+    assert "create environments in spawned processes" in done.stderr
 
 
-def test_closing_in_another_thread_is_an_error_and_may_be_done_again(contexts: dict[Any, Any]) -> None:
+def test_closing_in_another_thread_is_an_error_and_can_be_repeated(contexts: dict[Any, Any]) -> None:
     env = PickPlace(observation="image")
     env.reset(seed=0)
     outcome: list[object] = []
@@ -180,7 +182,7 @@ def test_closing_in_another_thread_is_an_error_and_may_be_done_again(contexts: d
     thread = threading.Thread(target=close)
     thread.start()
     thread.join()
-    assert not outcome or "in the thread that made it" in str(outcome[0]), "some drivers allow it"
+    assert not outcome or "in the thread that created it" in str(outcome[0]), "some drivers allow it"
     env.close()
     assert contexts == {}
 
@@ -189,7 +191,7 @@ def test_closing_in_another_thread_is_an_error_and_may_be_done_again(contexts: d
 
 
 def growth(action: Callable[[], None], *, times: int) -> tuple[float, int]:
-    """Megabytes and file descriptors that this process has more of after so many times, once it has warmed up."""
+    """By how many megabytes and file descriptors this process grows in ``times`` repetitions, after a warm-up."""
     process = psutil.Process()
 
     def used() -> tuple[float, int]:
@@ -222,13 +224,13 @@ def test_a_thousand_resets_leak_nothing(task: Any, contexts: dict[Any, Any]) -> 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="counts file descriptors")
 def test_making_and_closing_a_hundred_leaks_nothing(contexts: dict[Any, Any]) -> None:
-    def live() -> None:
+    def create_and_close() -> None:
         env = PickPlace(observation="image")
         env.reset(seed=0)
         env.close()
         assert contexts == {}
 
-    megabytes, descriptors = growth(live, times=100)
+    megabytes, descriptors = growth(create_and_close, times=100)
     assert megabytes < 10
     assert descriptors == 0
 
@@ -236,17 +238,17 @@ def test_making_and_closing_a_hundred_leaks_nothing(contexts: dict[Any, Any]) ->
 # Backends
 
 
-def draw_by_rendering() -> None:
+def render_explicitly() -> None:
     PickPlace(render_mode="rgb_array").render()
 
 
-def draw_by_observing() -> None:
+def render_by_observing() -> None:
     PickPlace(observation="image")
 
 
-@pytest.mark.parametrize("draw", [draw_by_rendering, draw_by_observing])
+@pytest.mark.parametrize("render", [render_explicitly, render_by_observing])
 def test_without_opengl_libraries_the_error_names_packages(
-    draw: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    render: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(library: str) -> None:
         raise OSError(library)
@@ -257,7 +259,7 @@ def test_without_opengl_libraries_the_error_names_packages(
     monkeypatch.setattr(rendering.ctypes, "CDLL", refuse)  # type: ignore[attr-defined]
     assert rendering.choose_backend() is None
     with pytest.raises(SimulationError, match=r"libegl1 libgl1.*libosmesa6.*observation='state'"):
-        draw()
+        render()
 
 
 @pytest.mark.parametrize(("has", "chosen"), [("libEGL.so.1", "egl"), ("libOSMesa.so.8", "osmesa")])
@@ -273,16 +275,16 @@ def test_the_first_library_that_loads_is_chosen(has: str, chosen: str, monkeypat
     assert rendering.choose_backend() == os.environ["MUJOCO_GL"] == chosen
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="takes X11's display away")
+@pytest.mark.skipif(sys.platform != "linux", reason="unsets the display of X11")
 def test_a_backend_that_does_not_work_is_an_error_and_no_crash() -> None:
     program = """if True:
         from flowchunk.datasets.errors import SimulationError
         from flowchunk.envs.tasks.pick_place import PickPlace
         env = PickPlace(render_mode="rgb_array")
         env.reset(seed=0)
-        for draw in (env.render, lambda: PickPlace(observation="image")):
+        for render in (env.render, lambda: PickPlace(observation="image")):
             try:
-                draw()
+                render()
             except SimulationError as error:
                 print("SimulationError:", error)
         env.step(env.action_space.sample())
@@ -305,7 +307,7 @@ def test_a_backend_that_does_not_work_is_an_error_and_no_crash() -> None:
 
 
 @pytest.mark.parametrize("imported_first", ["flowchunk.envs", "mujoco", "triton"])
-def test_osmesa_draws_too_whatever_is_imported_first(imported_first: str) -> None:
+def test_osmesa_renders_too_whatever_is_imported_first(imported_first: str) -> None:
     if not any(map(rendering._can_load, rendering._LIBRARIES["osmesa"])):
         pytest.skip("needs OSMesa")
     pytest.importorskip(imported_first)
@@ -314,7 +316,7 @@ def test_osmesa_draws_too_whatever_is_imported_first(imported_first: str) -> Non
         import flowchunk.envs
         from flowchunk.envs.tasks.pick_place import PickPlace
         env = PickPlace(observation="image")
-        print("drawn", env.reset(seed=0)[0]["front_image"].std() > 5)
+        print("rendered", env.reset(seed=0)[0]["front_image"].std() > 5)
         env.close()
         if {imported_first != "mujoco"}:
             try:
@@ -331,4 +333,4 @@ def test_osmesa_draws_too_whatever_is_imported_first(imported_first: str) -> Non
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert "drawn True" in done.stdout
+    assert "rendered True" in done.stdout

@@ -1,4 +1,4 @@
-"""Rollouts: outcomes that depend on the seed alone, one inference a round, and films of them."""
+"""Rollouts: outcomes that depend only on the seed, one inference per round, and videos of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot im
 
 
 class Uneven(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Push-T in episodes of 6 to 26 steps, as the seed says, which report the seed they were reset with."""
+    """Push-T in episodes of 6 to 26 steps, depending on the seed, which report the seed of their reset."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         assert seed is not None
@@ -46,7 +46,7 @@ def make_uneven(**options: Any) -> gymnasium.Env[Any, Any]:
 
 
 class Pusher:
-    """Drives at the block, a little beside it as the row's noise says."""
+    """Drives towards the block, with an offset that depends on the row's noise."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -60,7 +60,7 @@ class Pusher:
         assert state.shape == (len(seed), EXECUTION.observation_steps, 5)
         self.batches.append(len(state))
         self.seeds += seed
-        noise = np.stack([np.random.default_rng(one).normal(0, 20, (EXECUTION.horizon, 2)) for one in seed])
+        noise = np.stack([np.random.default_rng(row_seed).normal(0, 20, (EXECUTION.horizon, 2)) for row_seed in seed])
         return np.asarray(state[:, -1, None, 2:4] + noise, dtype=np.float32)
 
 
@@ -90,8 +90,8 @@ def test_the_outcome_is_the_tasks(expected: Rollout) -> None:
     observation, _ = env.reset(seed=SEED + 3)
     history, over, rounds = [observation["state"]] * 2, False, 0
     while not over:
-        seen = {"state": np.stack(history[-2:])[None]}
-        (chunk,) = Pusher().predict_chunk(seen, seed=[noise_seed(SEED + 3, rounds)])
+        observed = {"state": np.stack(history[-2:])[None]}
+        (chunk,) = Pusher().predict_chunk(observed, seed=[noise_seed(SEED + 3, rounds)])
         rounds += 1
         for action in chunk[: EXECUTION.n_action_steps]:
             observation, _, terminated, truncated, info = env.step(action)
@@ -104,7 +104,7 @@ def test_the_outcome_is_the_tasks(expected: Rollout) -> None:
     assert expected.infos[3]["coverage"] == info["coverage"]
 
 
-def test_the_score_means_what_it_says(expected: Rollout) -> None:
+def test_the_score_is_the_mean_of_the_episodes(expected: Rollout) -> None:
     assert len({info["coverage"] for info in expected.infos}) > 1, "the policy has to do something"
     assert expected.score_mean == pytest.approx(np.mean([episode.score for episode in expected.episodes]))
     assert expected.success_rate == expected.successes / 7
@@ -115,7 +115,7 @@ def outcome(result: Rollout) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("num_envs", [3, 7, 50])
-def test_the_outcome_does_not_depend_on_how_many_run_side_by_side(expected: Rollout, num_envs: int) -> None:
+def test_the_outcome_does_not_depend_on_how_many_run_in_parallel(expected: Rollout, num_envs: int) -> None:
     result = run(7, num_envs=num_envs)
     assert result.episodes == expected.episodes
     assert outcome(result) == outcome(expected)
@@ -132,7 +132,7 @@ def test_more_episodes_leave_the_first_as_they_were(expected: Rollout) -> None:
 
 
 def test_a_round_is_one_inference_over_the_episodes_that_run() -> None:
-    make_env = partial(gymnasium.make, PUSHT, max_episode_steps=8)  # two rounds an episode
+    make_env = partial(gymnasium.make, PUSHT, max_episode_steps=8)  # two rounds per episode
     for num_envs, batches in ((5, [5, 5]), (2, [2, 2, 2, 2, 1, 1]), (1, [1] * 10)):
         policy = Pusher()
         rollout(policy, make_env, EXECUTION, episodes=5, seed=SEED, num_envs=num_envs)
@@ -155,90 +155,90 @@ def test_more_samples_leave_the_first_as_it_was() -> None:
     assert len(set(noise_seeds(7, 3, samples=8))) == 8
 
 
-# Policies that see
+# Vision policies
 
 
-class Looker:
-    """Goes on from where the robot is, as the row's noise and the brightness of all it sees say."""
+class VisionPolicy:
+    """Moves from the robot's position by an offset that depends on the row's noise and the images' brightness."""
 
     def predict_chunk(
         self, observation: Mapping[str, np.ndarray], *, nfe: int | None = None, seed: int | Sequence[int] = 0
     ) -> np.ndarray:
         assert not isinstance(seed, int)
-        pictures = [value for value in observation.values() if value.dtype == np.uint8]
-        assert pictures
-        for picture in pictures:
-            assert picture.shape == (len(seed), EXECUTION.observation_steps, 96, 96, 3)
-        brightness = np.mean([picture.mean(axis=(1, 2, 3, 4)) for picture in pictures], axis=0)[:, None, None] / 255
+        images = [value for value in observation.values() if value.dtype == np.uint8]
+        assert images
+        for image in images:
+            assert image.shape == (len(seed), EXECUTION.observation_steps, 96, 96, 3)
+        brightness = np.mean([image.mean(axis=(1, 2, 3, 4)) for image in images], axis=0)[:, None, None] / 255
         if "agent_position" in observation:
             here, scale = observation["agent_position"][:, -1, None], 30.0
         else:
             here, scale = observation["proprioception"][:, -1, None, :7], 0.1
-        noise = np.stack([np.random.default_rng(one).normal(0, 1, (EXECUTION.horizon, 1)) for one in seed])
+        noise = np.stack([np.random.default_rng(row_seed).normal(0, 1, (EXECUTION.horizon, 1)) for row_seed in seed])
         return np.asarray(here + scale * (noise + brightness), dtype=np.float32)
 
 
-def make_seen(env_id: str, **options: Any) -> gymnasium.Env[Any, Any]:
+def make_observing(env_id: str, **options: Any) -> gymnasium.Env[Any, Any]:
     return LastObservation(gymnasium.make(env_id, observation="image", max_episode_steps=12, **options))
 
 
 class LastObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Reports a checksum of what was seen last."""
+    """Reports a checksum of the last observation."""
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, *outcome, info = self.env.step(action)
-        seen = {f"sum_{key}": float(value.sum(dtype=np.float64)) for key, value in observation.items()}
-        return (observation, *outcome, {**info, **seen})
+        sums = {f"sum_{key}": float(value.sum(dtype=np.float64)) for key, value in observation.items()}
+        return (observation, *outcome, {**info, **sums})
 
 
 @pytest.mark.parametrize("env_id", [PUSHT, PICK_PLACE])
-def test_workers_draw_what_one_process_draws(env_id: str) -> None:
-    make_env = partial(make_seen, env_id)
+def test_workers_render_the_same_as_one_process(env_id: str) -> None:
+    make_env = partial(make_observing, env_id)
     try:
         make_env().close()
     except SimulationError as error:
-        pytest.skip(f"nothing can be drawn here: {error}")
-    alone, workers = (
-        rollout(Looker(), make_env, EXECUTION, episodes=3, seed=SEED, num_envs=2, workers=workers)
+        pytest.skip(f"rendering is not possible here: {error}")
+    single, parallel = (
+        rollout(VisionPolicy(), make_env, EXECUTION, episodes=3, seed=SEED, num_envs=2, workers=workers)
         for workers in (False, True)
     )
-    assert alone.episodes == workers.episodes
-    sums = [key for key in alone.infos[0] if key.startswith("sum_")]
+    assert single.episodes == parallel.episodes
+    sums = [key for key in single.infos[0] if key.startswith("sum_")]
     assert len(sums) == (2 if env_id == PUSHT else 3)
-    for mine, theirs in zip(alone.infos, workers.infos, strict=True):
-        assert {key: mine[key] for key in sums} == {key: theirs[key] for key in sums}
-    assert len({info[sums[0]] for info in alone.infos}) == 3, "episodes that look different"
+    for expected, got in zip(single.infos, parallel.infos, strict=True):
+        assert {key: expected[key] for key in sums} == {key: got[key] for key in sums}
+    assert len({info[sums[0]] for info in single.infos}) == 3, "episodes with different images"
 
 
-# Films
+# Videos
 
 
-def make_drawn(**options: Any) -> gymnasium.Env[Any, Any]:
+def make_rendered(**options: Any) -> gymnasium.Env[Any, Any]:
     return make_uneven(render_mode="rgb_array", render_size=65, **options)
 
 
-def test_a_film_has_a_picture_of_every_step_with_the_chunk_drawn_in(expected: Rollout) -> None:
+def test_a_video_has_an_image_of_every_step_with_the_chunk_drawn_in(expected: Rollout) -> None:
     policy = Pusher()
-    frames = list(record_episode(policy, make_drawn, EXECUTION, seed=SEED + 2, samples=3))
+    frames = list(record_episode(policy, make_rendered, EXECUTION, seed=SEED + 2, samples=3))
     assert len(frames) == expected.episodes[2].steps
     assert set(policy.batches) == {3}
     rounds = range(len(policy.batches))
     assert policy.seeds[::3] == [noise_seed(SEED + 2, number) for number in rounds], "the same noise again"
-    assert len(set(policy.seeds)) == len(policy.seeds), "and other noise for the others"
+    assert len(set(policy.seeds)) == len(policy.seeds), "and different noise for the other samples"
     assert {(frame.shape, frame.dtype) for frame in frames} == {((65, 65, 3), np.dtype(np.uint8))}
     for frame in frames:
         assert (np.abs(frame - FIRST.astype(float)).max(axis=-1) < 60).any()
-    again = list(record_episode(Pusher(), make_drawn, EXECUTION, seed=SEED + 2, samples=3))
+    again = list(record_episode(Pusher(), make_rendered, EXECUTION, seed=SEED + 2, samples=3))
     np.testing.assert_array_equal(frames, again)
 
 
-def test_the_filmed_episode_does_not_depend_on_how_many_samples_are_shown() -> None:
+def test_the_recorded_episode_does_not_depend_on_how_many_samples_are_shown() -> None:
     ends = []
     for samples in (1, 2, 8):
         made: list[gymnasium.Env[Any, Any]] = []
 
         def make_env(made: list[gymnasium.Env[Any, Any]] = made) -> gymnasium.Env[Any, Any]:
-            made.append(make_drawn())
+            made.append(make_rendered())
             return made[0]
 
         list(record_episode(Pusher(), make_env, EXECUTION, seed=SEED, samples=samples))
@@ -247,29 +247,29 @@ def test_the_filmed_episode_does_not_depend_on_how_many_samples_are_shown() -> N
     np.testing.assert_array_equal(ends, [ends[0]] * 3)
 
 
-def test_a_film_shows_what_the_policy_looks_at() -> None:
-    make_env = partial(make_seen, PUSHT, render_mode="rgb_array")
+def test_a_video_shows_the_policys_images_with_their_crops() -> None:
+    make_env = partial(make_observing, PUSHT, render_mode="rgb_array")
     spec: ObservationSpec = make_env().get_wrapper_attr("observation_spec")
     image = replace(spec.fields["image"], crop=(84, 84))
     for policys_spec, is_cropped in ((None, False), (ObservationSpec({**spec.fields, "image": image}), True)):
-        frames = list(record_episode(Looker(), make_env, EXECUTION, seed=SEED, observation_spec=policys_spec))
+        frames = list(record_episode(VisionPolicy(), make_env, EXECUTION, seed=SEED, observation_spec=policys_spec))
         assert {frame.shape for frame in frames} == {(512, 512 + 2 * 96 + 12, 3)}
         assert (frames[0] == CROP).all(axis=-1).any() == is_cropped
 
 
-def test_pictures_come_as_the_episode_runs() -> None:
+def test_images_are_yielded_while_the_episode_runs() -> None:
     policy = Pusher()
-    frames = record_episode(policy, make_drawn, EXECUTION, seed=SEED + 2, samples=3)
+    frames = record_episode(policy, make_rendered, EXECUTION, seed=SEED + 2, samples=3)
     next(frames)
-    assert len(policy.batches) == 1, "the second chunk is not predicted before its pictures are asked for"
+    assert len(policy.batches) == 1, "the second chunk is not predicted before its images are requested"
     frames.close()  # type: ignore[attr-defined]  # it is a generator
 
 
-def test_a_film_without_samples_is_refused() -> None:
+def test_a_video_without_samples_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="samples=0"):
-        record_episode(Pusher(), make_drawn, EXECUTION, seed=SEED, samples=0)
+        record_episode(Pusher(), make_rendered, EXECUTION, seed=SEED, samples=0)
 
 
-def test_what_cannot_be_drawn_is_an_error() -> None:
+def test_an_environment_that_does_not_render_is_an_error() -> None:
     with pytest.raises(SimulationError, match="render_mode='rgb_array'"):
         list(record_episode(Pusher(), make_uneven, EXECUTION, seed=SEED))

@@ -1,4 +1,4 @@
-"""An unstable simulation is an error of every task, and a reset mends it."""
+"""An unstable simulation is an error in every task, and a reset recovers from it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The files that a zarr array lies in, and damage to them that zarr passes over in silence.
+"""Damage to the files of a zarr array that zarr itself does not report.
 
-zarr takes a file that is missing, and a chunk that is missing inside a shard, for zeros; and Blosc reads past the end of a
-truncated chunk of incompressible data. In arrays that were written whole, each of these is damage.
+zarr reads a missing file, and a missing chunk inside a shard, as zeros; and Blosc reads past the end of a truncated chunk of
+incompressible data. In an array that was written completely, all of these are damage.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from zarr.codecs import ShardingCodec
 from zarr.codecs.sharding import ShardingCodecIndexLocation
 from zarr.core.metadata import ArrayV2Metadata
 
-EMPTY = np.iinfo(np.uint64).max  # what a shard's index says of a chunk that is not there
+EMPTY = np.iinfo(np.uint64).max  # a shard's index entry for a missing chunk
 CHECKSUM_BYTES = 4
 
 
 def count_files(array: zarr.Array[Any]) -> int:
-    """How many files hold the array when it is whole."""
+    """The number of files of the complete array."""
     return prod(_files_along(array))
 
 
 def missing_files(array: zarr.Array[Any], folder: Path, rows: int) -> list[str]:
-    """Names, relative to the array's folder, of the files of its first ``rows`` that are not there."""
+    """Names, relative to the array's folder, of the missing files of its first ``rows`` rows."""
     return [name for name, _ in _files(array, 0, rows) if not (folder / name).exists()]
 
 
 def find_damage(
     array: zarr.Array[Any], folder: Path, start: int, stop: int, *, may_have_holes: bool = False
 ) -> str | None:
-    """What is wrong with the files that hold rows start … stop - 1, in words; None where nothing is to be seen from outside.
+    """What is wrong with the files of rows start … stop - 1, in words; None if nothing shows without decoding them.
 
-    may_have_holes: whether a chunk that is missing means zeros.
+    may_have_holes: whether a missing chunk stands for zeros.
     """
     for name, place in _files(array, start, stop):
         file = folder / name
@@ -60,7 +60,7 @@ def _files_along(array: zarr.Array[Any]) -> tuple[int, ...]:
 
 
 def _files(array: zarr.Array[Any], start: int, stop: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and place in the grid of each file that holds a part of rows start … stop - 1."""
+    """Name and grid position of each file with a part of rows start … stop - 1."""
     step = (array.shards or array.chunks)[0]
     for place in product(range(start // step, -(-stop // step)), *map(range, _files_along(array)[1:])):
         yield array.metadata.encode_chunk_key(place), place
@@ -72,13 +72,14 @@ def _blosc_problem(metadata: ArrayV2Metadata, file: Path, name: str) -> str | No
     with file.open("rb") as chunk:
         header = chunk.read(16)
     if len(header) < 16 or int.from_bytes(header[12:16], "little") != file.stat().st_size:
-        return f"{name} has {file.stat().st_size} bytes, but its header says otherwise"
+        return f"{name} has {file.stat().st_size} bytes, which does not match its header"
     return None
 
 
 def _shard_problem(array: zarr.Array[Any], file: Path, place: tuple[int, ...], start: int, stop: int) -> str | None:
-    """Which of the shard's chunks with rows start … stop - 1 are not there, by the index at its end."""
-    codec = next((one for one in getattr(array.metadata, "codecs", ()) if isinstance(one, ShardingCodec)), None)
+    """The first missing chunk among those of rows start … stop - 1, by the index at the shard's end."""
+    codecs = getattr(array.metadata, "codecs", ())
+    codec = next((codec for codec in codecs if isinstance(codec, ShardingCodec)), None)
     if codec is None or codec.index_location != ShardingCodecIndexLocation.end:
         return None
     shard = array.shards

@@ -1,7 +1,7 @@
-"""Rotations as six numbers: the first two columns of the rotation matrix, first column first.
+"""Rotations as six numbers: the first column of the rotation matrix, then the second.
 
-A network can learn this representation well because it is continuous over all of SO(3), which no three- or
-four-number representation is (Zhou et al. 2019, arXiv:1812.07035, section 4).
+This representation is continuous over all of SO(3), unlike any with three or four numbers, which makes it easier for a
+network to learn (Zhou et al. 2019, arXiv:1812.07035, section 4).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def rotation_6d_from_matrix(matrix: NDArray[np.floating]) -> NDArray[np.float64]
 
 
 def matrix_from_rotation_6d(rotation_6d: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The rotation matrices that six numbers stand for, by Gram-Schmidt (Zhou et al. 2019, equation 15).
+    """Rotation matrices from six numbers each, by Gram-Schmidt (Zhou et al. 2019, equation 15).
 
-    rotation_6d: (..., 6), two columns that need be neither unit nor orthogonal, as a network predicts them. Returns
-    (..., 3, 3). Raises ConfigurationError where the two columns span no plane (zero or parallel), or are not finite.
+    rotation_6d: (..., 6), two columns as a network predicts them, neither necessarily of unit length nor orthogonal.
+    Returns (..., 3, 3). Raises ConfigurationError if two columns span no plane (zero or parallel), or are not finite.
     """
     columns = np.asarray(rotation_6d, dtype=np.float64)
     x_axis, second = _unit(columns[..., :3]), _unit(columns[..., 3:])
@@ -39,7 +39,7 @@ def _unit(columns: NDArray[np.float64]) -> NDArray[np.float64]:
     lengths: NDArray[np.float64] = np.linalg.norm(columns, axis=-1, keepdims=True)
     if not (lengths > _SHORTEST_COLUMN).all() or not np.isfinite(lengths).all():
         raise ConfigurationError(
-            "a rotation_6d needs two finite columns that are neither zero nor parallel, but one has "
-            f"columns of length {float(lengths.min()):.3g}; send the first two columns of a rotation matrix"
+            "a rotation_6d needs two finite columns that are neither zero nor parallel, but one has a "
+            f"column of length {float(lengths.min()):.3g}; use the first two columns of a rotation matrix"
         )
     return columns / lengths

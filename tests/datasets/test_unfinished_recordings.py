@@ -1,4 +1,4 @@
-"""Recordings: what was whole is kept, whatever ends them, and what cannot be kept as it is, is refused at once."""
+"""Recordings: finished episodes are kept however the recording ends, and values that cannot be stored are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flowchunk.cli.main import main
 from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.store import Store
-from tests.datasets.picture_stores import ACTIONS, OBSERVATIONS
+from tests.datasets.image_stores import ACTIONS, OBSERVATIONS
 
 FRAMES = 40
 ROOT = Path(__file__).parents[2]
@@ -30,13 +30,13 @@ def writer_of(path: Path, **options: Any) -> StoreWriter:
 
 
 def episode(number: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Episode i: positions i, pictures of the shade i, actions i."""
+    """Episode i: positions i, images of the shade i, actions i."""
     shade = np.full((FRAMES, 6, 8, 3), number % 256, np.uint8)
     return {"position": np.full((FRAMES, 2), float(number)), "image": shade}, np.full((FRAMES, 1), float(number))
 
 
 def require_whole(path: Path) -> int:
-    """The number of episodes of a store whose episodes are all as ``episode`` made them."""
+    """The number of episodes of a store, all of which must equal those of ``episode``."""
     store = Store.open(path)
     for number, (start, stop) in enumerate(zip(store.episode_starts, store.episode_ends, strict=True)):
         observations, actions = episode(number)
@@ -55,7 +55,7 @@ def kept_beside(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the robot fell"), KeyboardInterrupt()])
-def test_an_exception_leaves_the_finished_episodes_and_says_where(
+def test_an_exception_leaves_the_finished_episodes_and_reports_where(
     tmp_path: Path, error: BaseException, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def record_and_fail() -> None:
@@ -81,7 +81,7 @@ def test_an_exception_before_the_first_episode_leaves_nothing(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_not_to_be_kept_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_kept_if_nothing_is_to_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def record_and_fail() -> None:
         with writer_of(tmp_path / "demos.zarr", keep_unfinished=False) as writer:
             writer.add_episode(*episode(0))
@@ -95,7 +95,7 @@ def test_what_is_not_to_be_kept_is_not(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.fixture
 def recording(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that records pictures without end, and says the number of each episode when it is added."""
+    """Another process that records images endlessly, and prints the number of each episode after adding it."""
     command = [sys.executable, "-m", "tests.datasets.record_until_ended", str(tmp_path / "demos.zarr")]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
@@ -104,7 +104,7 @@ def recording(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("episodes", [1, 30])  # 1,200 frames: more than one file of pictures
+@pytest.mark.parametrize("episodes", [1, 30])  # 1,200 frames: more than one file of images
 def test_a_process_that_is_ended_leaves_every_finished_episode(
     recording: subprocess.Popen[str], tmp_path: Path, end: signal.Signals, episodes: int
 ) -> None:
@@ -117,13 +117,13 @@ def test_a_process_that_is_ended_leaves_every_finished_episode(
     assert recording.returncode != 0
     added = episodes + sum(line.strip().isdigit() for line in rest.splitlines())
     kept = kept_beside(tmp_path / "demos.zarr")
-    assert require_whole(kept) in (added, added + 1)  # added, and killed before it could say so
+    assert require_whole(kept) in (added, added + 1)  # added, and killed before it could print the number
     assert main(["data", "inspect", str(kept)]) == 0
     if end == signal.SIGINT:
         assert f"are kept in {kept}" in rest
 
 
-def test_later_recordings_and_readers_say_where_it_is(
+def test_later_recordings_and_readers_report_where_it_is(
     recording: subprocess.Popen[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert recording.stdout is not None
@@ -143,7 +143,7 @@ def test_later_recordings_and_readers_say_where_it_is(
     assert require_whole(kept) >= 1
 
 
-def test_a_recording_can_be_read_while_it_goes_on(tmp_path: Path) -> None:
+def test_a_recording_can_be_read_while_it_is_running(tmp_path: Path) -> None:
     with writer_of(tmp_path / "demos.zarr") as writer:
         for number in range(3):
             writer.add_episode(*episode(number))
@@ -168,13 +168,13 @@ def test_a_part_of_one_more_episode_is_no_damage(tmp_path: Path, grown: tuple[st
     assert require_whole(tmp_path / "killed.zarr") == 3
 
 
-def test_an_episode_that_could_not_be_written_is_written_over(tmp_path: Path) -> None:
+def test_an_episode_that_could_not_be_written_is_overwritten(tmp_path: Path) -> None:
     with writer_of(tmp_path / "demos.zarr") as writer:
         writer.add_episode(*episode(0))
         file = writer.partial / "data" / "action" / "c" / "0" / "0"
         content = file.read_bytes()
         file.unlink()
-        file.mkdir()  # which no file can replace
+        file.mkdir()  # which cannot be replaced by a file
         with pytest.raises(IsADirectoryError):
             writer.add_episode(*episode(7))
         file.rmdir()
@@ -204,7 +204,7 @@ def test_two_writers_for_one_path_do_not_harm_each_other(tmp_path: Path, capsys:
     assert f"2 finished episodes are kept in {first.partial}" in capsys.readouterr().out
 
 
-def test_all_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_is_on_the_disk_before_the_store_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced, fsync, rename = set[int](), os.fsync, Path.rename
 
     def note_fsync(descriptor: int) -> None:
@@ -257,9 +257,10 @@ def spoiled(key: str, value: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 @pytest.mark.parametrize("key", ["position", "action"])
 @pytest.mark.parametrize(
-    ("value", "what"), [(np.nan, "NaN or infinity"), (-np.inf, "NaN or infinity"), (1e39, "beyond what float32 holds")]
+    ("value", "what"),
+    [(np.nan, "NaN or infinity"), (-np.inf, "NaN or infinity"), (1e39, "outside the range of float32")],
 )
-def test_what_is_not_finite_is_refused_and_named(tmp_path: Path, key: str, value: float, what: str) -> None:
+def test_values_that_are_not_finite_are_refused_and_named(tmp_path: Path, key: str, value: float, what: str) -> None:
     with writer_of(tmp_path / "demos.zarr") as writer:
         writer.add_episode(*episode(0))
         with pytest.raises(DatasetError, match=rf"'{key}' holds .*{what}.* in episode 1, frame 7"):
@@ -268,7 +269,7 @@ def test_what_is_not_finite_is_refused_and_named(tmp_path: Path, key: str, value
     assert require_whole(tmp_path / "demos.zarr") == 2
 
 
-def whole_numbers() -> np.ndarray:
+def large_integers() -> np.ndarray:
     return np.full((FRAMES, 2), 2**24 + 1)
 
 
@@ -279,7 +280,7 @@ def text() -> np.ndarray:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (whole_numbers, r"'position' holds whole numbers beyond 16777216, .* in episode 0, frame 0"),
+        (large_integers, r"'position' holds integers beyond 16777216, .* in episode 0, frame 0"),
         (text, r"'position' needs numbers, but got <U4"),
     ],
 )

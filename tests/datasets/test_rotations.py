@@ -1,4 +1,4 @@
-"""Rotations as six numbers: there and back, for one and for many, and what cannot be a rotation."""
+"""Rotations as six numbers: round trips, single and batched, and invalid input."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from flowchunk.datasets.actions import matrix_from_rotation_6d, rotation_6d_from_matrix
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.rotations import matrix_from_rotation_6d, rotation_6d_from_matrix
 
 columns = arrays(np.float64, (6,), elements=st.floats(-10, 10))
 
@@ -41,11 +41,11 @@ def test_first_column_comes_first() -> None:
     np.testing.assert_array_equal(rotation_6d_from_matrix(matrix), [0, 3, 6, 1, 4, 7])
 
 
-def test_many_at_once_equal_one_at_a_time() -> None:
-    many = np.random.default_rng(0).standard_normal((2, 5, 6))
-    matrices = matrix_from_rotation_6d(many)
+def test_a_batch_equals_single_rotations() -> None:
+    batch = np.random.default_rng(0).standard_normal((2, 5, 6))
+    matrices = matrix_from_rotation_6d(batch)
     assert matrices.shape == (2, 5, 3, 3)
-    np.testing.assert_allclose(matrices[1, 3], matrix_from_rotation_6d(many[1, 3]))
+    np.testing.assert_allclose(matrices[1, 3], matrix_from_rotation_6d(batch[1, 3]))
     assert rotation_6d_from_matrix(matrices).shape == (2, 5, 6)
 
 
@@ -53,6 +53,8 @@ def test_many_at_once_equal_one_at_a_time() -> None:
     "rotation_6d",
     [[0, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0], [1, 0, 0, -2, 0, 0], [1, 0, 0, 0, np.nan, 0], [np.inf, 0, 0, 0, 1, 0]],
 )
-def test_what_is_no_rotation_is_refused(rotation_6d: list[float]) -> None:
-    with pytest.raises(ConfigurationError, match="neither zero nor parallel"):
+def test_columns_that_define_no_rotation_are_refused(rotation_6d: list[float]) -> None:
+    with pytest.raises(
+        ConfigurationError, match="rotation_6d needs two finite columns that are neither zero nor parallel"
+    ):
         matrix_from_rotation_6d(np.array(rotation_6d))

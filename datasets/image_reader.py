@@ -1,7 +1,7 @@
-"""Read pictures from any store as uint8 RGB, and say of those that cannot be read which they are.
+"""Read images from any store as uint8 RGB, and name those that cannot be read.
 
-Ours hold uint8 (N, H, W, 3). diffusion_policy's hold float32 with whole numbers from 0 to 255, which are recognised. What
-is of another size, channel order or range of values than the specification says is refused, never guessed at.
+Flowchunk's stores hold uint8 (N, H, W, 3). diffusion_policy's hold float32 with integers from 0 to 255, which are converted.
+An image whose size, channel order or range of values differs from the specification is an error, never a guess.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from flowchunk.datasets.store import Store
 
 
 @dataclass(frozen=True)
-class PictureSource:
-    """Where a picture of the specification is read from; ``PictureSource.find`` makes one.
+class ImageReader:
+    """Reads the images of one observation key; create it with ``ImageReader.find``.
 
-    array: (at least N, H, W, 3), columns: the part of its rows of pixels that is read.
+    array: (at least N, H, W, 3). columns: the slice of its rows of pixels that is read.
     """
 
     store: Store
@@ -35,21 +35,21 @@ class PictureSource:
     columns: slice
 
     @classmethod
-    def find(cls, store: Store, key: str, field: ObservationField) -> PictureSource:
-        """The pictures of ``key``. Raises DatasetError where they are missing, or not of the field's size and order."""
+    def find(cls, store: Store, key: str, field: ObservationField) -> ImageReader:
+        """A reader for ``key``. Raises DatasetError if its images are missing, or differ from the field in size or order."""
         name = store.sources.get(key, key).partition("[")[0]
         if name not in store.arrays:
             raise DatasetError(
                 f"camera {field.camera!r} is missing: {store.path} has no array data/{name} (wanted for {key!r}), only "
-                f"{sorted(store.arrays)}; use a data set that was recorded with this camera, or say in "
-                f"dataset.sources.{key} which array holds it"
+                f"{sorted(store.arrays)}; use a data set that was recorded with this camera, or set "
+                f"dataset.sources.{key} to the array that holds its images"
             )
         array, columns = store.find(key)
         source = cls(store, key, field, array, slice(None) if columns is None else columns)
         source._check_shape(store.shape(key))
         if array.dtype != np.uint8 and array.dtype.kind != "f":
             raise DatasetError(
-                f"{source} holds {array.dtype}, but pictures are uint8 from 0 to 255 (or floats with whole numbers in that "
+                f"{source} holds {array.dtype}, but images are uint8 from 0 to 255 (or floats that are integers in that "
                 "range); convert them"
             )
         return source
@@ -63,13 +63,13 @@ class PictureSource:
         return self.store.path / "data" / self.array.basename
 
     def frame_bytes(self) -> int:
-        """Bytes of one frame as it lies on disk, before compression."""
+        """Bytes of one stored frame before compression."""
         return self.array.dtype.itemsize * int(np.prod(self.array.shape[1:]))
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Frames start … stop - 1, uint8 (stop - start, H, W, 3).
 
-        Raises DatasetError that names episode and frame where one is damaged or its values are no picture's.
+        Raises DatasetError, with the episode and the frame, if one is damaged or has values that no image has.
         """
         frames, damaged = self.read_undamaged(start, stop)
         if damaged:
@@ -79,7 +79,7 @@ class PictureSource:
     def read_undamaged(self, start: int, stop: int) -> tuple[np.ndarray, dict[int, str]]:
         """Frames start … stop - 1, uint8 (stop - start, H, W, 3), and {frame: what is wrong} of those that are damaged.
 
-        Damaged frames are black. Raises DatasetError where a value is no picture's.
+        Damaged frames are black. Raises DatasetError for values that no image has.
         """
         try:
             return self._read(start, stop), {}
@@ -88,7 +88,7 @@ class PictureSource:
         frames = np.zeros((stop - start, *self.field.shape), np.uint8)
         damaged: dict[int, str] = {}
         chunk = self.array.chunks[0]
-        for first in range(start // chunk * chunk, stop, chunk):  # only what shares a chunk is lost together
+        for first in range(start // chunk * chunk, stop, chunk):  # damage is limited to its chunk
             rows = range(max(first, start), min(first + chunk, stop))
             try:
                 frames[rows.start - start : rows.stop - start] = self._read(rows.start, rows.stop)
@@ -97,7 +97,7 @@ class PictureSource:
         return frames, damaged
 
     def damage_error(self, damaged: Mapping[int, str]) -> DatasetError:
-        """What to raise for {frame: what is wrong}; it names the first."""
+        """The error for {frame: what is wrong}, with the first of these frames."""
         frame = min(damaged)
         return DatasetError(
             f"{self.name_of(frame)} cannot be read: {damaged[frame]}; copy the data set again, or leave damaged episodes "
@@ -105,7 +105,7 @@ class PictureSource:
         )
 
     def name_of(self, frame: int) -> str:
-        """How a message names a frame: ``episode 3, frame 17 of data/image in PATH``."""
+        """A frame's name in messages: ``episode 3, frame 17 of data/image in PATH``."""
         episode, number = self.store.place_of(frame)
         return f"episode {episode}, frame {number} of {self}"
 
@@ -114,7 +114,7 @@ class PictureSource:
             raise _DamageError(problem)
         try:
             values = np.asarray(self.array[start:stop])
-        except Exception as error:  # codecs raise errors of their own kinds
+        except Exception as error:  # codecs raise exceptions of any type
             raise _DamageError(str(error) or type(error).__name__) from error
         values = values[:, self.columns]
         if values.dtype != np.uint8 and len(values):
@@ -128,20 +128,20 @@ class PictureSource:
         if got == (channels, height, width) or (len(got) == 3 and got[0] in (1, 3) and got[2] not in (1, 3)):
             raise DatasetError(
                 f"{self} has the channel order (channels, height, width), frames of shape {got}, but the task expects "
-                f"(height, width, RGB), {expected}; record or convert it that way round (np.moveaxis(frames, 1, -1))"
+                f"(height, width, RGB), {expected}; record it in that order, or convert it (np.moveaxis(images, 1, -1))"
             )
         if len(got) == 3 and got[2] == channels:
             raise DatasetError(
-                f"{self} has pictures of {got[0]}x{got[1]} pixels, but the task expects {height}x{width}; use the "
+                f"{self} has images of {got[0]}x{got[1]} pixels, but the task expects {height}x{width}; use the "
                 "task that the data was recorded with, or resize them"
             )
         raise DatasetError(
-            f"{self} has frames of shape {got}, but the task expects pictures (height, width, RGB), {expected}; use the task "
+            f"{self} has frames of shape {got}, but the task expects images (height, width, RGB), {expected}; use the task "
             "that the data was recorded with"
         )
 
     def _check_values(self, start: int, values: np.ndarray) -> None:
-        """Raise DatasetError unless floats hold whole numbers from 0 to 255."""
+        """Raise DatasetError unless floats are integers from 0 to 255."""
         rows = values.reshape(len(values), -1)
         for is_bad, what in (
             (~np.isfinite(rows).all(axis=1), "NaN or infinity"),
@@ -156,11 +156,11 @@ class PictureSource:
 
     @cached_property
     def _has_bright_values(self) -> bool:
-        """Whether any value that can be read is above 1; a block of zeros and ones alone is then a dark one."""
+        """Whether any readable value is above 1; if so, a block of only zeros and ones is merely dark."""
         step = self.array.chunks[0]
-        for start in range(0, self.store.frames, step):
-            stop = min(start + step, self.store.frames)
-            with suppress(Exception):  # codecs raise errors of their own kinds; damage is named where it is read
+        for start in range(0, self.store.num_frames, step):
+            stop = min(start + step, self.store.num_frames)
+            with suppress(Exception):  # codecs raise exceptions of any type; ``read`` reports damage
                 is_whole = self.store.damage(self.array, start, stop) is None
                 if is_whole and np.asarray(self.array[start:stop])[:, self.columns].max() > 1:
                     return True
@@ -170,20 +170,20 @@ class PictureSource:
         low, high = float(values.min()), float(values.max())
         advice = "multiply them by 255" if low >= 0 and high <= 1 else "convert them to that range"
         return (
-            f"{self.name_of(frame)} holds {what} (from {low:g} to {high:g}), but pictures hold whole numbers from 0 to 255; "
+            f"{self.name_of(frame)} holds {what} (from {low:g} to {high:g}), but images hold integers from 0 to 255; "
             f"{advice}"
         )
 
 
-def name_dropped_episodes(
+def report_dropped_episodes(
     store: Store,
-    sources: Mapping[str, PictureSource],
+    sources: Mapping[str, ImageReader],
     damaged: Mapping[str, Mapping[int, str]],
     say: Callable[[str], None],
 ) -> dict[int, str]:
-    """Say which episodes are left out for frames that cannot be read, and return {episode: why}.
+    """Report the episodes that are left out because of unreadable frames, and return {episode: reason}.
 
-    damaged: of every key, {frame: what is wrong}. Raises DatasetError where no episode is left.
+    damaged: {frame: what is wrong} for each key. Raises DatasetError if no episode is left.
     """
     reasons: dict[int, str] = {}
     for key, frames in damaged.items():
@@ -192,7 +192,7 @@ def name_dropped_episodes(
             reasons.setdefault(episode, f"frame {number} of data/{sources[key].array.basename}: {reason}")
     if reasons:
         episodes = len(store.episode_ends)
-        listed = "; ".join(f"episode {episode} ({why})" for episode, why in sorted(reasons.items()))
+        listed = "; ".join(f"episode {episode} ({reason})" for episode, reason in sorted(reasons.items()))
         say(f"left out {len(reasons)} of {episodes} episodes with frames that cannot be read: {listed}")
         if len(reasons) == episodes:
             raise DatasetError(
@@ -202,4 +202,4 @@ def name_dropped_episodes(
 
 
 class _DamageError(Exception):
-    """Frames that cannot be read; it does not leave this file."""
+    """Frames that cannot be read; raised and caught only in this file."""

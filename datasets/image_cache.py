@@ -1,7 +1,7 @@
-"""Keep a data set's pictures where training reads them fast: expanded on disk, in memory, or for the device.
+"""A cache of decoded images for training: on disk, in memory, or on the device.
 
-Stores hold frames in compressed chunks, and reading random ones costs more than a training step. So they are expanded once:
-to a memory-mapped file that later runs find again (memory does not grow with the data), or into memory.
+Stores hold images in compressed chunks, and reading a random batch takes longer than a training step. So they are decoded
+once: to a memory-mapped file that later runs use again (memory does not grow with the data), or into memory.
 """
 
 from __future__ import annotations
@@ -18,36 +18,41 @@ from pathlib import Path
 import numpy as np
 
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
-from flowchunk.datasets.frame_file import FrameFile, expand, frame_file
-from flowchunk.datasets.frames import PictureSource, name_dropped_episodes
+from flowchunk.datasets.image_cache_file import ImageCacheFile, decode_images, find_cache_file
+from flowchunk.datasets.image_reader import ImageReader, report_dropped_episodes
+from flowchunk.datasets.shape_repr import shape_repr
 from flowchunk.datasets.specs import ObservationField
 from flowchunk.datasets.store import Store
 
-MODES = ("auto", "device", "disk", "ram")  # auto tries the others in this order
-MAPPED_BYTES = 128 * 2**20  # of maps that may be in the process's memory; recent kernels map far more than is read
+MODES = ("auto", "device", "disk", "ram")  # auto tries the other three in this order
+MAPPED_BYTES = 128 * 2**20  # mapped pages to keep in the process's memory; recent kernels map far more than is read
 GB = 1e9
 
 Say = Callable[[str], None]
-Write = Callable[[int, np.ndarray], object]  # takes a block of frames, and the number of its first
+Write = Callable[[int, np.ndarray], object]  # takes the index of a block's first frame, and the block
 
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """A device's own memory: free bytes, and what makes room for all frames (N, H, W, 3) of a key and then takes them."""
+    """A device's memory.
+
+    free: bytes. allocate: called with a key and (N, H, W, 3), allocates all images of that key and returns the function
+    that writes them.
+    """
 
     free: int
     allocate: Callable[[str, tuple[int, ...]], Write]
 
 
 @dataclass(frozen=True)
-class FrameCacheOptions:
-    """Where pictures are kept for training.
+class ImageCacheOptions:
+    """Where images are cached for training.
 
-    mode: "disk" (a memory-mapped file), "ram", "device" (the GPU's memory), or "auto", which takes the device where they fit
-    into a third of its free memory, else the disk, else memory where they fit into half of what is available.
-    directory: of the files, by default ``flowchunk`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. limit_gb: how large that
-    directory may grow, in GB (1e9 bytes). skip_corrupt: leave out episodes with frames that cannot be read, instead of
-    raising an error. Raises ConfigurationError for another mode or a limit below 0.
+    mode: "disk" (a memory-mapped file), "ram", "device" (the GPU's memory), or "auto": the device if the images fit into a
+    third of its free memory, else the disk, else memory if they fit into half of what is available.
+    directory: for the files, by default ``flowchunk`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. limit_gb: the largest size of
+    that directory in GB (1e9 bytes). skip_corrupt: leave out episodes with unreadable frames instead of raising an error.
+    Raises ConfigurationError for an unknown mode or a limit below 0.
     """
 
     mode: str = "auto"
@@ -57,36 +62,38 @@ class FrameCacheOptions:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise ConfigurationError(f"cache={self.mode}: unknown; there are {', '.join(MODES)}")
+            raise ConfigurationError(f"cache={self.mode} is unknown; choose one of {', '.join(MODES)}")
         if not self.limit_gb >= 0:
             raise ConfigurationError(f"cache_limit_gb={self.limit_gb} must be at least 0")
 
     @property
     def folder(self) -> Path:
-        """The directory of the files."""
+        """The directory, with its default and ``~`` resolved."""
         if self.directory is not None:
             return Path(self.directory).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flowchunk"
 
 
 @dataclass
-class Frames:
-    """All frames of a data set's pictures.
+class ImageCache:
+    """All images of a data set; ``load_image_cache`` creates it.
 
-    arrays: {key: uint8 (N, H, W, 3)}, memory maps, read-only, where place is "disk"; none where it is "device". dropped:
-    {episode: why} of those that hold frames which cannot be read (black here).
+    arrays: {key: uint8 (N, H, W, 3)}; read-only memory maps if place is "disk", empty if it is "device". place: "disk",
+    "ram" or "device". dropped: {episode: reason} for episodes with unreadable frames, which are black in the arrays.
     """
 
     arrays: Mapping[str, np.ndarray]
     place: str
     dropped: Mapping[int, str]
-    maps: tuple[mmap.mmap, ...] = ()
+    maps: tuple[mmap.mmap, ...] = field(default=(), repr=False)
     _resident: int = field(default_factory=lambda: _file_backed_memory(), repr=False)
 
-    def release_pages(self) -> None:
-        """To be called after reading: gives the maps' pages back once they are many, so that memory does not grow.
+    __repr__ = shape_repr
 
-        What was read stays in the operating system's page cache, so that reading it again costs no disk access.
+    def release_pages(self) -> None:
+        """Unmap the pages that were read once there are many, so that memory does not grow; call it after reading.
+
+        They stay in the operating system's page cache, so reading them again needs no disk access.
         """
         if self.maps and _file_backed_memory() > self._resident + MAPPED_BYTES:
             for mapped in self.maps:
@@ -94,41 +101,41 @@ class Frames:
             self._resident = _file_backed_memory()
 
 
-def load_frames(
+def load_image_cache(
     store: Store,
     fields: Mapping[str, ObservationField],
-    options: FrameCacheOptions,
+    options: ImageCacheOptions,
     *,
     device: DeviceMemory | None = None,
     say: Say | None = print,
-) -> Frames:
-    """All frames of the pictures ``fields``, where the options want them.
+) -> ImageCache:
+    """Decode the images of ``fields``, or find them decoded, in the place that the options choose.
 
-    device: what "device" means, None where there is none. say: is told what was chosen and why, and which episodes are
-    dropped; None for silence.
-    Raises DatasetError where pictures are missing, damaged, of another kind than ``fields`` says, or fit nowhere;
-    ConfigurationError for mode "device" without one.
+    device: the memory that mode "device" uses; None without a device. say: called with messages on what was chosen and why,
+    and on dropped episodes; None for silence.
+    Raises DatasetError if images are missing, damaged, not as ``fields`` describes them, or fit nowhere;
+    ConfigurationError for mode "device" without a device.
     """
-    tell, visible = say or _ignore, say is not None
-    sources = {key: PictureSource.find(store, key, one) for key, one in fields.items()}
-    needed = sum(store.frames * one.size for one in fields.values())
-    place, files, why = _choose(sources, needed, options, device.free if device else None, visible=visible)
-    tell(f"{_gb(needed)} of pictures {_PLACES[place]}, cache={place} ({why})")
+    report, visible = say or _ignore, say is not None
+    sources = {key: ImageReader.find(store, key, spec) for key, spec in fields.items()}
+    needed = sum(store.num_frames * spec.size for spec in fields.values())
+    place, files, reason = _choose(sources, needed, options, device.free if device else None, visible=visible)
+    report(f"{_gb(needed)} of images {_PLACES[place]}, cache={place} ({reason})")
     arrays, damaged, maps = dict[str, np.ndarray](), {}, []
     for key, source in sources.items():
         if place == "disk":
-            damaged[key] = _on_disk(source, files[key], options, tell, visible=visible)
+            damaged[key] = _on_disk(source, files[key], options, report, visible=visible)
             arrays[key], mapped = files[key].open()
             maps.append(mapped)
         else:
             allocate = device.allocate if device and place == "device" else partial(_allocate, arrays)
-            write = allocate(key, (store.frames, *source.field.shape))
+            write = allocate(key, (store.num_frames, *source.field.shape))
             damaged[key] = _write_blocks(source, options, write, visible=visible)
-    return Frames(arrays, place, name_dropped_episodes(store, sources, damaged, tell), tuple(maps))
+    return ImageCache(arrays, place, report_dropped_episodes(store, sources, damaged, report), tuple(maps))
 
 
 def available_memory() -> int:
-    """Bytes of memory that programs can still take, as far as the operating system tells; half of all where it does not."""
+    """Bytes of memory that the operating system reports as available; half of all memory if it reports nothing."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -137,7 +144,7 @@ def available_memory() -> int:
 
 
 def _file_backed_memory() -> int:
-    """Bytes of files that are in the process's memory; 0 where the operating system does not tell, as outside Linux."""
+    """Bytes of mapped files in the process's memory; 0 if the operating system does not report them (not Linux)."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[2]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -145,21 +152,21 @@ def _file_backed_memory() -> int:
 
 
 def _choose(
-    sources: Mapping[str, PictureSource],
+    sources: Mapping[str, ImageReader],
     needed: int,
-    options: FrameCacheOptions,
+    options: ImageCacheOptions,
     device_free: int | None,
     *,
     visible: bool,
-) -> tuple[str, dict[str, FrameFile], str]:
-    """The first place without a problem: its name, the files if it is the disk, and why it was chosen."""
-    is_auto, files = options.mode == "auto", dict[str, FrameFile]()
+) -> tuple[str, dict[str, ImageCacheFile], str]:
+    """The first place that has room: its name, the files if it is the disk, and why it was chosen."""
+    is_auto, files = options.mode == "auto", dict[str, ImageCacheFile]()
     problems: list[str] = []
     if options.mode == "device" and device_free is None:
         raise ConfigurationError("cache=device needs a GPU, but training runs on the CPU; use cache=auto, disk or ram")
     for place in MODES[1:] if is_auto else (options.mode,):
         if place == "disk":
-            files = {key: frame_file(options.folder, source, visible=visible) for key, source in sources.items()}
+            files = {key: find_cache_file(options.folder, source, visible=visible) for key, source in sources.items()}
             problem = _disk_problem(list(files.values()), options)
         elif place == "device":
             problem = _memory_problem("the device", needed, device_free or 0, parts=3 if is_auto else 1)
@@ -170,7 +177,7 @@ def _choose(
         if not (place == "device" and device_free is None):
             problems.append(problem)
     raise DatasetError(
-        f"cache={options.mode}: no place for {_gb(needed)} of pictures: {'; '.join(problems)}. Free some space, or choose: "
+        f"cache={options.mode}: no place for {_gb(needed)} of images: {'; '.join(problems)}. Free some space, or choose: "
         "cache=disk with another cache_dir or a larger cache_limit_gb, cache=ram, cache=device, or a smaller data set"
     )
 
@@ -182,8 +189,8 @@ def _memory_problem(where: str, needed: int, free: int, *, parts: int) -> str | 
     return f"{where} has {_gb(free)} free{share}"
 
 
-def _disk_problem(files: list[FrameFile], options: FrameCacheOptions) -> str | None:
-    """Why the files that are not there yet cannot be written."""
+def _disk_problem(files: list[ImageCacheFile], options: ImageCacheOptions) -> str | None:
+    """Why the missing files cannot be written; None if they can."""
     new = sum({file.path: file.nbytes for file in files if file.read_damaged() is None}.values())
     if not new:
         return None
@@ -206,11 +213,11 @@ def _disk_problem(files: list[FrameFile], options: FrameCacheOptions) -> str | N
 
 
 def _on_disk(
-    source: PictureSource, file: FrameFile, options: FrameCacheOptions, tell: Say, *, visible: bool
+    source: ImageReader, file: ImageCacheFile, options: ImageCacheOptions, report: Say, *, visible: bool
 ) -> dict[int, str]:
-    """Expand into the file unless it is there; {frame: what is wrong}."""
+    """Decode into the file if it is missing; returns {frame: what is wrong}."""
     damaged = file.read_damaged()
-    tell(f"{source}: {_gb(file.nbytes)} {'are expanded to' if damaged is None else 'found in'} {file.path}")
+    report(f"{source}: {_gb(file.nbytes)} {'are decoded to' if damaged is None else 'found in'} {file.path}")
     if damaged is None:
         return file.build(source, skip_corrupt=options.skip_corrupt, visible=visible)
     if damaged and not options.skip_corrupt:
@@ -218,16 +225,16 @@ def _on_disk(
     return damaged
 
 
-def _write_blocks(source: PictureSource, options: FrameCacheOptions, write: Write, *, visible: bool) -> dict[int, str]:
-    """Expand by ``write``; {frame: what is wrong}."""
+def _write_blocks(source: ImageReader, options: ImageCacheOptions, write: Write, *, visible: bool) -> dict[int, str]:
+    """Decode the source, passing each block to ``write``; returns {frame: what is wrong}."""
     written = 0
 
-    def take(block: np.ndarray) -> None:
+    def write_next(block: np.ndarray) -> None:
         nonlocal written
         write(written, block)
         written += len(block)
 
-    return expand(source, take, skip_corrupt=options.skip_corrupt, visible=visible)
+    return decode_images(source, write_next, skip_corrupt=options.skip_corrupt, visible=visible)
 
 
 def _allocate(arrays: dict[str, np.ndarray], key: str, shape: tuple[int, ...]) -> Write:

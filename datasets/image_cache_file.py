@@ -1,7 +1,7 @@
-"""One expanded array of frames on disk: a ``.npy`` file, its name a hash of the data, beside it a note on damaged frames.
+"""The decoded images of one key on disk: a ``.npy`` file named by a hash of the data, and a JSON file on damaged frames.
 
-A build writes to a file of another name and renames it at the end, so that whatever carries the right name is whole,
-several builds at once do no harm, and an interrupted one leaves nothing that is taken for it.
+A build writes to a temporary name and renames the file at the end. So every file with the final name is complete,
+concurrent builds are safe, and an interrupted build leaves nothing that could be mistaken for a result.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from pathlib import Path
 
 import numpy as np
 
-from flowchunk.datasets.frames import PictureSource
+from flowchunk.datasets.image_reader import ImageReader
 from flowchunk.datasets.progress import progress_if_slow
 
-BLOCK_BYTES = 64 * 2**20  # of the source, read at once
-SETTLED_S = 2  # of files that changed just before they were hashed, a further change might bear the same time
-STALE_S = 3600  # a partial file that nobody has written to for so long is of a build that was killed
+BLOCK_BYTES = 64 * 2**20  # read from the source at once
+SETTLED_S = 2  # a file that changed less than this before it was hashed may change again without a new timestamp
+STALE_S = 3600  # a partial file untouched for this long belongs to a build that was killed
 
 
 @dataclass(frozen=True)
-class FrameFile:
-    """Where the frames of one picture are kept: ``path`` (.npy, uint8 (N, H, W, 3)) and ``note`` beside it."""
+class ImageCacheFile:
+    """The cached images of one key: ``path`` (.npy, uint8 (N, H, W, 3)) and ``note`` beside it."""
 
     path: Path
     shape: tuple[int, ...]
 
     @property
     def note(self) -> Path:
-        """JSON: where the frames came from, and {frame: what is wrong} of those that could not be read."""
+        """JSON: the source of the images, and {frame: what is wrong} for those that could not be read."""
         return self.path.with_suffix(".json")
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the frames."""
+        """Bytes of the images."""
         return int(np.prod(self.shape))
 
     def read_damaged(self) -> dict[int, str] | None:
-        """{frame: what is wrong} of the frames that could not be read; None where the file is not there or not whole."""
+        """{frame: what is wrong} for the frames that could not be read; None if the file is missing or incomplete."""
         try:
             if self.path.stat().st_size != self.nbytes + self._header_bytes():
                 return None
@@ -54,16 +54,16 @@ class FrameFile:
         except (OSError, ValueError, KeyError, AttributeError):
             return None
 
-    def build(self, source: PictureSource, *, skip_corrupt: bool, visible: bool) -> dict[int, str]:
-        """Expand the source; returns {frame: what is wrong}. Raises DatasetError for damage unless it is skipped."""
+    def build(self, source: ImageReader, *, skip_corrupt: bool, visible: bool) -> dict[int, str]:
+        """Decode the source; returns {frame: what is wrong}. Raises DatasetError for damage unless ``skip_corrupt``."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._remove_stale()
         partial = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex}.partial")
         try:
             with partial.open("wb") as file:
                 np.lib.format.write_array_header_1_0(file, self._header())
-                damaged = expand(
-                    source, lambda frames: file.write(frames.data), skip_corrupt=skip_corrupt, visible=visible
+                damaged = decode_images(
+                    source, lambda images: file.write(images.data), skip_corrupt=skip_corrupt, visible=visible
                 )
                 file.flush()
                 os.fsync(file.fileno())
@@ -75,7 +75,7 @@ class FrameFile:
         return damaged
 
     def open(self) -> tuple[np.ndarray, mmap.mmap]:
-        """The frames, mapped read-only (a writable map would have to fit into memory and swap together), and the map."""
+        """The images, mapped read-only (a writable map would have to fit into memory and swap together), and the map."""
         with self.path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return np.frombuffer(mapped, np.uint8, offset=self._header_bytes()).reshape(self.shape), mapped
@@ -95,16 +95,17 @@ class FrameFile:
             try:
                 if time.time() - partial.stat().st_mtime > STALE_S:
                     partial.unlink()
-            except OSError:  # its own build was faster
+            except OSError:  # its build has just finished
                 continue
 
 
-def frame_file(directory: Path, source: PictureSource, *, visible: bool) -> FrameFile:
-    """The file in ``directory`` for these data, wherever they lie: named by a hash of the array's files and its part used.
+def find_cache_file(directory: Path, source: ImageReader, *, visible: bool) -> ImageCacheFile:
+    """The file in ``directory`` for this source, named by a hash of the array's files and of the slice that is used.
 
-    The hash is noted in ``directory`` beside the files' sizes and times, so that files that did not change are hashed once.
+    The name does not depend on the data set's path. The hash is stored in ``directory`` under the files' sizes and times,
+    so that unchanged files are hashed only once.
     """
-    shape = (source.store.frames, *source.field.shape)
+    shape = (source.store.num_frames, *source.field.shape)
     part = repr((shape, source.columns)).encode()
     files = sorted(file for file in source.folder.rglob("*") if file.is_file())
     listing, is_settled = _list(files)
@@ -113,17 +114,17 @@ def frame_file(directory: Path, source: PictureSource, *, visible: bool) -> Fram
     if name is None:
         name = _hash(source, files, part, visible=visible)
         if is_settled:
-            with suppress(OSError):  # a folder that cannot be written only costs time
+            with suppress(OSError):  # without a writable folder, the next run hashes again
                 directory.mkdir(parents=True, exist_ok=True)
                 _write_whole(note, name)
-    return FrameFile(directory / f"{name}.npy", shape)
+    return ImageCacheFile(directory / f"{name}.npy", shape)
 
 
 def _list(files: list[Path]) -> tuple[bytes, bool]:
-    """What tells whether files changed, and whether they are so old that a change from now on is sure to tell."""
+    """A fingerprint of the files' metadata, and whether they are old enough for any later change to alter it."""
     status = [(str(file.resolve()), file.stat()) for file in files]
-    listing = [(name, one.st_size, one.st_ino, one.st_mtime_ns, one.st_ctime_ns) for name, one in status]
-    newest = max((max(one.st_mtime, one.st_ctime) for _, one in status), default=0.0)
+    listing = [(name, stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in status]
+    newest = max((max(stat.st_mtime, stat.st_ctime) for _, stat in status), default=0.0)
     return repr(listing).encode(), newest < time.time() - SETTLED_S
 
 
@@ -135,41 +136,41 @@ def _read_noted(note: Path) -> str | None:
     return name if re.fullmatch("[0-9a-f]{32}", name) else None
 
 
-def _hash(source: PictureSource, files: list[Path], part: bytes, *, visible: bool) -> str:
+def _hash(source: ImageReader, files: list[Path], part: bytes, *, visible: bool) -> str:
     digest = hashlib.sha256(part)
     with progress_if_slow(f"hashing {source}", sum(file.stat().st_size for file in files), visible=visible) as advance:
         for file in files:
             with file.open("rb") as content:
-                own = hashlib.file_digest(content, "sha256")
-            digest.update(file.relative_to(source.folder).as_posix().encode() + b"\0" + own.digest())
+                file_digest = hashlib.file_digest(content, "sha256")
+            digest.update(file.relative_to(source.folder).as_posix().encode() + b"\0" + file_digest.digest())
             advance(file.stat().st_size)
     return digest.hexdigest()[:32]
 
 
-def expand(
-    source: PictureSource, take: Callable[[np.ndarray], object], *, skip_corrupt: bool, visible: bool
+def decode_images(
+    source: ImageReader, write: Callable[[np.ndarray], object], *, skip_corrupt: bool, visible: bool
 ) -> dict[int, str]:
-    """Hand all frames to ``take`` in order, uint8 (n, H, W, 3) at a time; returns {frame: what is wrong}, black frames.
+    """Pass all images to ``write`` in order, in blocks of uint8 (n, H, W, 3); returns {frame: what is wrong}.
 
-    Raises DatasetError that names the first damaged frame unless damage is skipped.
+    Damaged images are black if ``skip_corrupt``; otherwise raises DatasetError for the first of them.
     """
-    frames, step = source.store.frames, block_frames(source)
+    total, step = source.store.num_frames, frames_per_block(source)
     damaged: dict[int, str] = {}
-    with progress_if_slow(f"expanding {source}", frames, visible=visible) as advance:
-        for start in range(0, frames, step):
-            stop = min(start + step, frames)
+    with progress_if_slow(f"decoding {source}", total, visible=visible) as advance:
+        for start in range(0, total, step):
+            stop = min(start + step, total)
             if skip_corrupt:
                 block, lost = source.read_undamaged(start, stop)
                 damaged |= lost
             else:
                 block = source.read(start, stop)
-            take(np.ascontiguousarray(block))
+            write(np.ascontiguousarray(block))
             advance(stop - start)
     return damaged
 
 
-def block_frames(source: PictureSource) -> int:
-    """Frames to read at once: whole chunks, of about BLOCK_BYTES."""
+def frames_per_block(source: ImageReader) -> int:
+    """How many frames to read at once: whole chunks, about BLOCK_BYTES."""
     chunk = source.array.chunks[0]
     return max(1, BLOCK_BYTES // (source.frame_bytes() * chunk)) * chunk
 

@@ -1,4 +1,4 @@
-"""Environments of others: what they have to bring is said where it is missing, and what they bring is kept."""
+"""Users' environments: clear errors if something is missing, and infos passed on unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gymnasium.spaces import Discrete
 from flowchunk.datasets.errors import ConfigurationError, FlowchunkError, SimulationError
 from flowchunk.envs.receding_horizon import RecedingHorizon
 from flowchunk.envs.rollout import ChunkExecution, Rollout, record_episode, rollout
-from tests.envs.own_environments import HORIZON, Reach, Still
+from tests.envs.custom_environments import HORIZON, Reach, Still
 
 EXECUTION = ChunkExecution(observation_steps=1, horizon=HORIZON, n_action_steps=HORIZON)
 MIXED: list[dict[str, Any]] = [
@@ -49,7 +49,7 @@ def test_an_outcome_that_only_some_report_is_missing_too() -> None:
         run(partial(Reach, [MIXED[1], {"is_success": True}]))
 
 
-def test_a_score_that_is_no_number_is_refused() -> None:
+def test_a_score_that_is_not_a_number_is_refused() -> None:
     with pytest.raises(SimulationError, match=r"info\['score'\] to be a number.*'high'"):
         run(partial(Reach, [{"score": "high", "is_success": True}]))
 
@@ -73,22 +73,22 @@ def test_spaces_that_chunks_cannot_use_are_refused(make_env: Any, found: str) ->
         RecedingHorizon(make_env(), observation_steps=1, horizon=HORIZON, n_action_steps=1)
 
 
-def film(make_env: Any) -> list[np.ndarray]:
+def record(make_env: Any) -> list[np.ndarray]:
     return list(record_episode(Still(), make_env, EXECUTION, seed=0))
 
 
 class Unspecified(Reach):
-    observation_spec = property()  # as if it were not there
+    observation_spec = property()  # as if it were missing
 
 
-def test_a_film_without_specs_or_pixels_says_what_is_missing() -> None:
+def test_a_video_without_specs_or_pixels_names_what_is_missing() -> None:
     with pytest.raises(SimulationError, match="observation_spec, got none; give it an ObservationSpec"):
-        film(Unspecified)
+        record(Unspecified)
     with pytest.raises(SimulationError, match=r"chunk_to_pixels, got none; give it a method"):
-        film(Reach)
+        record(Reach)
 
 
-def test_reset_options_reach_the_environment_without_ours() -> None:
+def test_only_foreign_reset_options_reach_the_environment() -> None:
     inner = Reach()
     env = RecedingHorizon(inner, observation_steps=1, horizon=HORIZON, n_action_steps=1)
     env.reset(options={"idle": False, "start": 3})
@@ -97,7 +97,7 @@ def test_reset_options_reach_the_environment_without_ours() -> None:
     assert inner.options is None
 
 
-def test_waiting_before_a_first_episode_is_an_error() -> None:
+def test_idling_before_the_first_episode_is_an_error() -> None:
     env = RecedingHorizon(Reach(), observation_steps=1, horizon=HORIZON, n_action_steps=1)
     with pytest.raises(FlowchunkError, match="reset it without idle first"):
         env.reset(options={"idle": True})

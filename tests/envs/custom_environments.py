@@ -1,4 +1,4 @@
-"""Environments as users bring them: whole, or with something missing."""
+"""Environments as users define them: complete, or with something missing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HORIZON = 2
 
 
 class Reach(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
-    """A point on a line, in episodes of two steps. outcome: the info of each step, by the episode's seed."""
+    """A point on a line, in episodes of two steps. outcomes: the info of each step, chosen by the episode's seed."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - Gymnasium's declaration
     observation_spec = ObservationSpec({"state": ObservationField((1,), ("x",), ("m",))})
@@ -47,7 +47,7 @@ class Reach(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
 
 class Still:
-    """A policy that stays where it is."""
+    """A policy that does not move."""
 
     def predict_chunk(
         self, observation: Mapping[str, np.ndarray], *, nfe: int | None = None, seed: int | Sequence[int] = 0
