@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowchunk.policy.diffusion.paths import FLOW
 from flowchunk.policy.evaluation.field import straightness
 from flowchunk.policy.evaluation.gaussian_mixture import draw_mixture, mixture_velocity
 from flowchunk.policy.evaluation.generative import metric_floor, sliced_wasserstein
 from flowchunk.policy.flow import integrate, uniform_times
 from flowchunk.policy.networks import MLP
-from flowchunk.policy.paths import FLOW
 
 POINTS, STD = 10_000, 0.15
 ANGLES = torch.arange(8) * math.tau / 8

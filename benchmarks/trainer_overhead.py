@@ -20,8 +20,8 @@ from flowchunk.datasets.windows import Windows
 from flowchunk.envs.tasks.pusht import ACTION_SPEC, OBSERVATION_SPECS
 from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
 from flowchunk.policy.normalizer import Normalizer, Scaling
-from flowchunk.policy.train import Trainer
-from flowchunk.policy.training_config import TrainingConfig
+from flowchunk.policy.training.config import TrainingConfig
+from flowchunk.policy.training.trainer import Trainer
 
 
 def push_t_policy() -> ChunkPolicy:

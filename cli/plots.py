@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from flowchunk.policy.run_log import read_metrics
+from flowchunk.policy.training.run_log import read_metrics
 
 
 def plot_loss(run: Path) -> Path:

@@ -19,7 +19,7 @@ from flowchunk.policy.data_model import CONDITION, KIND, DataConfig, DataModel, 
 from flowchunk.policy.evaluation.generative import energy_distance
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.sampling import SamplingOptions
-from flowchunk.policy.train import Evaluate
+from flowchunk.policy.training.trainer import Evaluate
 
 DOMAIN_OPTIONS = ("dataset", "samples", "size", "invert", "half", "seed")
 

@@ -24,9 +24,9 @@ from flowchunk.cli.plots import plot_loss
 from flowchunk.cli.reports import print_written
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.checkpoint import replace_text
-from flowchunk.policy.sample_order import seeded
-from flowchunk.policy.train import Data, Evaluate, Trainer
-from flowchunk.policy.training_config import TrainingConfig
+from flowchunk.policy.training.config import TrainingConfig
+from flowchunk.policy.training.sample_order import seeded
+from flowchunk.policy.training.trainer import Data, Evaluate, Trainer
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 CONFIG = "config.yaml"

@@ -22,13 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowchunk.datasets.errors import CheckpointError
+from flowchunk.policy.diffusion.objectives import OBJECTIVES
+from flowchunk.policy.diffusion.predictions import PREDICTIONS
+from flowchunk.policy.diffusion.solvers import SOLVERS
 from flowchunk.policy.migrations import migrated, migrated_name
 from flowchunk.policy.networks import NETWORKS
-from flowchunk.policy.networks.pictures import IMAGE_NETWORKS
-from flowchunk.policy.objectives import OBJECTIVES
-from flowchunk.policy.predictions import PREDICTIONS
+from flowchunk.policy.networks.image_networks import IMAGE_NETWORKS
 from flowchunk.policy.registry import Registry
-from flowchunk.policy.solvers import SOLVERS
 
 FORMAT_VERSION = 2
 DESCRIPTION = "checkpoint.json"

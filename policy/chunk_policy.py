@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError, SpecMismatchError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.policy.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
+from flowchunk.policy.diffusion.objectives import Objective
+from flowchunk.policy.diffusion.paths import Generators
+from flowchunk.policy.diffusion.solvers import SOLVERS
 from flowchunk.policy.encoders.observation import ObservationEncoder
 from flowchunk.policy.flow import Loss
 from flowchunk.policy.generative_model import GenerativeModel, ModelConfig, shallow_copy
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.noise import Noise, PathNoise
 from flowchunk.policy.normalizer import Normalizer
-from flowchunk.policy.objectives import Objective
-from flowchunk.policy.paths import Generators
 from flowchunk.policy.relative_actions import check_relative_to, reference
-from flowchunk.policy.solvers import SOLVERS
 
 KIND = "chunk_policy"
 ACTION = "action"

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError, SpecMismatchError
 from flowchunk.policy.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
-from flowchunk.policy.coupling import optimal_coupling
+from flowchunk.policy.diffusion.coupling import optimal_coupling
+from flowchunk.policy.diffusion.objectives import Objective
 from flowchunk.policy.flow import Loss
 from flowchunk.policy.generative_model import GenerativeModel, ModelConfig, shallow_copy
+from flowchunk.policy.image_augmentation import augment, sample_augmentation
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.networks.angles import AngleNetwork
-from flowchunk.policy.networks.pictures import IMAGE_NETWORKS
+from flowchunk.policy.networks.image_networks import IMAGE_NETWORKS
 from flowchunk.policy.noise import Noise, PathNoise
 from flowchunk.policy.normalizer import Normalizer
-from flowchunk.policy.objectives import Objective
-from flowchunk.policy.picture_augmentation import augment, sample_augmentation
 from flowchunk.policy.registry import Registry
 
 KIND = "generative_model"

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from flowchunk.policy.paths import FLOW, Generators, ProbabilityPath
-from flowchunk.policy.schedules import TIME_EPSILON
-from flowchunk.policy.solvers import SOLVERS, VectorField
-from flowchunk.policy.time_densities import TimeDensity, uniform_time
+from flowchunk.policy.diffusion.paths import FLOW, Generators, ProbabilityPath
+from flowchunk.policy.diffusion.schedules import TIME_EPSILON
+from flowchunk.policy.diffusion.solvers import SOLVERS, VectorField
+from flowchunk.policy.diffusion.time_densities import TimeDensity, uniform_time
 
 
 class Velocity(Protocol):

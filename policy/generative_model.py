@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.policy.diffusion.objectives import OBJECTIVES, Objective, make_objective
+from flowchunk.policy.diffusion.paths import Generators
+from flowchunk.policy.diffusion.predictions import PREDICTIONS
+from flowchunk.policy.diffusion.solvers import SOLVERS
 from flowchunk.policy.flow import Loss, guided
 from flowchunk.policy.noise import PathNoise
 from flowchunk.policy.normalizer import Normalizer
-from flowchunk.policy.objectives import OBJECTIVES, Objective, make_objective
-from flowchunk.policy.paths import Generators
-from flowchunk.policy.predictions import PREDICTIONS
 from flowchunk.policy.registry import Registry
 from flowchunk.policy.sampling import SamplingOptions
-from flowchunk.policy.solvers import SOLVERS
 
 M = TypeVar("M", bound=nn.Module)
 

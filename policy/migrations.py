@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flowchunk.policy.objectives import RENAMED
+from flowchunk.policy.diffusion.objectives import RENAMED
 
 SAMPLING = ("solver", "eta", "noise_scale")
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from flowchunk.policy.train import Trainer
+from flowchunk.policy.training.trainer import Trainer
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TINY = ["network=mlp", "network.width=16", "network.blocks=1", "training.steps=6", "training.batch_size=16"]

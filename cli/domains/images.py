@@ -24,7 +24,7 @@ from flowchunk.datasets.generated.image_dataset import (
 )
 from flowchunk.policy.data_model import DataModel
 from flowchunk.policy.evaluation.generative import copied_share, kernel_distance, nearest_neighbour_ratio
-from flowchunk.policy.evaluation.picture_classifier import PictureClassifier, train_classifier
+from flowchunk.policy.evaluation.image_classifier import ImageClassifier, train_classifier
 
 COLUMNS = 10  # of the grid
 SPLIT_SEED = 0
@@ -70,7 +70,7 @@ class Images:
         return Samples(**_samples(half).batch(torch.arange(min(n, len(half.images)))))
 
     @cached_property
-    def classifier(self) -> PictureClassifier:
+    def classifier(self) -> ImageClassifier:
         """Its features are what the kernel distance compares; trained in seconds, on pictures set aside for it."""
         data = _samples(self.judges)
         return train_classifier(data.x, data.label, classes=len(self.label_names) or None, seed=0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.specs import ObservationField, ObservationSpec
-from flowchunk.policy.encoders.pictures import cropped, in_other_light
+from flowchunk.policy.encoders.image_transforms import cropped, jitter_colors
 from flowchunk.policy.encoders.resnet import ResNet18
 from flowchunk.policy.encoders.small_conv import SmallConv
 from flowchunk.policy.encoders.state import StateEncoder
@@ -94,7 +94,7 @@ class ObservationEncoder(nn.Module):
             pictures = cropped(pictures, crop, views.get(f"place.{key}"))
         seen = pictures.permute(0, 1, 4, 2, 3).float() / 255  # channels last in memory, which convolutions like
         if (light := views.get(f"light.{key}")) is not None:
-            seen = in_other_light(seen, light)
+            seen = jitter_colors(seen, light)
         features: Tensor = self.camera(key)(seen.flatten(0, 1))
         return features.reshape(len(seen), -1)
 

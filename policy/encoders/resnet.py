@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowchunk.datasets.errors import CheckpointError
-from flowchunk.policy.encoders.picture_input import PictureInput
+from flowchunk.policy.encoders.image_input import PictureInput
 from flowchunk.policy.encoders.spatial_softmax import SpatialSoftmax
 
 CHANNELS_A_GROUP = 16

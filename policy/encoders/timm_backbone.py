@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
-from flowchunk.policy.encoders.picture_input import PictureInput, whole_patches
+from flowchunk.policy.encoders.image_input import PictureInput, whole_patches
 from flowchunk.policy.encoders.spatial_softmax import SpatialSoftmax
 
 PUBLISHED = "pretrained"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
-from flowchunk.policy.encoders.picture_input import IMAGENET_DEVIATION, IMAGENET_MEAN, PictureInput, whole_patches
+from flowchunk.policy.encoders.image_input import IMAGENET_DEVIATION, IMAGENET_MEAN, PictureInput, whole_patches
 from flowchunk.policy.encoders.spatial_softmax import SpatialSoftmax
 from flowchunk.policy.encoders.timm_backbone import PUBLISHED, backbone_library, cannot_load
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import flowchunk.envs  # noqa: F401 -- registers the ids
 from flowchunk.cli.main import main
-from flowchunk.policy.train import Trainer
+from flowchunk.policy.training.trainer import Trainer
 
 TINY = (
     "network.width=32",

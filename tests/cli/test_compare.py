@@ -30,9 +30,9 @@ from flowchunk.cli.comparison.cells import DIGIT_NFE, PUSHT_NFE, TOY_NFE, Cell, 
 from flowchunk.cli.comparison.page import render_page, write_page
 from flowchunk.cli.main import AFTER_INTERRUPTION, main
 from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.policy.evaluation.picture_classifier import train_classifier
-from flowchunk.policy.objectives import make_objective, objective_names
-from flowchunk.policy.train import Trainer
+from flowchunk.policy.diffusion.objectives import make_objective, objective_names
+from flowchunk.policy.evaluation.image_classifier import train_classifier
+from flowchunk.policy.training.trainer import Trainer
 
 NOTHING = "\N{EN DASH}"
 VOID = {"meta", "img", "br", "link", "input", "hr"}

@@ -19,7 +19,7 @@ from flowchunk.cli.options import read_options
 from flowchunk.datasets.errors import SimulationError
 from flowchunk.datasets.store import Store
 from flowchunk.envs.tasks.pick_place import PickPlace
-from flowchunk.policy.train import Trainer
+from flowchunk.policy.training.trainer import Trainer
 from tests.cli.folders import contents
 
 

@@ -22,11 +22,11 @@ from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.data_model import DataModel
+from flowchunk.policy.diffusion.objectives import objective_names
+from flowchunk.policy.diffusion.schedules import SCHEDULES
+from flowchunk.policy.diffusion.solvers import SOLVERS
+from flowchunk.policy.diffusion.time_densities import TIME_DENSITIES
 from flowchunk.policy.normalizer import Normalizer, Scaling
-from flowchunk.policy.objectives import objective_names
-from flowchunk.policy.schedules import SCHEDULES
-from flowchunk.policy.solvers import SOLVERS
-from flowchunk.policy.time_densities import TIME_DENSITIES
 
 IMAGE_NETWORKS = ("local_conv", "patch_dit", "unet2d")
 TASKS = [task for task in choices("task") if task != "own"]

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from flowchunk.cli.domains import DOMAINS
 from flowchunk.cli.main import main
 from flowchunk.policy.data_model import DataModel
+from flowchunk.policy.diffusion.objectives import objective_names
 from flowchunk.policy.networks import NETWORKS
-from flowchunk.policy.networks.pictures import IMAGE_NETWORKS
-from flowchunk.policy.objectives import objective_names
-from flowchunk.policy.train import Trainer
+from flowchunk.policy.networks.image_networks import IMAGE_NETWORKS
+from flowchunk.policy.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

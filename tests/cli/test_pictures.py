@@ -19,7 +19,7 @@ from flowchunk.cli.options import read_options
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.store import Store
 from flowchunk.policy.chunk_policy import ChunkPolicy
-from flowchunk.policy.train import Trainer
+from flowchunk.policy.training.trainer import Trainer
 
 TINY = (
     "network.width=16",

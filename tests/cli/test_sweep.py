@@ -14,8 +14,8 @@ from PIL import Image
 
 from flowchunk.cli.main import main
 from flowchunk.envs.rollout import rollout
+from flowchunk.policy.diffusion.objectives import make_objective, objective_names
 from flowchunk.policy.evaluation.intervals import wilson_interval
-from flowchunk.policy.objectives import make_objective, objective_names
 
 MEASURES = {"sliced_wasserstein", "energy_distance"}
 

@@ -19,9 +19,9 @@ from flowchunk.datasets.windows import Windows
 from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig
 from flowchunk.policy.data_model import DataConfig, DataModel
 from flowchunk.policy.normalizer import Normalizer, Scaling
-from flowchunk.policy.run_log import read_metrics
-from flowchunk.policy.train import Trainer
-from flowchunk.policy.training_config import TrainingConfig
+from flowchunk.policy.training.config import TrainingConfig
+from flowchunk.policy.training.run_log import read_metrics
+from flowchunk.policy.training.trainer import Trainer
 
 __all__ = ["KIND"]  # scripts of tests read it from here
 

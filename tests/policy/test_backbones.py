@@ -14,11 +14,11 @@ from flowchunk.datasets.errors import CheckpointError, ConfigurationError
 from flowchunk.policy.chunk_policy import KIND, ChunkPolicy
 from flowchunk.policy.encoders.timm_backbone import TimmBackbone
 from flowchunk.policy.encoders.transformers_backbone import TransformersBackbone, architecture_of
-from flowchunk.policy.train import Trainer, parameter_groups
-from flowchunk.policy.training_config import TrainingConfig
+from flowchunk.policy.training.config import TrainingConfig
+from flowchunk.policy.training.trainer import Trainer, parameter_groups
 from tests.policy.small_trainers import assert_same, checkpoint_tensors, run_to
-from tests.policy.test_picture_policy import Samples
-from tests.policy.test_picture_policy import make_policy as make_picture_policy
+from tests.policy.test_image_policy import Samples
+from tests.policy.test_image_policy import make_policy as make_picture_policy
 
 transformers = pytest.importorskip("transformers", reason="needs the extra vision-backbones")
 pytest.importorskip("timm", reason="needs the extra vision-backbones")

@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from flowchunk.policy.train import Trainer
-from flowchunk.policy.training_config import TrainingConfig
+from flowchunk.policy.training.config import TrainingConfig
+from flowchunk.policy.training.trainer import Trainer
 
 
 class Nothing:

@@ -16,9 +16,9 @@ from torch import Tensor
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
 from flowchunk.policy.checkpoint import write_checkpoint
 from flowchunk.policy.data_model import DataConfig, DataModel
+from flowchunk.policy.diffusion.objectives import objective_names
 from flowchunk.policy.networks.angles import AngleNetwork
 from flowchunk.policy.normalizer import Normalizer, Scaling
-from flowchunk.policy.objectives import objective_names
 from flowchunk.policy.sampling import SamplingOptions
 
 TOKENS, PICTURE = (3, 2), (1, 8, 8)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError, SpecMismatchError
 from flowchunk.datasets.specs import ObservationField, ObservationSpec
+from flowchunk.policy.encoders.image_transforms import cropped, jitter_colors
 from flowchunk.policy.encoders.observation import VISION, ObservationEncoder
-from flowchunk.policy.encoders.pictures import cropped, in_other_light
 from flowchunk.policy.encoders.resnet import ResNet18
 from flowchunk.policy.encoders.small_conv import SmallConv
 from flowchunk.policy.encoders.spatial_softmax import SpatialSoftmax
@@ -64,11 +64,11 @@ def test_a_whole_picture_is_its_own_crop() -> None:
 
 def test_light_of_one_changes_nothing_and_less_is_darker() -> None:
     pictures = torch.rand(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(in_other_light(pictures, torch.ones(2, 3)), pictures)
-    darker = in_other_light(pictures, torch.tensor([[0.5, 1, 1], [1, 1, 1]]))
+    torch.testing.assert_close(jitter_colors(pictures, torch.ones(2, 3)), pictures)
+    darker = jitter_colors(pictures, torch.tensor([[0.5, 1, 1], [1, 1, 1]]))
     torch.testing.assert_close(darker[0], pictures[0] / 2)
     torch.testing.assert_close(darker[1], pictures[1])
-    grey = in_other_light(pictures, torch.tensor([[1.0, 1, 0], [1, 0, 1]]))
+    grey = jitter_colors(pictures, torch.tensor([[1.0, 1, 0], [1, 0, 1]]))
     torch.testing.assert_close(grey[0, :, 0], grey[0, :, 1])
     flat = grey[1].flatten(2)
     torch.testing.assert_close(flat, flat.mean((1, 2), keepdim=True).expand_as(flat))  # no contrast: one grey

@@ -19,6 +19,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowchunk.policy import flow
+from flowchunk.policy.diffusion.paths import broadcast_time
+from flowchunk.policy.diffusion.solvers import SOLVERS as ALL_SOLVERS
+from flowchunk.policy.diffusion.time_densities import TIME_DENSITIES, beta_time, uniform_time
 from flowchunk.policy.evaluation import generative
 from flowchunk.policy.evaluation.gaussian_mixture import draw_mixture, mixture_velocity
 from flowchunk.policy.flow import (
@@ -30,9 +33,6 @@ from flowchunk.policy.flow import (
     reverse_clock,
     uniform_times,
 )
-from flowchunk.policy.paths import broadcast_time
-from flowchunk.policy.solvers import SOLVERS as ALL_SOLVERS
-from flowchunk.policy.time_densities import TIME_DENSITIES, beta_time, uniform_time
 
 SOLVERS = {
     name: solver for name, solver in ALL_SOLVERS.items() if solver.follows == "velocity"

@@ -12,12 +12,12 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from flowchunk.policy.diffusers_solvers import NUM_GRID_STEPS
+from flowchunk.policy.diffusion.diffusers_solvers import NUM_GRID_STEPS
+from flowchunk.policy.diffusion.paths import FLOW, MIN_ALPHA, GaussianPath, WrappedPath, broadcast_time
+from flowchunk.policy.diffusion.predictions import PREDICTIONS
+from flowchunk.policy.diffusion.schedules import SCHEDULES, discrete_betas
+from flowchunk.policy.diffusion.solvers import SOLVERS as ALL_SOLVERS
 from flowchunk.policy.flow import integrate, uniform_times
-from flowchunk.policy.paths import FLOW, MIN_ALPHA, GaussianPath, WrappedPath, broadcast_time
-from flowchunk.policy.predictions import PREDICTIONS
-from flowchunk.policy.schedules import SCHEDULES, discrete_betas
-from flowchunk.policy.solvers import SOLVERS as ALL_SOLVERS
 
 SOLVERS = {name: solver for name, solver in ALL_SOLVERS.items() if not solver.diffusers_only}
 

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowchunk.policy.coupling import optimal_coupling
+from flowchunk.policy.diffusion.coupling import optimal_coupling
+from flowchunk.policy.diffusion.objectives import IntegratedObjective, make_objective, objective_names
+from flowchunk.policy.diffusion.objectives.direct import MIP_TIME
+from flowchunk.policy.diffusion.objectives.flow_map import FlowMapNoise, flow_map_errors
+from flowchunk.policy.diffusion.paths import FLOW, GaussianPath, broadcast_time
+from flowchunk.policy.diffusion.predictions import PREDICTIONS
 from flowchunk.policy.flow import flow_matching_loss
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.noise import PathNoise
-from flowchunk.policy.objectives import IntegratedObjective, make_objective, objective_names
-from flowchunk.policy.objectives.direct import MIP_TIME
-from flowchunk.policy.objectives.flow_map import FlowMapNoise, flow_map_errors
-from flowchunk.policy.paths import FLOW, GaussianPath, broadcast_time
-from flowchunk.policy.predictions import PREDICTIONS
 from flowchunk.policy.sampling import SamplingOptions
 
 MEAN, DEVIATION = 0.7, 0.4

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from flowchunk.policy.paths import FLOW, GaussianPath, WrappedPath, posterior_kl, wrap
-from flowchunk.policy.predictions import PREDICTIONS, DataPrediction, PosteriorPrediction
-from flowchunk.policy.schedules import SCHEDULES
+from flowchunk.policy.diffusion.paths import FLOW, GaussianPath, WrappedPath, posterior_kl, wrap
+from flowchunk.policy.diffusion.predictions import PREDICTIONS, DataPrediction, PosteriorPrediction
+from flowchunk.policy.diffusion.schedules import SCHEDULES
 
 INSIDE = torch.tensor([0.02, 0.2, 0.5, 0.8, 0.97], dtype=torch.float64)
 

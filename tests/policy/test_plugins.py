@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.data_model import DataConfig, DataModel
+from flowchunk.policy.diffusion.objectives import OBJECTIVES, PathObjective, objective_names
+from flowchunk.policy.diffusion.predictions import PREDICTIONS, Endpoints, Prediction
+from flowchunk.policy.diffusion.schedules import Schedule
+from flowchunk.policy.diffusion.solvers import SOLVERS, Solver, VectorField
 from flowchunk.policy.flow import Loss
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.normalizer import Normalizer, Scaling
-from flowchunk.policy.objectives import OBJECTIVES, PathObjective, objective_names
-from flowchunk.policy.predictions import PREDICTIONS, Endpoints, Prediction
 from flowchunk.policy.registry import Registry
 from flowchunk.policy.sampling import SamplingOptions
-from flowchunk.policy.schedules import Schedule
-from flowchunk.policy.solvers import SOLVERS, Solver, VectorField
 from tests.policy.small_policies import make_policy, observe
 
 # The four plug-ins: what a file of somebody else would hold.
@@ -185,7 +185,7 @@ def test_a_name_that_is_taken_is_refused() -> None:
 # Installed plug-ins.
 
 PLUGIN = """
-from flowchunk.policy.objectives import PathObjective
+from flowchunk.policy.diffusion.objectives import PathObjective
 
 
 class Mine(PathObjective):
@@ -221,7 +221,7 @@ def test_entry_points_are_found_and_imported_only_when_asked_for(site: Path, tmp
     out = run_with(
         site,
         f"""
-        from flowchunk.policy.objectives import make_objective, objective_names
+        from flowchunk.policy.diffusion.objectives import make_objective, objective_names
         print("mine" in objective_names(), "their_package" in sys.modules)
         from tests.policy.small_policies import make_policy
         policy = make_policy(objective="mine")
@@ -240,7 +240,7 @@ def test_a_plugin_that_cannot_be_imported_is_named(site: Path) -> None:
         site,
         """
         from flowchunk.datasets.errors import ConfigurationError
-        from flowchunk.policy.solvers import SOLVERS
+        from flowchunk.policy.diffusion.solvers import SOLVERS
         try:
             SOLVERS["broken"]
         except ConfigurationError as error:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.policy.ema import averaged
-from flowchunk.policy.sample_order import SampleOrder, seeded
-from flowchunk.policy.training_config import TrainingConfig
+from flowchunk.policy.training.config import TrainingConfig
+from flowchunk.policy.training.ema import averaged
+from flowchunk.policy.training.sample_order import SampleOrder, seeded
 
 # The average.
 

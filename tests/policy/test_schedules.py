@@ -11,7 +11,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from flowchunk.policy.schedules import SCHEDULES, Schedule, discrete_betas
+from flowchunk.policy.diffusion.schedules import SCHEDULES, Schedule, discrete_betas
 
 VARIANCE_PRESERVING = [name for name, schedule in SCHEDULES.items() if not schedule.is_straight]
 FIRST_ALPHA = {"linear": 0.0, "linear_beta": math.exp(-10.05 / 2), "cosine": 0.0, "sigmoid": 0.0}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.policy.train import Trainer
+from flowchunk.policy.training.trainer import Trainer
 from tests.policy import small_trainers
 from tests.policy.small_trainers import (
     CONFIG,

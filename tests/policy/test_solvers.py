@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from flowchunk.policy.diffusion.paths import FLOW, GaussianPath, WrappedPath, broadcast_time, sample_normal
+from flowchunk.policy.diffusion.predictions import PREDICTIONS
+from flowchunk.policy.diffusion.schedules import SCHEDULES
+from flowchunk.policy.diffusion.solvers import SOLVERS as ALL_SOLVERS
+from flowchunk.policy.diffusion.solvers import VectorField
 from flowchunk.policy.flow import integrate, uniform_times
-from flowchunk.policy.paths import FLOW, GaussianPath, WrappedPath, broadcast_time, sample_normal
-from flowchunk.policy.predictions import PREDICTIONS
-from flowchunk.policy.schedules import SCHEDULES
-from flowchunk.policy.solvers import SOLVERS as ALL_SOLVERS
-from flowchunk.policy.solvers import VectorField
 
 SOLVERS = {name: solver for name, solver in ALL_SOLVERS.items() if not solver.diffusers_only}
 OPEN_ENDED = [name for name, solver in SOLVERS.items() if solver.follows != "velocity"]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowchunk.policy.time_densities import TIME_DENSITIES, time_density
+from flowchunk.policy.diffusion.time_densities import TIME_DENSITIES, time_density
 
 N = 40_000
 STEEPEST = 2 / (math.pi - 2)

@@ -18,10 +18,10 @@ import torch
 
 from flowchunk.datasets.errors import CheckpointError
 from flowchunk.policy.chunk_policy import KIND, ChunkPolicy
-from flowchunk.policy.run_log import RunLog, read_metrics
-from flowchunk.policy.sample_order import seeded
-from flowchunk.policy.train import AVERAGE_EVERY, Trainer
-from flowchunk.policy.training_config import TrainingConfig
+from flowchunk.policy.training.config import TrainingConfig
+from flowchunk.policy.training.run_log import RunLog, read_metrics
+from flowchunk.policy.training.sample_order import seeded
+from flowchunk.policy.training.trainer import AVERAGE_EVERY, Trainer
 from tests.policy.small_trainers import (
     CONFIG,
     LONG,
@@ -111,7 +111,7 @@ def test_a_run_that_fails_closes_its_log(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(policy: ChunkPolicy) -> dict[str, float]:
         raise CrashError
 
-    monkeypatch.setattr("flowchunk.policy.train.RunLog", WatchedLog)
+    monkeypatch.setattr("flowchunk.policy.training.trainer.RunLog", WatchedLog)
     with pytest.raises(CrashError):
         make_trainer(tmp_path, evaluate=fail).run()
     left_open = len(opened)

@@ -22,7 +22,7 @@ from flowchunk.datasets.windows import Windows
 from flowchunk.policy.checkpoint import read_checkpoint
 from flowchunk.policy.chunk_policy import KIND, ChunkPolicy
 from flowchunk.policy.normalizer import Normalizer, Scaling
-from flowchunk.policy.run_log import RunLog, read_metrics
+from flowchunk.policy.training.run_log import RunLog, read_metrics
 from tests.policy.small_policies import to_format_1
 from tests.policy.small_trainers import (
     CONFIG,

@@ -15,10 +15,10 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from flowchunk.policy.chunk_policy import ChunkPolicy
-from flowchunk.policy.objectives import objective_names
-from flowchunk.policy.sample_order import seeded
-from flowchunk.policy.train import Trainer
-from tests.policy.test_picture_policy import CONFIG, Samples, make_policy
+from flowchunk.policy.diffusion.objectives import objective_names
+from flowchunk.policy.training.sample_order import seeded
+from flowchunk.policy.training.trainer import Trainer
+from tests.policy.test_image_policy import CONFIG, Samples, make_policy
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Accessing the data pointer of FakeTensor is deprecated:UserWarning"  # by torch's own copying

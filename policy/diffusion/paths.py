@@ -15,8 +15,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from flowchunk.policy.predictions import Endpoints, Prediction, VelocityPrediction
-from flowchunk.policy.schedules import LINEAR, Schedule
+from flowchunk.policy.diffusion.predictions import Endpoints, Prediction, VelocityPrediction
+from flowchunk.policy.diffusion.schedules import LINEAR, Schedule
 
 MIN_ALPHA = 0.08  # below this, a noise prediction tells nothing of the data: their estimate is its error over alpha
 

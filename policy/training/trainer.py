@@ -29,14 +29,14 @@ from flowchunk.policy.checkpoint import (
     replace_text,
     save_tensors,
 )
-from flowchunk.policy.ema import averaged
 from flowchunk.policy.migrations import migrated_name
 from flowchunk.policy.noise import Noise
-from flowchunk.policy.prefetch import Prefetched
-from flowchunk.policy.run_log import RunLog
-from flowchunk.policy.sample_order import SampleOrder, mixed_seed, seeded
-from flowchunk.policy.training_config import TrainingConfig
-from flowchunk.policy.training_state import optimizer_tensors, require_same_data, restore_optimizer
+from flowchunk.policy.training.config import TrainingConfig
+from flowchunk.policy.training.ema import averaged
+from flowchunk.policy.training.optimizer_state import optimizer_tensors, require_same_data, restore_optimizer
+from flowchunk.policy.training.prefetch import Prefetched
+from flowchunk.policy.training.run_log import RunLog
+from flowchunk.policy.training.sample_order import SampleOrder, mixed_seed, seeded
 
 STATE = "training_state"
 AVERAGE_EVERY = 4  # steps; a pass over all weights, so each step would be felt

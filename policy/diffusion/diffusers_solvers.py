@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowchunk.policy.paths import GaussianPath
-from flowchunk.policy.schedules import discrete_betas
-from flowchunk.policy.solvers import Solver, VectorField
+from flowchunk.policy.diffusion.paths import GaussianPath
+from flowchunk.policy.diffusion.schedules import discrete_betas
+from flowchunk.policy.diffusion.solvers import Solver, VectorField
 
 NUM_GRID_STEPS = 100
 """Steps of the discrete grid, as in Diffusion Policy (2303.04137)."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from flowchunk.policy.flow import flow_matching_loss
+from flowchunk.policy.networks.image_networks import IMAGE_NETWORKS
 from flowchunk.policy.networks.local_conv import LocalConv
 from flowchunk.policy.networks.patch_dit import PatchDiT, grid_positions
-from flowchunk.policy.networks.pictures import IMAGE_NETWORKS
 from flowchunk.policy.networks.unet2d import UNet2D, default_widths
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -180,5 +180,5 @@ def test_what_does_not_fit_is_refused_at_construction() -> None:
 
 
 def test_diffusers_is_not_imported_before_it_is_needed() -> None:
-    code = "import sys, flowchunk.policy.networks.pictures; sys.exit('diffusers' in sys.modules)"
+    code = "import sys, flowchunk.policy.networks.image_networks; sys.exit('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

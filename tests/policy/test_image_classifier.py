@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.policy.evaluation.picture_classifier import PictureClassifier, accuracy, train_classifier, turned
+from flowchunk.policy.evaluation.image_classifier import ImageClassifier, accuracy, train_classifier, turned
 
 
 @cache
@@ -52,7 +52,7 @@ def test_the_same_seed_gives_the_same_classifier_and_no_global_state_moves() -> 
 
 @pytest.mark.parametrize("size", [5, 8, 16, 28])
 def test_any_size_has_the_same_number_of_features(size: int) -> None:
-    classifier = PictureClassifier(channels=3, size=size, classes=4)
+    classifier = ImageClassifier(channels=3, size=size, classes=4)
     images = torch.rand(2, 3, size, size)
     assert classifier.features(images).shape == (2, 128)
     assert classifier(images).shape == (2, 4)

@@ -28,7 +28,7 @@ def cropped(pictures: Tensor, size: Sequence[int], places: Tensor | None = None)
     return pictures.flatten(0, 1)[frame, rows, columns].reshape(*pictures.shape[:2], height, width, -1)
 
 
-def in_other_light(pictures: Tensor, factors: Tensor) -> Tensor:
+def jitter_colors(pictures: Tensor, factors: Tensor) -> Tensor:
     """Pictures (B, T, C, h, w) in [0, 1] with another brightness, contrast and saturation.
 
     factors: (B, 3), 1 leaves as it is: brightness times the first, then contrast about the mean grey, then colours about

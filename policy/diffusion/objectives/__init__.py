@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.policy.objectives.direct import MinimalIterativePolicy, Regression
-from flowchunk.policy.objectives.flow_map import FlowMap
-from flowchunk.policy.objectives.objective import IntegratedObjective, Objective
-from flowchunk.policy.objectives.path_objective import PathObjective
-from flowchunk.policy.predictions import PREDICTIONS
+from flowchunk.policy.diffusion.objectives.direct import MinimalIterativePolicy, Regression
+from flowchunk.policy.diffusion.objectives.flow_map import FlowMap
+from flowchunk.policy.diffusion.objectives.objective import IntegratedObjective, Objective
+from flowchunk.policy.diffusion.objectives.path_objective import PathObjective
+from flowchunk.policy.diffusion.predictions import PREDICTIONS
+from flowchunk.policy.diffusion.time_densities import time_density as make_time_density
 from flowchunk.policy.registry import Registry
-from flowchunk.policy.time_densities import time_density as make_time_density
 
 OBJECTIVES: Registry[type[Objective]] = Registry(
     "objective", {"regression": Regression, "mip": MinimalIterativePolicy, "flow_map": FlowMap}

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from flowchunk.policy.diffusion.objectives.objective import Network, Objective
+from flowchunk.policy.diffusion.paths import Generators
 from flowchunk.policy.flow import Loss
-from flowchunk.policy.objectives.objective import Network, Objective
-from flowchunk.policy.paths import Generators
 from flowchunk.policy.sampling import SamplingOptions
 
 MIP_TIME = 0.9

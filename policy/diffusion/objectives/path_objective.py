@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from flowchunk.policy import flow
+from flowchunk.policy.diffusion.objectives.objective import IntegratedObjective, Network, require
+from flowchunk.policy.diffusion.paths import GaussianPath, ProbabilityPath, WrappedPath
+from flowchunk.policy.diffusion.predictions import PREDICTIONS, Prediction, VelocityPrediction
+from flowchunk.policy.diffusion.schedules import SCHEDULES
+from flowchunk.policy.diffusion.time_densities import TimeDensity
 from flowchunk.policy.flow import Loss
 from flowchunk.policy.noise import PathNoise
-from flowchunk.policy.objectives.objective import IntegratedObjective, Network, require
-from flowchunk.policy.paths import GaussianPath, ProbabilityPath, WrappedPath
-from flowchunk.policy.predictions import PREDICTIONS, Prediction, VelocityPrediction
-from flowchunk.policy.schedules import SCHEDULES
-from flowchunk.policy.time_densities import TimeDensity
 
 
 class PathObjective(IntegratedObjective):

@@ -21,9 +21,9 @@ from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationFie
 from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig, PolicyNoise
 from flowchunk.policy.noise import PathNoise
 from flowchunk.policy.normalizer import Normalizer, Scaling
-from flowchunk.policy.prefetch import Prefetched
-from flowchunk.policy.train import Trainer
-from flowchunk.policy.training_config import TrainingConfig
+from flowchunk.policy.training.config import TrainingConfig
+from flowchunk.policy.training.prefetch import Prefetched
+from flowchunk.policy.training.trainer import Trainer
 from tests.policy.small_trainers import assert_same, checkpoint_tensors, run_to
 
 PICTURE = ObservationField((20, 20, 3), camera="top", crop=(16, 16))

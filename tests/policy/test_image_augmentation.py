@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowchunk.policy.picture_augmentation import augment, sample_augmentation
+from flowchunk.policy.image_augmentation import augment, sample_augmentation
 
 
 def pictures(*shape: int) -> Tensor:

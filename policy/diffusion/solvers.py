@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowchunk.policy.paths import GaussianPath, Generators, ProbabilityPath, sample_normal
-from flowchunk.policy.predictions import PREDICTIONS, Endpoints
+from flowchunk.policy.diffusion.paths import GaussianPath, Generators, ProbabilityPath, sample_normal
+from flowchunk.policy.diffusion.predictions import PREDICTIONS, Endpoints
+from flowchunk.policy.diffusion.schedules import TIME_EPSILON
 from flowchunk.policy.registry import Registry
-from flowchunk.policy.schedules import TIME_EPSILON
 
 
 @dataclass
@@ -221,7 +221,7 @@ SOLVERS: Registry[Solver] = Registry(
         "ddim": Solver(ddim_step, follows="endpoints"),
         "ancestral": Solver(ancestral_step, follows="endpoints"),
         "dpm_solver": Solver(dpm_solver_step, follows="endpoints"),
-        "diffusers_ddpm": "flowchunk.policy.diffusers_solvers:DIFFUSERS_DDPM",
-        "diffusers_ddim": "flowchunk.policy.diffusers_solvers:DIFFUSERS_DDIM",
+        "diffusers_ddpm": "flowchunk.policy.diffusion.diffusers_solvers:DIFFUSERS_DDPM",
+        "diffusers_ddim": "flowchunk.policy.diffusion.diffusers_solvers:DIFFUSERS_DDIM",
     },
 )

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy import flow
+from flowchunk.policy.diffusion.paths import GaussianPath, Generators, ProbabilityPath
+from flowchunk.policy.diffusion.solvers import SOLVERS
+from flowchunk.policy.diffusion.time_densities import TimeDensity
 from flowchunk.policy.flow import Loss
 from flowchunk.policy.noise import PathNoise
-from flowchunk.policy.paths import GaussianPath, Generators, ProbabilityPath
 from flowchunk.policy.sampling import SamplingOptions
-from flowchunk.policy.solvers import SOLVERS
-from flowchunk.policy.time_densities import TimeDensity
 
 Network = Callable[..., Tensor]
 

@@ -24,7 +24,7 @@ PATIENCE = 2.0
 """Seconds without a progress bar."""
 
 
-class PictureClassifier(nn.Module):
+class ImageClassifier(nn.Module):
     """Logits of pictures (B, C, size, size) in [-1, 1], from convolutions that halve the picture down to 4 to 7 pixels.
 
     ``accuracy`` is the fraction of held-out pictures named rightly, NaN before training.
@@ -64,7 +64,7 @@ def train_classifier(
     batch_size: int = 64,
     learning_rate: float = 2e-3,
     held_out: float = 0.2,
-) -> PictureClassifier:
+) -> ImageClassifier:
     """Train on pictures (N, C, size, size) in [-1, 1] and labels (N,) from 0 to classes - 1; the rest is held out.
 
     Without labels the pictures are turned by 0, 90, 180 and 270 degrees and the turns are told apart. The same seed
@@ -80,7 +80,7 @@ def train_classifier(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier = PictureClassifier(
+        classifier = ImageClassifier(
             channels=images.shape[1],
             size=images.shape[2],
             classes=classes or int(max(labels.max(), test_labels.max())) + 1,

@@ -22,8 +22,8 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.policy.diffusion.schedules import TIME_EPSILON, Schedule
 from flowchunk.policy.registry import Registry
-from flowchunk.policy.schedules import TIME_EPSILON, Schedule
 
 
 class Endpoints(NamedTuple):

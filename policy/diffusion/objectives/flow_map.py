@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from flowchunk.policy import flow
+from flowchunk.policy.diffusion.objectives.objective import IntegratedObjective, Network
+from flowchunk.policy.diffusion.objectives.path_objective import path_of
+from flowchunk.policy.diffusion.paths import ProbabilityPath, broadcast_time
+from flowchunk.policy.diffusion.predictions import VelocityPrediction
+from flowchunk.policy.diffusion.time_densities import TimeDensity
 from flowchunk.policy.flow import Loss, with_prefix_time
 from flowchunk.policy.noise import PathNoise
-from flowchunk.policy.objectives.objective import IntegratedObjective, Network
-from flowchunk.policy.objectives.path_objective import path_of
-from flowchunk.policy.paths import ProbabilityPath, broadcast_time
-from flowchunk.policy.predictions import VelocityPrediction
-from flowchunk.policy.time_densities import TimeDensity
 
 
 @dataclass(frozen=True)
