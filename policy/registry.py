@@ -39,7 +39,9 @@ class Registry(Mapping[str, T], Generic[T]):
         if name in self and (name not in self._registered or self._registered[name] is not thing):
             raise ConfigurationError(f"there is a {self.kind} {name!r} already; choose another name")
         self._registered[name] = thing
-        self._sources[name] = str(sys._getframe(1).f_globals["__name__"])  # so that checkpoints can name it
+        self._sources[name] = str(
+            sys._getframe(1).f_globals.get("__name__", "__main__")
+        )  # so that checkpoints can name it
         return thing
 
     def unregister(self, name: str) -> None:
