@@ -30,6 +30,7 @@ from flowchunk.policy.checkpoint import (
     write_checkpoint,
 )
 from flowchunk.policy.chunk_policy import ChunkPolicy
+from flowchunk.policy.sampling import SamplingOptions
 
 KIND = "toy"
 FROZEN = Path(__file__).parent / "frozen_format_1"
@@ -351,6 +352,21 @@ def test_checkpoints_of_format_1_load_for_ever() -> None:
     assert policy.observation_spec.fields["state"].wraps == (4,)
     assert policy.config.prefix_max == 4
     assert policy.valid_nfe is None
+
+
+def test_checkpoints_of_format_2_load_for_ever() -> None:
+    frozen = FROZEN.with_name("frozen_format_2")
+    policy, expected = ChunkPolicy.load(frozen / "checkpoint"), json.loads((frozen / "expected.json").read_text())
+    observation, prefix = {"state": np.array(expected["observation"])}, np.array(expected["prefix"], dtype=np.float32)
+    chunks = {
+        "four": policy.predict_chunk(observation, nfe=4, seed=7),
+        "ten": policy.predict_chunk(observation, nfe=10, seed=[7]),
+        "prefix": policy.predict_chunk(observation, nfe=4, seed=7, prefix=prefix),
+    }
+    for name, chunk in chunks.items():
+        np.testing.assert_allclose(chunk, np.array(expected["chunks"][name]), rtol=1e-5, atol=5e-3, err_msg=name)
+    assert policy.config.sampling == SamplingOptions(solver="dpm_solver", noise_scale=0.9)
+    assert (policy.config.objective, policy.config.min_snr_gamma) == ("data_prediction", 5.0)
 
 
 def test_what_was_frozen_can_be_written_again(tmp_path: Path) -> None:
