@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from flowchunk.cli.options import read_options
-from flowchunk.cli.simulation import environment_maker
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.envs.contract import action_spec_of, observation_spec_of
+from flowchunk.envs.simulation import environment_maker
 
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 

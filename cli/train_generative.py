@@ -13,13 +13,14 @@ from torch import Tensor
 
 from flowchunk.cli.domains.domain import Domain, Samples, make_domain
 from flowchunk.cli.options import fill
-from flowchunk.cli.training_run import prepare
+from flowchunk.cli.runs import check_folder, finish, training_config, write_options
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.data_model import CONDITION, KIND, DataConfig, DataModel, X
 from flowchunk.policy.evaluation.generative import energy_distance
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.sampling import SamplingOptions
 from flowchunk.policy.train import Evaluate
+from flowchunk.policy.training_run import Plan, open_run
 
 DOMAIN_OPTIONS = ("dataset", "samples", "size", "invert", "half", "seed")
 
@@ -33,7 +34,9 @@ def train_generative(options: dict[str, Any]) -> Path:
         raise ConfigurationError(f"evaluation.samples={measured} must be at least 0")
     if options["training"]["init_from"] is not None:
         raise ConfigurationError("training.init_from is for robots' policies; models of other data begin anew")
-    run = prepare(options)
+    run = open_run(
+        options["output_dir"], training_config(options), device=options["device"], resume=check_folder(options)
+    )
     domain = make_domain(task, of_domain)
     data = domain.training()
     config = generative_config(options, domain, data)
@@ -46,12 +49,17 @@ def train_generative(options: dict[str, Any]) -> Path:
         model,
         data.to(run.accelerator.device),
         kind=KIND,
-        described=f"{len(data):,} data of shape {tuple(config.shape)}",
-        nbytes=sum(values.nbytes for values in data.batch(torch.arange(len(data))).values()),
+        plan=Plan(
+            network=config.network,
+            data=f"{len(data):,} data of shape {tuple(config.shape)}",
+            nbytes=sum(values.nbytes for values in data.batch(torch.arange(len(data))).values()),
+        ),
         evaluate=evaluation_of(domain, evaluation) if evaluation["samples"] else None,
-        metadata={"options": of_domain},
+        metadata={"task": task, "options": of_domain},
+        wandb=options["logging"]["wandb"],
+        write_run_files=lambda directory: write_options(directory, options),
     )
-    return run.directory
+    return finish(options)
 
 
 def generative_config(options: Mapping[str, Any], domain: Domain, data: Samples) -> DataConfig:

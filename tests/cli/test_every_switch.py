@@ -15,13 +15,14 @@ from flowchunk.cli.domains import DOMAINS
 from flowchunk.cli.domains.domain import make_domain
 from flowchunk.cli.main import main
 from flowchunk.cli.options import choices, read_options
-from flowchunk.cli.simulation import environment_maker
 from flowchunk.cli.train import policy_config
 from flowchunk.cli.train_generative import DOMAIN_OPTIONS, fit_normalizer, generative_config
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.recorder import StoreWriter
+from flowchunk.envs.simulation import environment_maker
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.data_model import DataModel
+from flowchunk.policy.fitting import with_architecture
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.objectives import objective_names
 from flowchunk.policy.schedules import SCHEDULES
@@ -101,7 +102,7 @@ def act_once(task: str, *words: str) -> None:
         key: Scaling.fit("min_max", [random.normal(size=(8, *field.shape))])
         for key, field in observation_spec.values.items()
     }
-    config = policy_config(options, observation_spec)
+    config = with_architecture(policy_config(options), observation_spec)
     shape = (config.horizon, action_spec.size) if config.relative_to else (action_spec.size,)
     scalings["action"] = Scaling.fit("gaussian", [random.normal(size=(8, *shape))])
     policy = ChunkPolicy(config, observation_spec, action_spec, Normalizer(scalings))

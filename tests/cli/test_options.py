@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowchunk.cli.devices import choose_device
 from flowchunk.cli.main import main
 from flowchunk.cli.options import read_options, take_checkpoint
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.checkpoint import find_checkpoint
+from flowchunk.policy.devices import choose_device
 
 NAMES = [
     "x (1)",
