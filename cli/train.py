@@ -52,7 +52,7 @@ from flowchunk.datasets.frame_cache import FrameCacheOptions
 from flowchunk.datasets.specs import require_observations, require_same_actions
 from flowchunk.datasets.store import ACTION, Store
 from flowchunk.datasets.symmetry import Symmetry
-from flowchunk.envs.contract import action_spec_of, observation_spec_of
+from flowchunk.envs.contract import specs_of
 from flowchunk.envs.evaluation import evaluate_in
 from flowchunk.envs.simulation import MakeEnv, environment_maker
 from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
@@ -161,7 +161,7 @@ def task_specs(store: Store, make_env: MakeEnv | None) -> Specs:
         return store.observation_spec, store.action_spec
     env = make_env()
     try:
-        specs = observation_spec_of(env), action_spec_of(env)
+        specs = specs_of(env)
     finally:
         env.close()
     if store.observation_spec is not None and store.action_spec is not None:

@@ -18,7 +18,7 @@ from flowchunk.cli.main import main
 from flowchunk.policy.flow import flow_matching_loss, integrate
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/quickstart.md", "docs/guides/your-data.md")
+PAGES = ("README.md", "docs/quickstart.md", "docs/guides/your-data.md", "docs/guides/training.md")
 BLOCK = re.compile(
     r"^(?:<!-- (?P<marker>.*?) -->\n)?```(?P<language>python|sh)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -37,6 +37,8 @@ SMALL = {
     "sweep": ("episodes=2",),
 }
 """What makes a command small; it replaces what the page says."""
+SMALL_VALUES = {"steps=10_000": "steps=4", "episodes=20)": "episodes=1)"}
+"""What makes a training from Python small, in place of what the page says."""
 
 
 def blocks(page: str) -> Iterator[tuple[str, str]]:
@@ -81,6 +83,9 @@ def test_every_block_runs(page: str, small_world: Path, capsys: pytest.CaptureFi
     names = five_lines()
     for language, code in blocks(page):
         if language == "python":
+            for large, small in SMALL_VALUES.items():
+                code = code.replace(large, small)
+            assert "fit(" not in code or "steps=4" in code, "a training that is not made small"
             exec(compile(code, f"{page}: {code.splitlines()[0]}", "exec"), names)
         else:
             for line in code.splitlines():
