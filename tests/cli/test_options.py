@@ -121,3 +121,14 @@ def test_a_device_that_is_not_there_is_refused(
 ) -> None:
     assert main([command, str(trained_run), f"device={name}"]) == 1
     assert f"device={name}: this machine has" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["cuda:99", *([] if torch.cuda.is_available() else ["cuda"])])
+@pytest.mark.parametrize("task", ["pusht_state", "toy2d"])
+def test_nothing_is_trained_on_a_device_that_is_not_there(
+    task: str, name: str, pusht_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [] if task == "toy2d" else [f"dataset.path={pusht_store}"]
+    assert main(["train", f"task={task}", *data, f"output_dir={tmp_path / 'run'}", f"device={name}"]) == 1
+    assert f"device={name}: this machine has" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -19,6 +19,7 @@ from flowchunk.datasets.store import Store
 from flowchunk.envs.rollout import Episode, Rollout
 from flowchunk.envs.simulation import environment_maker
 from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.devices import choose_device
 from flowchunk.policy.fitting import fit
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.training_config import TrainingConfig
@@ -99,6 +100,14 @@ def test_arguments_of_the_environment_are_saved_and_inherited_by_eval(
     assert main(["eval", str(run), "episodes=1", "video=0"]) == 0
     assert main(["eval", str(run), "episodes=1", "video=0", "env.physics_step=0.01"]) == 0
     assert made == [saved, saved | {"physics_step": 0.01}]
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_a_device_is_chosen_by_name(
+    device: str, pusht_store: Path, tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(pusht(pusht_store, tmp_path / "run", *tiny, f"device={device}")) == 0
+    assert f"weights and optimiser on {choose_device(device)};" in capsys.readouterr().out
 
 
 # Choosing the best
