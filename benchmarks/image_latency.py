@@ -19,7 +19,7 @@ from flowchunk.policy.normalizer import Normalizer, Scaling
 
 CONFIG = PolicyConfig(
     vision="small_conv",
-    vision_options={"picture_steps": 1},
+    vision_options={"image_steps": 1},
     relative_to=(*(f"proprioception.{joint}" for joint in range(6)), None),
 )
 """As in ``configs/task/pickplace_image.yaml``."""

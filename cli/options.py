@@ -51,7 +51,7 @@ WHOLE_OR_NULL = (  # other nulls are text
     "training.warmup_steps",
     "training.evaluate_every",
     "policy.num_noise_samples",
-    "vision.picture_steps",
+    "vision.image_steps",
     "vision.resize",
 )
 YES_OR_NULL = ("training.prefetch",)
@@ -60,6 +60,16 @@ SECTION_OR_NULL = ("dataset.symmetry",)
 LIST_OR_NULL = ("policy.relative_to", "network.widths", "vision.crop")
 WHOLE_OR_NAME_OR_NULL = ("label",)
 NULL_TOO = (*LIST_OR_NULL, "vision.weights")  # whose default may be something else
+RENAMED = {
+    "policy.snr_cap": "policy.min_snr_gamma",
+    "policy.noise_draws": "policy.num_noise_samples",
+    "model.snr_cap": "model.min_snr_gamma",
+    "training.accumulate": "training.num_micro_batches",
+    "vision.shared": "vision.share_weights",
+    "vision.picture_steps": "vision.image_steps",
+    "vision.colour_jitter": "vision.color_jitter",
+}
+"""Options of earlier versions: an error names the new one, and a run that was started with the old one can be resumed."""
 KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
     int: ((int,), "a whole number"),
@@ -71,11 +81,12 @@ KINDS: dict[type, tuple[tuple[type, ...], str]] = {
 T = TypeVar("T")
 
 
-def read_options(config: str, overrides: Sequence[str]) -> dict[str, Any]:
+def read_options(config: str, overrides: Sequence[str], *, all_given: bool = True) -> dict[str, Any]:
     """The values of ``configs/CONFIG.yaml`` after the overrides.
 
-    Raises ConfigurationError for an override that is no KEY=VALUE, an unknown key or choice, a value of another type than
-    the default's, or a required value that is not given.
+    all_given: whether required values must be there; without, those that are not are ``???``. Raises ConfigurationError for
+    an override that is no KEY=VALUE, an unknown key or choice, a value of another type than the default's, or a required
+    value that is not given.
     """
     for override in overrides:
         if "=" not in override or override.startswith(("-", "+", "~", "=")):
@@ -85,7 +96,7 @@ def read_options(config: str, overrides: Sequence[str]) -> dict[str, Any]:
         with initialize_config_module("flowchunk.configs", version_base="1.3"):
             composed = compose(config, overrides=opened)
             chosen = compose(config, overrides=[one for one in overrides if one.startswith(CHOSEN)])
-        if missing := OmegaConf.missing_keys(composed):
+        if all_given and (missing := OmegaConf.missing_keys(composed)):
             raise ConfigurationError(f"{', '.join(f'{key}=…' for key in sorted(missing))} must be given; see --help")
         content, defaults = OmegaConf.to_container(composed, resolve=True), OmegaConf.to_container(chosen)
     except (HydraException, OmegaConfBaseException) as error:
@@ -107,6 +118,16 @@ def take_checkpoint(config: str, arguments: Sequence[str]) -> tuple[str, list[st
     if not first or ("=" in first and not Path(first).expanduser().exists() and _is_option(config, first)):
         raise ConfigurationError(f"give the checkpoint first: flowchunk {config} CHECKPOINT [KEY=VALUE ...]")
     return first, rest
+
+
+def take_cfg(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The arguments without Hydra's ``--cfg job``, and whether it was there. Raises ConfigurationError for another one."""
+    if "--cfg" not in arguments:
+        return list(arguments), False
+    place = list(arguments).index("--cfg")
+    if (what := [*arguments, ""][place + 1]) != "job":
+        raise ConfigurationError(f"--cfg {what}: expected --cfg job, which prints all options")
+    return [*arguments[:place], *arguments[place + 2 :]], True
 
 
 def fill(kind: type[T], values: dict[str, Any], *, section: str) -> T:
@@ -194,6 +215,8 @@ def _explain(config: str, overrides: Sequence[str], error: Exception) -> str:
         if any(name.startswith(f"{key}.") for name in known) and key not in groups:
             return f"{key}={value} is not a value but a section; give {key}.KEY=VALUE"
         if key not in known and not key.startswith(OPEN_NODES) and key not in groups:
+            if key in RENAMED:
+                return f"{key} was renamed; use {RENAMED[key]}"
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or _in_any_section(key, known)
             meant = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
             return f"unknown option {key!r}; {meant}"

@@ -12,11 +12,12 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from flowchunk.cli.domains import DOMAINS
-from flowchunk.cli.options import fill, read_options, to_yaml
+from flowchunk.cli.options import RENAMED, fill, read_options, to_yaml
 from flowchunk.cli.plots import plot_loss
 from flowchunk.cli.reports import print_written
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.checkpoint import replace_text
+from flowchunk.policy.objectives import RENAMED as OBJECTIVES_THEN
 from flowchunk.policy.training_config import TrainingConfig
 from flowchunk.policy.training_run import holds_checkpoints
 
@@ -108,7 +109,8 @@ def _saved_options(file: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or not content:
         raise ConfigurationError(f"{file} is empty or damaged; bring it back, or choose another output_dir")
-    return _comparable(content)
+    saved = {RENAMED.get(key, key): value for key, value in _comparable(content).items()}
+    return {key: OBJECTIVES_THEN.get(value, value) if key == "objective" else value for key, value in saved.items()}
 
 
 def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:

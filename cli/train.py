@@ -8,7 +8,7 @@ usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]        a robo
   dataset.path=PATH                a zarr store: ours (flowchunk collect) or diffusion_policy's
   network=mlp|mixer|dit|unet1d|gru [network.width=512 ...]
   hardware=cpu|gpu                 of the _image tasks: small convolutions, or ResNet-18 in bf16, compiled
-  vision=small_conv|resnet18|timm|transformers  vision.crop=[84,84] vision.weights=PATH|NAME vision.shared=true …
+  vision=small_conv|resnet18|timm|transformers  vision.crop=[84,84] vision.weights=PATH|NAME vision.share_weights=true …
   policy.num_noise_samples=4             times each encoded observation is learned from
   dataset.cache=auto|disk|ram|device  dataset.cache_dir=DIR    where pictures are kept
   --skip-corrupt                   leave out episodes with frames that cannot be read, and say which
@@ -25,6 +25,7 @@ usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]        a robo
   evaluation.episodes=50           in simulation; the mean of score and success rate chooses `best` (0: the validation loss)
   evaluation.noise_scale=1.0       what acting multiplies the starting noise by; saved with the policy
   env.KEY=VALUE                    an argument of the environment; eval inherits it
+  --cfg job                        print all options as YAML, defaults included, and train nothing
   seed=0  device=auto|cpu|cuda|cuda:N|mps  output_dir=DIR  logging.wandb=true
 
 The same loss, sampler and trainer for other data (then: flowchunk generate RUN):
@@ -45,7 +46,7 @@ from typing import Any
 
 from flowchunk.cli.domains import DOMAINS
 from flowchunk.cli.fine_tuning import CHANGEABLE, with_checkpoint
-from flowchunk.cli.options import fill, read_options
+from flowchunk.cli.options import fill, read_options, take_cfg, to_yaml
 from flowchunk.cli.runs import check_folder, finish, training_config, with_output_dir, write_options
 from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
 from flowchunk.datasets.frame_cache import FrameCacheOptions
@@ -62,16 +63,20 @@ from flowchunk.policy.sampling import SamplingOptions
 
 
 def run(arguments: list[str]) -> None:
-    """Train as the arguments say."""
+    """Train as the arguments say, or print the options that they make."""
     arguments = ["dataset.skip_corrupt=true" if one == "--skip-corrupt" else one for one in arguments]
+    arguments, is_only_printed = take_cfg(arguments)
     task = next((argument.partition("=")[2] for argument in reversed(arguments) if argument.startswith("task=")), None)
-    if task in DOMAINS:
+    config = "train_generative" if task in DOMAINS else "train"
+    if is_only_printed:
+        print(to_yaml(read_options(config, arguments, all_given=False)), end="")
+    elif task in DOMAINS:
         from flowchunk.cli.train_generative import train_generative
 
-        train_generative(with_output_dir(read_options("train_generative", arguments)))
+        train_generative(with_output_dir(read_options(config, arguments)))
     else:
         given = frozenset(argument.partition("=")[0] for argument in arguments)
-        train(with_output_dir(read_options("train", arguments)), given=given)
+        train(with_output_dir(read_options(config, arguments)), given=given)
 
 
 def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from flowchunk.cli.domains import DOMAINS
 from flowchunk.cli.main import main
-from flowchunk.cli.options import read_options, take_checkpoint
+from flowchunk.cli.options import RENAMED, choices, read_options, take_checkpoint
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.checkpoint import find_checkpoint
 from flowchunk.policy.devices import choose_device
@@ -132,3 +135,66 @@ def test_nothing_is_trained_on_a_device_that_is_not_there(
     assert main(["train", f"task={task}", *data, f"output_dir={tmp_path / 'run'}", f"device={name}"]) == 1
     assert f"device={name}: this machine has" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+# Options of earlier versions
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_renamed_option_is_refused_with_its_new_name(old: str, capsys: pytest.CaptureFixture[str]) -> None:
+    task = ["task=toy2d"] if old.startswith("model.") else ["task=pusht_image", "dataset.path=x"]
+    assert main(["train", *task, f"{old}=1"]) == 1
+    assert f"{old} was renamed; use {RENAMED[old]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_the_new_name_of_a_renamed_option_is_one(old: str) -> None:
+    of_data = old.startswith("model.")
+    task = ["task=toy2d"] if of_data else ["task=pusht_image", "dataset.path=x"]
+    value: object = read_options("train_generative" if of_data else "train", task)
+    for part in RENAMED[old].split("."):
+        assert isinstance(value, dict)
+        value = value[part]
+
+
+# --cfg job
+
+
+def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["train", *arguments]) == 0
+    content = OmegaConf.to_container(OmegaConf.create(capsys.readouterr().out))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+@pytest.mark.parametrize("task", choices("task"))
+def test_the_options_are_printed(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of ``read_options``, and what has to be given yet as Hydra writes it."""
+    config, required = ("train_generative", []) if task in DOMAINS else ("train", ["dataset.path=x"])
+    options = read_options(config, [f"task={task}", *required, "training.steps=7"])
+    assert printed([f"task={task}", *required, "--cfg", "job", "training.steps=7"], capsys) == options
+    assert options["training"]["steps"] == 7
+    if required:
+        assert printed([f"task={task}", "--cfg", "job"], capsys)["dataset"]["path"] == "???"
+
+
+def test_printing_the_options_trains_nothing(pusht_store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "task=pusht_state", f"dataset.path={pusht_store}", f"output_dir={run}", "--cfg", "job"]) == 0
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cfg"], "--cfg : expected --cfg job"),
+        (["--cfg", "hydra"], "--cfg hydra: expected --cfg job"),
+        (["--cfg", "job", "training.step=3"], "did you mean training.steps"),
+        (["--cfg", "job", "training.steps=few"], "training.steps=few must be a whole number"),
+    ],
+)
+def test_what_cannot_be_printed_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "task=pusht_state", *arguments]) == 1
+    assert message in capsys.readouterr().err

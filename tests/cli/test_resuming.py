@@ -106,6 +106,23 @@ def test_an_option_that_came_with_an_upgrade_was_as_it_is_by_default(
     assert "(policy.mask_padding: False then, True now)" in capsys.readouterr().err
 
 
+def test_a_run_that_was_started_with_the_former_names_is_resumed(
+    interrupted_run: Path, pusht_store: Path, tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(interrupted_run, run)
+    saved: Any = OmegaConf.load(run / "config.yaml")
+    for section, old, new in (
+        ("policy", "snr_cap", "min_snr_gamma"),
+        ("policy", "noise_draws", "num_noise_samples"),
+        ("training", "accumulate", "num_micro_batches"),
+    ):
+        saved[section][old] = saved[section].pop(new)
+    OmegaConf.save(saved, run / "config.yaml")
+    assert main(pusht(pusht_store, run, *tiny, "training.resume=true")) == 0
+    assert "resuming from step 2" in capsys.readouterr().out
+
+
 def test_resuming_on_other_data_is_refused(
     interrupted_run: Path, pusht_store: Path, tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
