@@ -22,7 +22,7 @@ CONFIG = PolicyConfig(
     vision_options={"image_steps": 1},
     relative_to=(*(f"proprioception.{joint}" for joint in range(6)), None),
 )
-"""As in ``configs/task/pickplace_image.yaml``."""
+"""As in ``configs/experiment/pickplace_image.yaml``."""
 
 
 def main(calls: int) -> None:

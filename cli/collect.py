@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> None:
 
 
 def collect(options: dict[str, Any]) -> None:
-    """Record with the options of ``configs/collect.yaml``."""
+    """Record with the options of ``schemas.COLLECT``."""
     if options["task"]["expert"] is None:
         raise ConfigurationError(
             f"task {options['task']['name']} has no scripted expert; record or download demonstrations instead"

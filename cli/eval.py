@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> None:
 
 
 def evaluate(checkpoint: str | Path, options: dict[str, Any]) -> Path:
-    """Evaluate with the options of ``configs/eval.yaml``; returns the path of ``eval.json``."""
+    """Evaluate with the options of ``schemas.EVAL``; returns the path of ``eval.json``."""
     console = Console()
     directory = find_checkpoint(checkpoint)
     setting = set_up(directory, options, console=console)

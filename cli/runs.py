@@ -116,9 +116,10 @@ def _saved_options(file: Path) -> dict[str, Any]:
 def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """What the options would be if only what has to be chosen was."""
     task = options["task"]["name"]
+    chosen = [f"task={task}", f"network={options['network']['name']}"]
     if task in DOMAINS:
-        return read_options("train_generative", [f"task={task}", f"dataset={options['dataset']}"])
-    return read_options("train", [f"task={task}", "dataset.path=-"])
+        return read_options("train_generative", [*chosen, f"dataset={options['dataset']}"])
+    return read_options("train", [*chosen, "dataset.path=-"])
 
 
 def _comparable(options: Any, prefix: str = "") -> dict[str, Any]:

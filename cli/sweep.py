@@ -76,7 +76,7 @@ class Subject:
 
 
 def sweep(checkpoint: str | Path, options: Mapping[str, Any]) -> Path:
-    """Sweep with the options of ``configs/sweep.yaml``; returns the path of ``sweep.json``."""
+    """Sweep with the options of ``schemas.SWEEP``; returns the path of ``sweep.json``."""
     directory = find_checkpoint(checkpoint)
     numbers = options["nfe"]
     if not numbers or not all(type(nfe) is int and nfe >= 1 for nfe in numbers):

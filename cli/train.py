@@ -6,6 +6,7 @@ usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]        a robo
   task=pusht_state|pusht_keypoints|pusht_image|pickplace_state|pickplace_image
   task=own                         a data set of your own, by the specifications stored in it; no simulation is needed
   dataset.path=PATH                a zarr store: ours (flowchunk collect) or diffusion_policy's
+  experiment=NAME                  another recipe than the task's own; none leaves it out
   network=mlp|mixer|dit|unet1d|gru [network.width=512 ...]
   hardware=cpu|gpu                 of the _image tasks: small convolutions, or ResNet-18 in bf16, compiled
   vision=small_conv|resnet18|timm|transformers  vision.crop=[84,84] vision.weights=PATH|NAME vision.share_weights=true …
@@ -80,7 +81,7 @@ def run(arguments: list[str]) -> None:
 
 
 def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
-    """Train with the options of ``configs/train.yaml``; returns the run's directory.
+    """Train with the options of ``schemas.TRAIN``; returns the run's directory.
 
     given: names of the options that somebody asked for, which fine-tuning has to heed or refuse.
     """
@@ -118,7 +119,7 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
 
 
 def policy_config(options: Mapping[str, Any]) -> PolicyConfig:
-    """The policy that the options of ``configs/train.yaml`` ask for. Raises ConfigurationError."""
+    """The policy that the options of ``schemas.TRAIN`` ask for. Raises ConfigurationError."""
     network, vision = dict(options["network"]), dict(options["vision"])
     chosen = {
         "network": network.pop("name"),

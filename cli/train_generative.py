@@ -26,7 +26,7 @@ DOMAIN_OPTIONS = ("dataset", "samples", "size", "invert", "half", "seed")
 
 
 def train_generative(options: dict[str, Any]) -> Path:
-    """Train with the options of ``configs/train_generative.yaml``; returns the run's directory."""
+    """Train with the options of ``schemas.TRAIN_GENERATIVE``; returns the run's directory."""
     task, of_domain = options["task"]["name"], {name: options[name] for name in DOMAIN_OPTIONS}
     if (samples := options["samples"]) is not None and samples < 2:
         raise ConfigurationError(f"samples={samples} must be at least 2")

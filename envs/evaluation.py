@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 
 from flowchunk.envs.rollout import SELECTION_SEED, rollout
 from flowchunk.envs.simulation import execution_of
-
-if TYPE_CHECKING:
-    from flowchunk.policy.chunk_policy import ChunkPolicy
+from flowchunk.policy.chunk_policy import ChunkPolicy
 
 Scores = dict[str, float]
 

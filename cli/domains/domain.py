@@ -52,7 +52,7 @@ class Samples:
 
 
 class Domain(Protocol):
-    """One family of data sets; made from the options of ``configs/train_generative.yaml``.
+    """One family of data sets; made from the options of ``schemas.TRAIN_GENERATIVE``.
 
     is_wrapped: the data are angles. label_names: of the classes, if any. n: how many samples to generate by default.
     own_options: those that not every domain takes.

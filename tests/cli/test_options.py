@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ from omegaconf import OmegaConf
 from flowchunk.cli.domains import DOMAINS
 from flowchunk.cli.main import main
 from flowchunk.cli.options import RENAMED, choices, read_options, take_checkpoint
+from flowchunk.cli.train import policy_config
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.checkpoint import find_checkpoint
+from flowchunk.policy.chunk_policy import PolicyConfig
 from flowchunk.policy.devices import choose_device
+from flowchunk.policy.training_config import TrainingConfig
 
 NAMES = [
     "x (1)",
@@ -198,3 +203,82 @@ def test_what_cannot_be_printed_is_refused(
 ) -> None:
     assert main(["train", "task=pusht_state", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+# Recipes
+
+THEN = json.loads((Path(__file__).parent / "options_7c6bd63.json").read_text())
+"""What each task came to before options were dataclasses and recipes were apart from tasks, at commit 7c6bd63."""
+
+
+def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by their dotted names; sections without any are left out."""
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+@pytest.mark.parametrize("words", THEN)
+def test_a_task_alone_still_gives_its_recipe(words: str) -> None:
+    task, *more = words.split()
+    config, required = ("train_generative", []) if task in DOMAINS else ("train", ["dataset.path=x"])
+    then = {RENAMED.get(key, key): value for key, value in flat(THEN[words]).items()}
+    now = flat(read_options(config, [f"task={task}", *more, *required]))
+    assert {key: now.get(key) for key in then} == then
+    assert {key for key in now if key not in then} <= {"network.expansion", "network.groups"}, "these came since"
+
+
+def test_a_recipe_can_be_left_out_or_be_another_ones() -> None:
+    chosen = ["task=pusht_state", "dataset.path=x"]
+    without = read_options("train", [*chosen, "experiment=none"])
+    assert without["dataset"]["symmetry"] is None
+    assert without["policy"]["n_action_steps"] == PolicyConfig.n_action_steps
+    assert without["env"] == {"observation": "state"}
+    assert read_options("train", [*chosen, "experiment=pusht_state"]) == read_options("train", chosen)
+
+
+def test_an_unknown_recipe_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="unknown experiment 'none_such'; there are images, none, obstacle"):
+        read_options("train", ["task=pusht_state", "dataset.path=x", "experiment=none_such"])
+
+
+# Types and defaults are those of the dataclasses
+
+
+def test_defaults_are_those_of_the_dataclasses() -> None:
+    options = read_options("train", ["task=own", "dataset.path=x"])
+    training = {one.name: getattr(TrainingConfig(), one.name) for one in fields(TrainingConfig) if one.name != "seed"}
+    assert training.items() <= options["training"].items()
+    policy = policy_config(options)
+    assert policy == PolicyConfig(network_options=policy.network_options)
+
+
+WRONG_TYPES = [
+    ("train", "training.steps=many", "a whole number"),
+    ("train", "training.steps=8.5", "a whole number"),
+    ("train", "training.steps=null", "a whole number"),
+    ("train", "training.steps=true", "a whole number"),
+    ("train", "training.warmup_steps=few", "a whole number"),
+    ("train", "training.learning_rate=high", "a number"),
+    ("train", "training.prefetch=2", "true or false"),
+    ("train", "policy.mask_padding=1", "true or false"),
+    ("train", "objective=3", "text"),
+    ("train", "objective=null", "text"),
+    ("train", "policy.relative_to=state.0", "a list"),
+    ("train", "network.width=wide", "a whole number"),
+    ("train", "policy.time_density_options.std=wide", "a number"),
+    ("train", "dataset.symmetry=3", "is not a value but a section"),
+    ("train", "seed=-1", "at least 0"),
+    ("generate", "label=3.5", "a whole number or a name"),
+    ("eval", "workers=3", "true or false"),
+]
+
+
+@pytest.mark.parametrize(("config", "override", "kind"), WRONG_TYPES)
+def test_a_value_of_the_wrong_type_is_named_with_its_key(config: str, override: str, kind: str) -> None:
+    chosen = ["task=pusht_state", "dataset.path=x"] if config == "train" else []
+    with pytest.raises(ConfigurationError) as caught:
+        read_options(config, [*chosen, override])
+    assert str(caught.value).startswith(override)
+    assert kind in str(caught.value)

@@ -1,0 +1,242 @@
+"""The options of every command, registered with Hydra. Sections take types and defaults from the classes that they fill."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from flowchunk.cli.structured import Option, Options, options_of, schema, section
+from flowchunk.datasets.frame_cache import FrameCacheOptions
+from flowchunk.envs.evaluation import evaluate_in
+from flowchunk.envs.rollout import REPORT_SEED, SELECTION_SEED, rollout
+from flowchunk.policy.chunk_policy import PolicyConfig
+from flowchunk.policy.data_model import DataConfig
+from flowchunk.policy.demonstrations import DatasetOptions
+from flowchunk.policy.encoders.observation import VISION
+from flowchunk.policy.generative_model import ModelConfig
+from flowchunk.policy.networks import NETWORKS
+from flowchunk.policy.networks.pictures import IMAGE_NETWORKS
+from flowchunk.policy.sampling import SamplingOptions
+from flowchunk.policy.training_config import TrainingConfig
+
+SAMPLING = options_of(SamplingOptions)
+OUTPUT = "default: outputs/TASK-NETWORK-TIME"
+SEED = {"seed": Option(int, 0)}
+ENV = {"env": Option(dict[str, Any], {}, "env.KEY=VALUE: arguments of the environment, saved with the policy")}
+DEVICE = "auto | cpu | cuda | cuda:N | mps; auto: the first accelerator that is there"
+PATH_OR_NONE = Path | None
+WHOLE_OR_NONE = int | None
+
+TRAINING = section(
+    "Training",
+    options_of(TrainingConfig, without=("seed",)),
+    {
+        "resume": Option(bool, False, "go on from the last checkpoint in output_dir, bit for bit on the CPU"),
+        "init_from": Option(PATH_OR_NONE, None, "a run or checkpoint to start from"),
+    },
+)
+TASK = section("Task", {"name": Option(str), "env_id": Option(str | None, None), "expert": Option(str | None, None)})
+DOMAIN = section("Domain", {"name": Option(str)})
+LOGGING = section("Logging", {"wandb": Option(bool, False, "also log to Weights & Biases")})
+SOURCES = {"sources": Option(dict[str, str], {}, "for stores of others: which array each of our keys reads")}
+
+
+def _renamed(options: Options, names: dict[str, str]) -> Options:
+    return {names[name]: one for name, one in options.items() if name in names}
+
+
+DATASET = section(
+    "Dataset",
+    {"path": Option(Path, meaning="a zarr store: ours, or diffusion_policy's")},
+    options_of(DatasetOptions, only=("validation_fraction",)),
+    SOURCES,
+    {"symmetry": Option(dict[str, Any] | None, None, "a mirror: KEY: {order, sign, offset}, or {picture: NAME}")},
+    _renamed(
+        options_of(FrameCacheOptions),
+        {"mode": "cache", "directory": "cache_dir", "limit_gb": "cache_limit_gb", "skip_corrupt": "skip_corrupt"},
+    ),
+    options_of(DatasetOptions, only=("normalizer",)),
+)
+OF_POLICY = ("observation_steps", "horizon", "n_action_steps", "time_density", "time_density_options", "min_snr_gamma")
+FOR_TRAINING = ("num_noise_samples", "prefix_max", "mask_padding", "relative_to")
+POLICY = section(
+    "Policy",
+    options_of(PolicyConfig, only=OF_POLICY),
+    options_of(SamplingOptions, only=("solver", "eta")),
+    options_of(PolicyConfig, only=FOR_TRAINING),
+)
+MODEL = section(
+    "Model",
+    options_of(DataConfig, only=("time_density", "time_density_options", "min_snr_gamma")),
+    options_of(SamplingOptions, only=("solver", "eta")),
+    options_of(DataConfig, only=("coupling", "label_dropout", "augment")),
+)
+EVALUATION = section(
+    "Evaluation",
+    options_of(evaluate_in, without=("make_env",)),
+    options_of(SamplingOptions, only=("noise_scale",)),
+)
+ENERGY_DISTANCE = section(
+    "EnergyDistance",
+    {
+        "samples": Option(
+            int, 1000, "compared with other data than in training, to choose the best; 0: the last is best"
+        ),
+        "seed": Option(int, SELECTION_SEED),
+        "nfe": Option(WHOLE_OR_NONE, None, "default: 16, or the only one that the objective admits"),
+    },
+)
+COMMON: dict[str, Option] = {
+    "task": Option(Any),
+    "output_dir": Option(PATH_OR_NONE, None, OUTPUT),
+    **SEED,
+    **options_of(ModelConfig, only=("objective", "schedule")),
+    "device": Option(str, "auto", DEVICE),
+    "network": Option(Any),
+    "training": TRAINING,
+    "logging": LOGGING,
+}
+TRAIN: dict[str, Option] = {
+    **COMMON,
+    "task": TASK,
+    "vision": Option(Any),
+    "dataset": DATASET,
+    **ENV,
+    "policy": POLICY,
+    "evaluation": EVALUATION,
+}
+TRAIN_GENERATIVE: dict[str, Option] = {
+    **COMMON,
+    "task": DOMAIN,
+    "dataset": Option(Path, meaning="a name, or for images a folder or a zip"),
+    "samples": Option(WHOLE_OR_NONE, None, "how many data to train on; default: all, or what the domain draws"),
+    "size": Option(WHOLE_OR_NONE, None, "images are scaled to so many pixels"),
+    "invert": Option(bool, False, "white on black from black on white"),
+    "half": Option(WHOLE_OR_NONE, None, "0 | 1: train on one of two disjoint halves of the images"),
+    "model": MODEL,
+    "evaluation": ENERGY_DISTANCE,
+}
+SAMPLED = {
+    "solver": Option(str | None, None, "default: the one of the checkpoint"),
+    "device": Option(str, "cpu", DEVICE),
+}
+OF_EPISODES: dict[str, Option] = {
+    "n_action_steps": Option(WHOLE_OR_NONE, None, "default: the policy's own"),
+    "noise_scale": Option(float | None, None, "what the starting noise is multiplied by; default: the policy's own"),
+    **options_of(rollout, only=("num_envs", "workers")),
+    "env_id": Option(str | None, None, "default: the one that the policy was trained for"),
+    **ENV,
+}
+NFE = {"nfe": Option(WHOLE_OR_NONE, None, "network evaluations; default: the model's own number")}
+SAMPLES = {"n": Option(WHOLE_OR_NONE, None, "default: the domain's"), **options_of(SamplingOptions, only=("guidance",))}
+REPORT = {"seed": Option(int, REPORT_SEED, "of the first episode; no checkpoint was chosen on these seeds")}
+EVAL: dict[str, Option] = {
+    "output_dir": Option(PATH_OR_NONE, None, "default: RUN/eval"),
+    "episodes": Option(int, 100),
+    **REPORT,
+    **NFE,
+    **SAMPLED,
+    **OF_EPISODES,
+    "video": Option(int, 1, "episodes to film"),
+}
+SWEEP: dict[str, Option] = {
+    "output_dir": Option(PATH_OR_NONE, None, "default: RUN/sweep"),
+    "nfe": Option(list[Any], [1, 2, 4, 8, 16, 100]),
+    **SAMPLED,
+    **REPORT,
+    "episodes": Option(int, 200, "of policies"),
+    **OF_EPISODES,
+    **SAMPLES,
+}
+GENERATE: dict[str, Option] = {
+    "output_dir": Option(PATH_OR_NONE, None, "default: RUN/generated"),
+    **SAMPLES,
+    **SEED,
+    **NFE,
+    "solver": SAMPLED["solver"],
+    "label": Option(int | str | None, None, "default: classes as in the data"),
+    "floor_pairs": Option(int, 8, "of data against data"),
+}
+ANYTHING = Option(dict[str, Any], {})
+OF_A_TASK: dict[str, Option] = {
+    "task": TASK,
+    "vision": Option(Any),
+    **ENV,
+    **dict.fromkeys(("policy", "training", "evaluation"), ANYTHING),  # what recipes say of training
+}
+COLLECT: dict[str, Option] = {
+    "output_dir": Option(Path),
+    "episodes": Option(int, 200),
+    **SEED,
+    **OF_A_TASK,
+    "dataset": ANYTHING,
+}
+CONVERT: dict[str, Option] = {
+    "jpeg": Option(WHOLE_OR_NONE, None, "the quality of JPEGs, 1 to 100; default: images are stored without loss"),
+    **OF_A_TASK,
+    "dataset": section("Sources", SOURCES, {"symmetry": Option(Any, None)}),
+}
+COMPARE: dict[str, Option] = {
+    "output_dir": Option(Path, os.fspath("compare-objectives")),
+    "dataset": section("Demonstrations", {"path": Option(PATH_OR_NONE, None, "Push-T's; without them it is left out")}),
+    **SEED,
+    "full": Option(bool, False, "five times the training, and 500 episodes"),
+    "processes": Option(WHOLE_OR_NONE, None, "variants trained side by side, one thread each; default: the cores"),
+}
+COMMANDS: dict[str, Options] = {
+    "train": TRAIN,
+    "train_generative": TRAIN_GENERATIVE,
+    "eval": EVAL,
+    "sweep": SWEEP,
+    "generate": GENERATE,
+    "collect": COLLECT,
+    "convert": CONVERT,
+    "compare": COMPARE,
+}
+"""The options of each command, by the name of its configuration."""
+
+OF_NETWORK = ("action_size", "horizon", "condition_size", "channels", "size")
+ENCODER: dict[str, Option] = {
+    "crop": Option(list[int] | None, None, "[height, width]: at random places in training, in the middle afterwards"),
+    "weights": Option(PATH_OR_NONE, None, "a file, or a name: IMAGENET1K_V1, pretrained"),
+    "share_weights": Option(bool, False, "whether all cameras look through the same weights"),
+    "image_steps": Option(WHOLE_OR_NONE, None, "images of how many of the last time steps; default: observation_steps"),
+    "color_jitter": Option(float, 0.0, "brightness, contrast and saturation change by up to this factor in training"),
+}
+PRETRAINED = {"weights": Option(PATH_OR_NONE, "pretrained"), "share_weights": Option(bool, True)}
+BACKBONES = {"timm": "vit_small_patch14_dinov2", "transformers": "facebook/dinov2-small"}
+
+
+def network_options(name: str) -> Options:
+    """What the constructor of a network takes, besides the sizes of what it is to make."""
+    kind = {**NETWORKS, **IMAGE_NETWORKS}[name]
+    without = tuple(size for size in OF_NETWORK if not (name == "unet1d" and size == "channels"))
+    return {"name": Option(str, name), **options_of(kind, without=without)}
+
+
+def vision_options(name: str) -> Options:
+    """What an image encoder takes, and what all of them do."""
+    own = options_of(VISION[name], without=("picture_size", "architecture", "backbone"))
+    if name in BACKBONES:
+        own = {"backbone": Option(Path, BACKBONES[name], "a name on the hub, or a folder"), **PRETRAINED, **own}
+    return {"name": Option(str, name), **ENCODER, **own}
+
+
+def register() -> None:
+    """Make all of them known to Hydra."""
+    store = ConfigStore.instance()
+    for command, options in COMMANDS.items():
+        has_choices = "task" in options  # configs/COMMAND.yaml says which groups
+        name = f"{command}_options" if has_choices else command
+        store.store(name=name, node=schema(command, options))
+    for network in (*NETWORKS, *IMAGE_NETWORKS):
+        store.store(group="network", name=network, node=schema(network, network_options(network)))
+    for vision in VISION:
+        store.store(group="vision", name=vision, node=schema(vision, vision_options(vision)))
+    store.store(group="vision", name="none", node=schema("none", {"name": Option(str | None, None)}))
+
+
+register()
