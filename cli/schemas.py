@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ from flowchunk.policy.encoders.observation import VISION
 from flowchunk.policy.generative_model import ModelConfig
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.networks.pictures import IMAGE_NETWORKS
+from flowchunk.policy.objectives import objective_names
 from flowchunk.policy.sampling import SamplingOptions
+from flowchunk.policy.schedules import SCHEDULES
+from flowchunk.policy.solvers import SOLVERS
+from flowchunk.policy.time_densities import TIME_DENSITIES
 from flowchunk.policy.training_config import TrainingConfig
 
-SAMPLING = options_of(SamplingOptions)
 OUTPUT = "default: outputs/TASK-NETWORK-TIME"
 SEED = {"seed": Option(int, 0)}
 ENV = {"env": Option(dict[str, Any], {}, "env.KEY=VALUE: arguments of the environment, saved with the policy")}
@@ -44,6 +49,33 @@ LOGGING = section("Logging", {"wandb": Option(bool, False, "also log to Weights 
 SOURCES = {"sources": Option(dict[str, str], {}, "for stores of others: which array each of our keys reads")}
 
 
+def _one_of(names: Iterable[str]) -> str:
+    return " | ".join(names)
+
+
+def _of_model(kind: type[ModelConfig]) -> Options:
+    """What models of every kind are trained for and sampled with, beside their objective and its schedule."""
+    own = options_of(kind, only=("time_density", "min_snr_gamma"))
+    sampling = options_of(SamplingOptions, only=("solver", "eta"))
+    return {
+        "time_density": replace(own["time_density"], meaning=_one_of(TIME_DENSITIES)),
+        "time_density_options": Option(dict[str, Any], {}, "mean and std of logit_normal, scale of mode"),
+        "min_snr_gamma": replace(
+            own["min_snr_gamma"], meaning="objective=data_prediction: weigh the error by min(SNR, this); 5 is usual"
+        ),
+        "solver": replace(sampling["solver"], meaning=f"{_one_of(SOLVERS)}; default: the objective's own"),
+        "eta": sampling["eta"],
+    }
+
+
+def _objective() -> Options:
+    own = options_of(ModelConfig, only=("objective", "schedule"))
+    return {
+        "objective": replace(own["objective"], meaning=_one_of(objective_names())),
+        "schedule": replace(own["schedule"], meaning=f"{_one_of(SCHEDULES)}; default: the objective's own"),
+    }
+
+
 def _renamed(options: Options, names: dict[str, str]) -> Options:
     return {names[name]: one for name, one in options.items() if name in names}
 
@@ -60,18 +92,15 @@ DATASET = section(
     ),
     options_of(DatasetOptions, only=("normalizer",)),
 )
-OF_POLICY = ("observation_steps", "horizon", "n_action_steps", "time_density", "time_density_options", "min_snr_gamma")
-FOR_TRAINING = ("num_noise_samples", "prefix_max", "mask_padding", "relative_to")
 POLICY = section(
     "Policy",
-    options_of(PolicyConfig, only=OF_POLICY),
-    options_of(SamplingOptions, only=("solver", "eta")),
-    options_of(PolicyConfig, only=FOR_TRAINING),
+    options_of(PolicyConfig, only=("observation_steps", "horizon", "n_action_steps")),
+    _of_model(PolicyConfig),
+    options_of(PolicyConfig, only=("num_noise_samples", "prefix_max", "mask_padding", "relative_to")),
 )
 MODEL = section(
     "Model",
-    options_of(DataConfig, only=("time_density", "time_density_options", "min_snr_gamma")),
-    options_of(SamplingOptions, only=("solver", "eta")),
+    _of_model(DataConfig),
     options_of(DataConfig, only=("coupling", "label_dropout", "augment")),
 )
 EVALUATION = section(
@@ -93,7 +122,7 @@ COMMON: dict[str, Option] = {
     "task": Option(Any),
     "output_dir": Option(PATH_OR_NONE, None, OUTPUT),
     **SEED,
-    **options_of(ModelConfig, only=("objective", "schedule")),
+    **_objective(),
     "device": Option(str, "auto", DEVICE),
     "network": Option(Any),
     "training": TRAINING,

@@ -92,7 +92,7 @@ def meanings_in(kind: Callable[..., Any]) -> dict[str, str]:
     found = {}
     ends = [*(begin.start() for begin in begins[1:]), len(text)]
     for begin, end in zip(begins, ends, strict=False):
-        meaning = text[begin.end() : end].strip().removesuffix(".")
+        meaning = text[begin.end() : end].strip().rstrip(".;")
         for name in begin[1].split(", "):
             found[name] = re.split(r"\. (?:Raises|For the others|See) ", meaning)[0]
     return found
