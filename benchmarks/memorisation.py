@@ -39,8 +39,8 @@ def trained(folder: Path, variant: str, size: int, half: int, steps: int) -> Pat
         resume = f"training.resume={'true' if (run / 'config.yaml').exists() else 'false'}"
         arguments = [
             "task=images",
-            f"samples={size}",
-            f"half={half}",
+            f"dataset.samples={size}",
+            f"dataset.half={half}",
             f"training.steps={steps}",
             "evaluation.samples=0",
         ]

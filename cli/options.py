@@ -23,10 +23,10 @@ from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import flowchunk.cli.schemas  # noqa: F401 -- registers the options
-from flowchunk.cli.domains import DOMAINS
+from flowchunk.cli.domains import DATASETS, DOMAINS, FOLDER
 from flowchunk.datasets.errors import ConfigurationError
 
-GROUPS = ("task", "experiment", "network", "vision", "hardware")
+GROUPS = ("task", "dataset", "experiment", "network", "vision", "hardware")
 KINDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -44,6 +44,10 @@ RENAMED = {
     "vision.shared": "vision.share_weights",
     "vision.picture_steps": "vision.image_steps",
     "vision.colour_jitter": "vision.color_jitter",
+    "samples": "dataset.samples",
+    "size": "dataset.size",
+    "invert": "dataset.invert",
+    "half": "dataset.half",
 }
 """Options of earlier versions: an error names the new one, and a run that was started with the old one can be resumed."""
 T = TypeVar("T")
@@ -238,6 +242,8 @@ def _explain(config: str, overrides: Sequence[str], error: Exception) -> str:
     groups = _groups(config)
     for group in groups:
         if group in given and given[group] not in choices(group):
+            if group == "dataset" and given.get("task") in DATASETS:
+                return unknown_dataset(given["task"], given[group])
             return f"unknown {group} {given[group]!r}; there are {', '.join(choices(group))}"
     if given.get("task") in DOMAINS and config != "train_generative":
         return f"task={given['task']} is no robot's: its data are made when it is trained, by flowchunk train"
@@ -248,12 +254,21 @@ def _explain(config: str, overrides: Sequence[str], error: Exception) -> str:
     for key in given:
         node, is_open = _find(by_default, key)
         if node is None and not is_open and key not in groups:
-            if key in RENAMED:
+            if key in RENAMED and _find(by_default, RENAMED[key])[0] is not None:
                 return f"{key} was renamed; use {RENAMED[key]}"
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or _in_any_section(key, known)
             meant = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
             return f"unknown option {key!r}; {meant}"
     return f"cannot use {' '.join(overrides)}: {str(error).splitlines()[0]}"
+
+
+def unknown_dataset(task: str, name: str) -> str:
+    """What is said of a dataset that a task has not."""
+    known = ", ".join(DATASETS[task])
+    folder = (
+        f"; give a folder or a zip of images by dataset={FOLDER} dataset.path=PATH" if FOLDER in DATASETS[task] else ""
+    )
+    return f"unknown dataset {name!r} of task={task}; there {'are' if ',' in known else 'is'} {known}{folder}"
 
 
 def _in_any_section(key: str, known: Sequence[str]) -> list[str]:

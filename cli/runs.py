@@ -11,8 +11,8 @@ from accelerate import PartialState
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from flowchunk.cli.domains import DOMAINS
-from flowchunk.cli.options import RENAMED, fill, read_options, to_yaml
+from flowchunk.cli.domains import DOMAINS, FOLDER
+from flowchunk.cli.options import RENAMED, choices, fill, read_options, to_yaml
 from flowchunk.cli.plots import plot_loss
 from flowchunk.cli.reports import print_written
 from flowchunk.datasets.errors import ConfigurationError
@@ -87,7 +87,7 @@ def check_folder(options: Mapping[str, Any]) -> bool:
             "or choose another output_dir and start from these weights with training.init_from"
         )
     before = _saved_options(saved)
-    now, defaults = _comparable(options), _comparable(_defaults(options))
+    now, defaults = _to_compare(options), _to_compare(_defaults(options))
 
     def then(key: str) -> Any:
         """What it was; options that came since then were as they are by default."""
@@ -109,7 +109,10 @@ def _saved_options(file: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or not content:
         raise ConfigurationError(f"{file} is empty or damaged; bring it back, or choose another output_dir")
-    saved = {RENAMED.get(key, key): value for key, value in _comparable(content).items()}
+    if isinstance(dataset := content.get("dataset"), str):  # as it once was, for generated data
+        is_known = dataset in choices("dataset")
+        content["dataset"] = {"name": dataset} if is_known else {"name": FOLDER, "path": dataset}
+    saved = {RENAMED.get(key, key): value for key, value in _to_compare(content).items()}
     return {key: OBJECTIVES_THEN.get(value, value) if key == "objective" else value for key, value in saved.items()}
 
 
@@ -118,12 +121,23 @@ def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     task = options["task"]["name"]
     chosen = [f"task={task}", f"network={options['network']['name']}"]
     if task in DOMAINS:
-        return read_options("train_generative", [*chosen, f"dataset={options['dataset']}"])
+        return read_options("train_generative", [*chosen, *_dataset_of(options)])
     return read_options("train", [*chosen, "dataset.path=-"])
 
 
-def _comparable(options: Any, prefix: str = "") -> dict[str, Any]:
+def _dataset_of(options: Mapping[str, Any]) -> list[str]:
+    dataset = options["dataset"]
+    return [f"dataset={dataset['name']}", *(["dataset.path=-"] if "path" in dataset else [])]
+
+
+def _to_compare(options: Any) -> dict[str, Any]:
     """Options by their dotted names, without those that do not change what is learned from when."""
+    flat = _comparable(options)
+    is_path_compared = options.get("task", {}).get("name") in DOMAINS and "path" in options["dataset"]
+    return flat | ({"dataset.path": options["dataset"]["path"]} if is_path_compared else {})
+
+
+def _comparable(options: Any, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in options.items():
         path = f"{prefix}{key}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from flowchunk.cli.domains import DATASETS, FOLDER
 from flowchunk.cli.structured import Option, Options, options_of, schema, section
 from flowchunk.datasets.frame_cache import FrameCacheOptions
 from flowchunk.envs.evaluation import evaluate_in
@@ -140,11 +141,7 @@ TRAIN: dict[str, Option] = {
 TRAIN_GENERATIVE: dict[str, Option] = {
     **COMMON,
     "task": DOMAIN,
-    "dataset": Option(Path, meaning="a name, or for images a folder or a zip"),
-    "samples": Option(WHOLE_OR_NONE, None, "how many data to train on; default: all, or what the domain draws"),
-    "size": Option(WHOLE_OR_NONE, None, "images are scaled to so many pixels"),
-    "invert": Option(bool, False, "white on black from black on white"),
-    "half": Option(WHOLE_OR_NONE, None, "0 | 1: train on one of two disjoint halves of the images"),
+    "dataset": Option(Any),
     "model": MODEL,
     "evaluation": ENERGY_DISTANCE,
 }
@@ -227,6 +224,20 @@ COMMANDS: dict[str, Options] = {
 }
 """The options of each command, by the name of its configuration."""
 
+
+def generated_options(name: str) -> Options:
+    """What can be said of the data that a model of generated data learns from."""
+    path = {"path": Option(Path, meaning="a folder or a zip of images")} if name == FOLDER else {}
+    return {
+        "name": Option(str, name),
+        **path,
+        "samples": Option(WHOLE_OR_NONE, None, "how many data to train on; default: all, or what the domain draws"),
+        "size": Option(WHOLE_OR_NONE, None, "images are scaled to so many pixels"),
+        "invert": Option(bool, False, "white on black from black on white"),
+        "half": Option(WHOLE_OR_NONE, None, "0 | 1: train on one of two disjoint halves of the images"),
+    }
+
+
 OF_NETWORK = ("action_size", "horizon", "condition_size", "channels", "size")
 ENCODER: dict[str, Option] = {
     "crop": Option(list[int] | None, None, "[height, width]: at random places in training, in the middle afterwards"),
@@ -265,6 +276,8 @@ def register() -> None:
         store.store(group="network", name=network, node=schema(network, network_options(network)))
     for vision in VISION:
         store.store(group="vision", name=vision, node=schema(vision, vision_options(vision)))
+    for dataset in (name for names in DATASETS.values() for name in names):
+        store.store(group="dataset", name=dataset, node=schema(dataset, generated_options(dataset)))
     store.store(group="vision", name="none", node=schema("none", {"name": Option(str | None, None)}))
 
 

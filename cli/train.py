@@ -32,8 +32,9 @@ usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]        a robo
 The same loss, sampler and trainer for other data (then: flowchunk generate RUN):
   task=toy2d                       dataset=8gaussians|two_moons|checkerboard|spiral
   task=obstacle|torus              chunks round an obstacle; the inverse kinematics of an arm
-  task=images                      dataset=digits|FOLDER|ZIP [size=32] [invert=true] [half=0] [model.augment=true]
-  samples=N                        train on so many; model.coupling=ot  model.label_dropout=0.1  model.solver=…
+  task=images                      dataset=digits, or dataset=folder dataset.path=FOLDER|ZIP; dataset.size=32
+                                   dataset.invert=true  dataset.half=0  model.augment=true
+  dataset.samples=N                train on so many; model.coupling=ot  model.label_dropout=0.1  model.solver=…
 
 writes DIR/checkpoints/{last,best}, DIR/metrics.jsonl, DIR/config.yaml, DIR/loss.png, DIR/tensorboard.
 Two processes on a CPU: torchrun --nproc-per-node 2 --no-python flowchunk train ... output_dir=DIR device=cpu

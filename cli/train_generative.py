@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowchunk.cli.domains import DATASETS
 from flowchunk.cli.domains.domain import Domain, Samples, make_domain
-from flowchunk.cli.options import fill
+from flowchunk.cli.options import fill, unknown_dataset
 from flowchunk.cli.runs import check_folder, finish, training_config, write_options
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.data_model import CONDITION, KIND, DataConfig, DataModel, X
@@ -23,13 +24,14 @@ from flowchunk.policy.train import Evaluate
 from flowchunk.policy.training_run import Plan, open_run
 
 DOMAIN_OPTIONS = ("dataset", "samples", "size", "invert", "half", "seed")
+"""What a checkpoint remembers of its data; ``dataset`` is a name, or the path of images."""
 
 
 def train_generative(options: dict[str, Any]) -> Path:
     """Train with the options of ``schemas.TRAIN_GENERATIVE``; returns the run's directory."""
-    task, of_domain = options["task"]["name"], {name: options[name] for name in DOMAIN_OPTIONS}
-    if (samples := options["samples"]) is not None and samples < 2:
-        raise ConfigurationError(f"samples={samples} must be at least 2")
+    task, of_domain = options["task"]["name"], domain_options(options)
+    if (samples := of_domain["samples"]) is not None and samples < 2:
+        raise ConfigurationError(f"dataset.samples={samples} must be at least 2")
     if (measured := options["evaluation"]["samples"]) < 0:
         raise ConfigurationError(f"evaluation.samples={measured} must be at least 0")
     if options["training"]["init_from"] is not None:
@@ -60,6 +62,15 @@ def train_generative(options: dict[str, Any]) -> Path:
         write_run_files=lambda directory: write_options(directory, options),
     )
     return finish(options)
+
+
+def domain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a domain is made from. Raises ConfigurationError for a dataset that is another task's."""
+    dataset, task = options["dataset"], options["task"]["name"]
+    if dataset["name"] not in DATASETS[task]:
+        raise ConfigurationError(unknown_dataset(task, dataset["name"]))
+    of_data = {name: dataset[name] for name in DOMAIN_OPTIONS if name in dataset}
+    return {"dataset": dataset.get("path", dataset["name"]), **of_data, "seed": options["seed"]}
 
 
 def generative_config(options: Mapping[str, Any], domain: Domain, data: Samples) -> DataConfig:

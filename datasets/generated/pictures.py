@@ -133,7 +133,7 @@ def _files(path: Path, size: int | None) -> Pictures:
             first, other = ("x".join(map(str, shape[1::-1])) for shape in (images[0].shape, image.shape))  # W x H
             raise DatasetError(
                 f"{path}: pictures must be of one size, but {names[0]} is {first} and {name} is {other}; "
-                "give size=32, say, to resize all to a square"
+                "give dataset.size=32, say, to resize all to a square"
             )
     channels = max(image.shape[2] for image in images)
     shape = (*images[0].shape[:2], channels)

@@ -16,7 +16,7 @@ from flowchunk.cli.domains.domain import make_domain
 from flowchunk.cli.main import main
 from flowchunk.cli.options import choices, read_options
 from flowchunk.cli.train import policy_config
-from flowchunk.cli.train_generative import DOMAIN_OPTIONS, fit_normalizer, generative_config
+from flowchunk.cli.train_generative import domain_options, fit_normalizer, generative_config
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.envs.simulation import environment_maker
@@ -129,7 +129,7 @@ def act_once(task: str, *words: str) -> None:
 @cache
 def domain_of(task: str) -> tuple[Any, Any]:
     options = read_options("train_generative", [f"task={task}", *(["dataset=digits"] if task == "images" else [])])
-    domain = make_domain(task, {name: options[name] for name in DOMAIN_OPTIONS})
+    domain = make_domain(task, domain_options(options))
     return domain, domain.training()
 
 

@@ -53,7 +53,7 @@ PATHS = [
     ("train", "dataset.cache_dir", ("task=pusht_image", "dataset.path=x")),
     ("train", "training.init_from", ("task=pusht_state", "dataset.path=x")),
     ("train", "vision.weights", ("task=pusht_image", "dataset.path=x", "vision=resnet18")),
-    ("train_generative", "dataset", ("task=images",)),
+    ("train_generative", "dataset.path", ("task=images", "dataset=folder")),
 ]
 
 
@@ -147,14 +147,14 @@ def test_nothing_is_trained_on_a_device_that_is_not_there(
 
 @pytest.mark.parametrize("old", RENAMED)
 def test_a_renamed_option_is_refused_with_its_new_name(old: str, capsys: pytest.CaptureFixture[str]) -> None:
-    task = ["task=toy2d"] if old.startswith("model.") else ["task=pusht_image", "dataset.path=x"]
+    task = ["task=toy2d"] if old.startswith("model.") or "." not in old else ["task=pusht_image", "dataset.path=x"]
     assert main(["train", *task, f"{old}=1"]) == 1
     assert f"{old} was renamed; use {RENAMED[old]}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("old", RENAMED)
 def test_the_new_name_of_a_renamed_option_is_one(old: str) -> None:
-    of_data = old.startswith("model.")
+    of_data = old.startswith("model.") or "." not in old
     task = ["task=toy2d"] if of_data else ["task=pusht_image", "dataset.path=x"]
     value: object = read_options("train_generative" if of_data else "train", task)
     for part in RENAMED[old].split("."):
@@ -224,6 +224,8 @@ def test_a_task_alone_still_gives_its_recipe(words: str) -> None:
     task, *more = words.split()
     config, required = ("train_generative", []) if task in DOMAINS else ("train", ["dataset.path=x"])
     then = {RENAMED.get(key, key): value for key, value in flat(THEN[words]).items()}
+    if task in DOMAINS:
+        then["dataset.name"] = then.pop("dataset")
     now = flat(read_options(config, [f"task={task}", *more, *required]))
     assert {key: now.get(key) for key in then} == then
     assert {key for key in now if key not in then} <= {"network.expansion", "network.groups"}, "these came since"
@@ -282,3 +284,25 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(config: str, override: 
         read_options(config, [*chosen, override])
     assert str(caught.value).startswith(override)
     assert kind in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("task=images", "dataset=some/folder"),
+            "unknown dataset 'some/folder' of task=images; there are digits, folder;",
+        ),
+        (("task=images", "dataset=some.zip"), "give a folder or a zip of images by dataset=folder dataset.path=PATH"),
+        (("task=images", "dataset=folder"), "dataset.path=… must be given"),
+        (("task=images", "dataset=spiral"), "unknown dataset 'spiral' of task=images; there are digits, folder"),
+        (("task=toy2d", "dataset=digits"), "there are 8gaussians, checkerboard, spiral, two_moons"),
+        (("task=torus", "dataset=digits"), "unknown dataset 'digits' of task=torus; there is planar_arm"),
+    ],
+)
+def test_a_dataset_that_a_task_has_not_is_refused(
+    words: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *words, f"output_dir={tmp_path / 'run'}"]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
