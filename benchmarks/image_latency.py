@@ -12,26 +12,30 @@ import argparse
 
 import numpy as np
 
-from flowchunk.cli.latency import latency_ms
-from flowchunk.cli.options import read_options
-from flowchunk.cli.simulation import environment_maker
-from flowchunk.cli.train import policy_config
-from flowchunk.policy.chunk_policy import ChunkPolicy
+from flowchunk.envs.simulation import environment_maker
+from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.evaluation.latency import latency_ms
 from flowchunk.policy.normalizer import Normalizer, Scaling
+
+CONFIG = PolicyConfig(
+    vision="small_conv",
+    vision_options={"image_steps": 1},
+    relative_to=(*(f"proprioception.{joint}" for joint in range(6)), None),
+)
+"""As in ``configs/experiment/pickplace_image.yaml``."""
 
 
 def main(calls: int) -> None:
     """Print the percentiles."""
-    options = read_options("train", ["task=pickplace_image", "dataset.path=none"])
-    env = environment_maker(options["task"]["env_id"], options["env"])()
-    spec = env.get_wrapper_attr("observation_spec").cropped(tuple(options["vision"]["crop"]))
+    env = environment_maker("flowchunk/PickPlace-v1", {"observation": "image"})()
+    spec = env.get_wrapper_attr("observation_spec").cropped((84, 84))
     actions = env.get_wrapper_attr("action_spec")
     observation, _ = env.reset(seed=0)
     env.close()
     sizes = {**{key: field.shape for key, field in spec.values.items()}, "action": (actions.size,)}
     rows = {key: np.random.default_rng(0).normal(size=(100, *shape)) for key, shape in sizes.items()}
     scalings = {key: Scaling.fit("min_max", [values]) for key, values in rows.items()}
-    policy = ChunkPolicy(policy_config(options, spec), spec, actions, Normalizer(scalings)).eval()
+    policy = ChunkPolicy(CONFIG, spec, actions, Normalizer(scalings)).eval()
     steps = policy.config.observation_steps
     batch = {key: np.stack([value] * steps)[None] for key, value in observation.items()}
     times = latency_ms(lambda seed: policy.predict_chunk(batch, nfe=4, seed=seed), calls=calls)

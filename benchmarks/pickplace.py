@@ -18,8 +18,8 @@ from collections import Counter
 from pathlib import Path
 
 from flowchunk.cli.main import main as flowchunk
-from flowchunk.cli.simulation import environment_maker, execution_of
 from flowchunk.envs.rollout import rollout
+from flowchunk.envs.simulation import environment_maker, execution_of
 from flowchunk.policy.checkpoint import find_checkpoint, read_json
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.evaluation.intervals import wilson_interval

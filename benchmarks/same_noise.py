@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flowchunk.cli.simulation import environment_maker, execution_of
+from flowchunk.envs.simulation import environment_maker, execution_of
 from flowchunk.envs.rollout import Policy, rollout
 from flowchunk.policy.chunk_policy import ChunkPolicy
 

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from flowchunk.cli.options import read_options
-from flowchunk.cli.simulation import environment_maker
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.envs.contract import action_spec_of, observation_spec_of
+from flowchunk.envs.simulation import environment_maker
 
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> None:
 
 
 def collect(options: dict[str, Any]) -> None:
-    """Record with the options of ``configs/collect.yaml``."""
+    """Record with the options of ``schemas.COLLECT``."""
     if options["task"]["expert"] is None:
         raise ConfigurationError(
             f"task {options['task']['name']} has no scripted expert; record or download demonstrations instead"

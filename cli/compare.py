@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> None:
 
 
 def compare(options: dict[str, Any]) -> Path:
-    """Compare with the options of ``configs/compare.yaml``; returns the path of the page."""
+    """Compare with the options of ``schemas.COMPARE``; returns the path of the page."""
     console, folder = Console(), Path(options["output_dir"]).expanduser()
     path, processes = options["dataset"]["path"], options["processes"]
     processes = (os.cpu_count() or 1) if processes is None else processes

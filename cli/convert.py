@@ -5,11 +5,11 @@ from __future__ import annotations
 from rich.console import Console
 
 from flowchunk.cli.options import read_options
-from flowchunk.cli.simulation import environment_maker
 from flowchunk.cli.train import task_specs
 from flowchunk.datasets.convert import convert
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.store import Store
+from flowchunk.envs.simulation import environment_maker
 
 SKIP_CORRUPT = "--skip-corrupt"
 

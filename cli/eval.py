@@ -30,19 +30,19 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from flowchunk.cli.devices import choose_device
-from flowchunk.cli.latency import latency_ms
 from flowchunk.cli.options import read_options, take_checkpoint
 from flowchunk.cli.reports import print_table, print_written, table_of, write_report
-from flowchunk.cli.simulation import MakeEnv, environment_maker, execution_of, inherited_options
 from flowchunk.datasets.errors import ConfigurationError, SimulationError, SpecMismatchError
 from flowchunk.datasets.specs import require_observations, require_same_actions
 from flowchunk.envs.contract import action_spec_of, observation_spec_of
 from flowchunk.envs.rollout import ChunkExecution, Rollout, record_episode, rollout
+from flowchunk.envs.simulation import MakeEnv, environment_maker, execution_of, inherited_options
 from flowchunk.envs.video import write_video
 from flowchunk.policy.checkpoint import find_checkpoint, read_json, run_of
 from flowchunk.policy.chunk_policy import ChunkPolicy
+from flowchunk.policy.devices import choose_device
 from flowchunk.policy.evaluation.intervals import wilson_interval
+from flowchunk.policy.evaluation.latency import latency_ms
 
 VERSIONS = ("flowchunk", "torch", "mujoco", "gymnasium", "numpy")
 
@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> None:
 
 
 def evaluate(checkpoint: str | Path, options: dict[str, Any]) -> Path:
-    """Evaluate with the options of ``configs/eval.yaml``; returns the path of ``eval.json``."""
+    """Evaluate with the options of ``schemas.EVAL``; returns the path of ``eval.json``."""
     console = Console()
     directory = find_checkpoint(checkpoint)
     setting = set_up(directory, options, console=console)

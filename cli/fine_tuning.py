@@ -23,7 +23,7 @@ SAMPLING = ("solver", "eta")
 
 
 def with_checkpoint(options: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
-    """The options of ``configs/train.yaml`` as ``training.init_from`` makes them: the checkpoint's own policy.
+    """The options of ``schemas.TRAIN`` as ``training.init_from`` makes them: the checkpoint's own policy.
 
     given: names of the options that were given. Raises ConfigurationError where one of them asks for what the checkpoint
     has not and cannot be given, CheckpointError where there is no checkpoint.

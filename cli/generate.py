@@ -58,7 +58,7 @@ class Spread:
 
 
 def generate(checkpoint: str | Path, options: Mapping[str, Any]) -> dict[str, float]:
-    """Generate with the options of ``configs/generate.yaml``; returns the measures."""
+    """Generate with the options of ``schemas.GENERATE``; returns the measures."""
     console = Console()
     directory = find_checkpoint(checkpoint)
     model = load(directory, solver=options["solver"])

@@ -1,100 +1,78 @@
-"""Turn ``KEY=VALUE`` arguments into values, through Hydra, with errors that say what could have been meant."""
+"""Turn ``KEY=VALUE`` arguments into values, through Hydra, with errors that say what could have been meant.
+
+Names, types and defaults are those of ``flowchunk.cli.schemas``.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_origin
 
 from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowchunk.cli.domains import DOMAINS
+import flowchunk.cli.schemas  # noqa: F401 -- registers the options
+from flowchunk.cli.domains import DATASETS, DOMAINS, FOLDER
 from flowchunk.datasets.errors import ConfigurationError
 
-OPEN_NODES = (
-    "env.",
-    "dataset.sources.",
-    "dataset.normalizer.",
-    "policy.time_density_options.",
-    "model.time_density_options.",
-)
-PATHS = (
-    "output_dir",
-    "dataset",
-    "dataset.path",
-    "dataset.cache_dir",
-    "training.init_from",
-    "vision.weights",
-    "vision.backbone",
-)
-"""Keys whose values are taken as they are, but for ~ in front: folders may have names that Hydra's grammar refuses."""
-GROUPS = ("task", "network", "vision", "hardware")
-CHOSEN = tuple(f"{group}=" for group in GROUPS)
-WHOLE_OR_NULL = (  # other nulls are text
-    "nfe",
-    "n",
-    "n_action_steps",
-    "samples",
-    "size",
-    "half",
-    "jpeg",
-    "processes",
-    "evaluation.nfe",
-    "training.warmup_steps",
-    "training.evaluate_every",
-    "policy.num_noise_samples",
-    "vision.picture_steps",
-    "vision.resize",
-)
-YES_OR_NULL = ("training.prefetch",)
-NUMBER_OR_NULL = ("policy.min_snr_gamma", "model.min_snr_gamma", "noise_scale")
-SECTION_OR_NULL = ("dataset.symmetry",)
-LIST_OR_NULL = ("policy.relative_to", "network.widths", "vision.crop")
-WHOLE_OR_NAME_OR_NULL = ("label",)
-NULL_TOO = (*LIST_OR_NULL, "vision.weights")  # whose default may be something else
-KINDS: dict[type, tuple[tuple[type, ...], str]] = {
-    bool: ((bool,), "true or false"),
-    int: ((int,), "a whole number"),
-    float: ((float, int), "a number"),
-    str: ((str,), "text"),
-    list: ((list,), "a list"),
-    object: ((int, str), "a whole number or a name"),
+GROUPS = ("task", "dataset", "experiment", "network", "vision", "hardware")
+KINDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    list: "a list",
+    dict: "a section",
 }
+RENAMED = {
+    "policy.snr_cap": "policy.min_snr_gamma",
+    "policy.noise_draws": "policy.num_noise_samples",
+    "model.snr_cap": "model.min_snr_gamma",
+    "training.accumulate": "training.num_micro_batches",
+    "vision.shared": "vision.share_weights",
+    "vision.picture_steps": "vision.image_steps",
+    "vision.colour_jitter": "vision.color_jitter",
+    "samples": "dataset.samples",
+    "size": "dataset.size",
+    "invert": "dataset.invert",
+    "half": "dataset.half",
+}
+"""Options of earlier versions: an error names the new one, and a run that was started with the old one can be resumed."""
 T = TypeVar("T")
 
 
-def read_options(config: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The values of ``configs/CONFIG.yaml`` after the overrides.
+def read_options(config: str, overrides: Sequence[str], *, all_given: bool = True) -> dict[str, Any]:
+    """The options of ``flowchunk.cli.schemas.COMMANDS[config]`` after the overrides; paths as text.
 
-    Raises ConfigurationError for an override that is no KEY=VALUE, an unknown key or choice, a value of another type than
-    the default's, or a required value that is not given.
+    all_given: whether required values must be there; without, those that are not are ``???``. Raises ConfigurationError for
+    an override that is no KEY=VALUE, an unknown or renamed key, an unknown choice, a value of another type, or a required
+    value that is not given.
     """
     for override in overrides:
         if "=" not in override or override.startswith(("-", "+", "~", "=")):
             raise ConfigurationError(f"expected KEY=VALUE, but got {override!r}; see --help")
-    opened = [f"++{override}" if override.startswith(OPEN_NODES) else _quoted(override) for override in overrides]
-    try:
-        with initialize_config_module("flowchunk.configs", version_base="1.3"):
-            composed = compose(config, overrides=opened)
-            chosen = compose(config, overrides=[one for one in overrides if one.startswith(CHOSEN)])
-        if missing := OmegaConf.missing_keys(composed):
+    with _explaining(config, overrides):
+        by_default = _composed(config, [one for one in overrides if one.partition("=")[0] in _groups(config)])
+        for override in overrides:
+            _check(override, by_default, config)
+        composed = _composed(config, [_for_hydra(one, by_default) for one in overrides])
+        if all_given and (missing := OmegaConf.missing_keys(composed)):
             raise ConfigurationError(f"{', '.join(f'{key}=…' for key in sorted(missing))} must be given; see --help")
-        content, defaults = OmegaConf.to_container(composed, resolve=True), OmegaConf.to_container(chosen)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigurationError(_explain(config, overrides, error)) from error
+        content = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(content, dict)
-    assert isinstance(defaults, dict)
-    options = {str(key): value for key, value in content.items()}
-    _check_values(options, defaults)
-    return options
+    return {str(key): _plain(value) for key, value in content.items()}
 
 
 def take_checkpoint(config: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -107,6 +85,16 @@ def take_checkpoint(config: str, arguments: Sequence[str]) -> tuple[str, list[st
     if not first or ("=" in first and not Path(first).expanduser().exists() and _is_option(config, first)):
         raise ConfigurationError(f"give the checkpoint first: flowchunk {config} CHECKPOINT [KEY=VALUE ...]")
     return first, rest
+
+
+def take_cfg(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The arguments without Hydra's ``--cfg job``, and whether it was there. Raises ConfigurationError for another one."""
+    if "--cfg" not in arguments:
+        return list(arguments), False
+    place = list(arguments).index("--cfg")
+    if (what := [*arguments, ""][place + 1]) != "job":
+        raise ConfigurationError(f"--cfg {what}: expected --cfg job, which prints all options")
+    return [*arguments[:place], *arguments[place + 2 :]], True
 
 
 def fill(kind: type[T], values: dict[str, Any], *, section: str) -> T:
@@ -126,13 +114,104 @@ def to_yaml(options: dict[str, Any]) -> str:
 def choices(group: str) -> list[str]:
     """Names that ``GROUP=`` accepts."""
     folder = files("flowchunk.configs").joinpath(group)
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    in_files = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    registered = ConfigStore.instance().list(group) if group in ConfigStore.instance().repo else []
+    return sorted(name.removesuffix(".yaml") for name in {*in_files, *registered} if name.endswith(".yaml"))
 
 
-def _quoted(override: str) -> str:
-    """A path's override as Hydra has to be given it, with ~ expanded; null and what is quoted already stay as they are."""
+def _composed(config: str, overrides: Sequence[str] = ()) -> DictConfig:
+    with initialize_config_module("flowchunk.configs", version_base="1.3"):
+        return compose(config, overrides=list(overrides))
+
+
+def _groups(config: str) -> list[str]:
+    """The groups that a command lets choose from."""
+    file = files("flowchunk.configs").joinpath(f"{config}.yaml")
+    return [group for group in GROUPS if file.is_file() and f"\n  - {group}: " in file.read_text()]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+# Types
+
+
+def _find(config: DictConfig, key: str) -> tuple[Node | None, bool]:
+    """What stands under a dotted key, if anything; and whether new keys may be put there."""
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
+            return None, False
+        is_open = node._metadata.object_type is dict and node is not config
+        if part not in node and not OmegaConf.is_missing(node, part):
+            return None, is_open
+        node = node._get_node(part)
+    return node, False
+
+
+def _types(node: Any, *, of_elements: bool = False) -> tuple[Any, ...]:
+    """The types that a node takes, or that its elements have to be of; none for any."""
+    kind = node._metadata.element_type if of_elements else node._metadata.ref_type
+    kinds = kind.__args__ if _is_union(kind) else (kind,)
+    return () if Any in kinds else tuple(one for one in kinds if one is not NoneType)
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (Union, UnionType)
+
+
+def _check(override: str, config: DictConfig, name: str) -> None:
+    """Raise ConfigurationError unless an override's value is of its option's type."""
+    key, _, text = override.partition("=")
+    node, is_open = _find(config, key)
+    if key in _groups(name) or (node is None and not is_open):
+        return
+    value: Any = OverridesParser.create().parse_override(_for_hydra(override, config)).value()
+    may_be_none = node is not None and node._metadata.optional
+    is_section = isinstance(node, DictConfig) and node._metadata.object_type is not NoneType
+    if is_section and not isinstance(value, Mapping) and not (value is None and may_be_none):
+        raise ConfigurationError(f"{key}={text} is not a value but a section; give {key}.KEY=VALUE")
+    kinds = _types(_find(config, key.rpartition(".")[0])[0], of_elements=True) if node is None else _types(node)
+    try:
+        OmegaConf.update(config.copy(), key, value, force_add=is_open)
+        is_right = (value is None and may_be_none) or _is_one_of(kinds, value)
+    except OmegaConfBaseException:
+        is_right = False
+    if not is_right:
+        raise ConfigurationError(f"{key}={text} must be {_described(kinds)}")
+    if key.rpartition(".")[2] == "seed" and value < 0:
+        raise ConfigurationError(f"{key}={text} must be at least 0")
+
+
+def _is_one_of(kinds: Sequence[Any], value: Any) -> bool:
+    """Whether a value that OmegaConf takes is also what somebody meant: it takes 2 as true, and any number as text."""
+    if bool in kinds:
+        return isinstance(value, bool)
+    return kinds != (str,) or isinstance(value, str)
+
+
+def _described(kinds: Sequence[Any]) -> str:
+    if int in kinds and str in kinds:
+        return "a whole number or a name"
+    return " or ".join(KINDS.get(getattr(kind, "__origin__", kind), str(kind)) for kind in kinds)
+
+
+def _for_hydra(override: str, config: DictConfig) -> str:
+    """An override as Hydra has to be given it: paths are quoted, with ~ expanded, and new keys of open sections are added.
+
+    Folders may have names that Hydra's grammar refuses; null and what is quoted already stay as they are.
+    """
     key, _, value = override.partition("=")
-    if key not in PATHS or value in ("", "null") or (value[0] == value[-1] and value[0] in "'\""):
+    node, is_open = _find(config, key)
+    if is_open:
+        return f"++{override}"
+    is_path = node is not None and Path in _types(node)
+    if not is_path or value in ("", "null") or (value[0] == value[-1] and value[0] in "'\""):
         return override
     with suppress(RuntimeError):  # there is no such user
         value = str(Path(value).expanduser()) if value.startswith("~") else value
@@ -143,61 +222,53 @@ def _quoted(override: str) -> str:
 
 
 def _is_option(config: str, argument: str) -> bool:
-    key = argument.partition("=")[0]
-    with initialize_config_module("flowchunk.configs", version_base="1.3"):
-        return key.startswith(OPEN_NODES) or key in _keys(compose(config))
+    node, is_open = _find(_composed(config), argument.partition("=")[0])
+    return node is not None or is_open
 
 
-def _check_values(values: Mapping[str, Any], defaults: Mapping[Any, Any], prefix: str = "") -> None:
-    for key, default in defaults.items():
-        path, value = f"{prefix}{key}", values[key]
-        if path in SECTION_OR_NULL and (value is None or (default is None and isinstance(value, Mapping))):
-            continue
-        if isinstance(default, Mapping):
-            if not isinstance(value, Mapping):
-                raise ConfigurationError(f"{path}={value} is not a value but a section; give {path}.KEY=VALUE")
-            _check_values(value, default, f"{path}.")
-            continue
-        null_kind = _kind_of_null(path)
-        accepted, description = KINDS[null_kind if default is None else type(default)]
-        if type(value) not in accepted and value != default and not (path in NULL_TOO and value is None):
-            raise ConfigurationError(f"{path}={value} must be {description}")
-        if key == "seed" and value < 0:
-            raise ConfigurationError(f"{path}={value} must be at least 0")
+# Errors
 
 
-def _kind_of_null(path: str) -> type:
-    kinds = (
-        (int, WHOLE_OR_NULL),
-        (bool, YES_OR_NULL),
-        (list, LIST_OR_NULL),
-        (float, NUMBER_OR_NULL),
-        (object, WHOLE_OR_NAME_OR_NULL),
-    )
-    return next((kind for kind, paths in kinds if path in paths), str)
+@contextmanager
+def _explaining(config: str, overrides: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigurationError(_explain(config, overrides, error)) from error
 
 
 def _explain(config: str, overrides: Sequence[str], error: Exception) -> str:
-    given = {pair[0]: pair[1] for pair in (override.lstrip("+").split("=", 1) for override in overrides)}
-    text = files("flowchunk.configs").joinpath(f"{config}.yaml").read_text()
-    groups = [group for group in GROUPS if f"\n  - {group}: " in text]
+    given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
+    groups = _groups(config)
     for group in groups:
         if group in given and given[group] not in choices(group):
+            if group == "dataset" and given.get("task") in DATASETS:
+                return unknown_dataset(given["task"], given[group])
             return f"unknown {group} {given[group]!r}; there are {', '.join(choices(group))}"
     if given.get("task") in DOMAINS and config != "train_generative":
         return f"task={given['task']} is no robot's: its data are made when it is trained, by flowchunk train"
     if "task" in groups and "task" not in given:
         return f"task=… must be given; there are {', '.join(choices('task'))}"
-    with initialize_config_module("flowchunk.configs", version_base="1.3"):
-        known = _keys(compose(config, overrides=[f"{group}={given[group]}" for group in groups if group in given]))
-    for key, value in given.items():
-        if any(name.startswith(f"{key}.") for name in known) and key not in groups:
-            return f"{key}={value} is not a value but a section; give {key}.KEY=VALUE"
-        if key not in known and not key.startswith(OPEN_NODES) and key not in groups:
+    by_default = _composed(config, [f"{group}={given[group]}" for group in groups if group in given])
+    known = _keys(by_default)
+    for key in given:
+        node, is_open = _find(by_default, key)
+        if node is None and not is_open and key not in groups:
+            if key in RENAMED and _find(by_default, RENAMED[key])[0] is not None:
+                return f"{key} was renamed; use {RENAMED[key]}"
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or _in_any_section(key, known)
             meant = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
             return f"unknown option {key!r}; {meant}"
     return f"cannot use {' '.join(overrides)}: {str(error).splitlines()[0]}"
+
+
+def unknown_dataset(task: str, name: str) -> str:
+    """What is said of a dataset that a task has not."""
+    known = ", ".join(DATASETS[task])
+    folder = (
+        f"; give a folder or a zip of images by dataset={FOLDER} dataset.path=PATH" if FOLDER in DATASETS[task] else ""
+    )
+    return f"unknown dataset {name!r} of task={task}; there {'are' if ',' in known else 'is'} {known}{folder}"
 
 
 def _in_any_section(key: str, known: Sequence[str]) -> list[str]:

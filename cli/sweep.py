@@ -31,7 +31,6 @@ from rich.progress import Progress
 from rich.table import Table
 from scipy.stats import bootstrap
 
-from flowchunk.cli.devices import choose_device
 from flowchunk.cli.domains.domain import Samples, figure, save
 from flowchunk.cli.eval import set_up
 from flowchunk.cli.generate import (
@@ -45,14 +44,15 @@ from flowchunk.cli.generate import (
     load,
     samples_like_data,
 )
-from flowchunk.cli.latency import latency_ms
 from flowchunk.cli.options import read_options, take_checkpoint
 from flowchunk.cli.reports import print_table, print_written, table_of, write_report
 from flowchunk.cli.train_generative import generate_like
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.checkpoint import find_checkpoint, read_json, run_of
 from flowchunk.policy.chunk_policy import KIND as CHUNK_POLICY
+from flowchunk.policy.devices import choose_device
 from flowchunk.policy.evaluation.intervals import wilson_interval
+from flowchunk.policy.evaluation.latency import latency_ms
 
 Row = dict[str, Any]
 RESAMPLINGS = 2000
@@ -76,7 +76,7 @@ class Subject:
 
 
 def sweep(checkpoint: str | Path, options: Mapping[str, Any]) -> Path:
-    """Sweep with the options of ``configs/sweep.yaml``; returns the path of ``sweep.json``."""
+    """Sweep with the options of ``schemas.SWEEP``; returns the path of ``sweep.json``."""
     directory = find_checkpoint(checkpoint)
     numbers = options["nfe"]
     if not numbers or not all(type(nfe) is int and nfe >= 1 for nfe in numbers):

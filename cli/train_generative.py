@@ -11,29 +11,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowchunk.cli.domains import DATASETS
 from flowchunk.cli.domains.domain import Domain, Samples, make_domain
-from flowchunk.cli.options import fill
-from flowchunk.cli.training_run import prepare
+from flowchunk.cli.options import fill, unknown_dataset
+from flowchunk.cli.runs import check_folder, finish, training_config, write_options
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.data_model import CONDITION, KIND, DataConfig, DataModel, X
 from flowchunk.policy.evaluation.generative import energy_distance
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.sampling import SamplingOptions
+from flowchunk.policy.training.run import Plan, open_run
 from flowchunk.policy.training.trainer import Evaluate
 
 DOMAIN_OPTIONS = ("dataset", "samples", "size", "invert", "half", "seed")
+"""What a checkpoint remembers of its data; ``dataset`` is a name, or the path of images."""
 
 
 def train_generative(options: dict[str, Any]) -> Path:
-    """Train with the options of ``configs/train_generative.yaml``; returns the run's directory."""
-    task, of_domain = options["task"]["name"], {name: options[name] for name in DOMAIN_OPTIONS}
-    if (samples := options["samples"]) is not None and samples < 2:
-        raise ConfigurationError(f"samples={samples} must be at least 2")
+    """Train with the options of ``schemas.TRAIN_GENERATIVE``; returns the run's directory."""
+    task, of_domain = options["task"]["name"], domain_options(options)
+    if (samples := of_domain["samples"]) is not None and samples < 2:
+        raise ConfigurationError(f"dataset.samples={samples} must be at least 2")
     if (measured := options["evaluation"]["samples"]) < 0:
         raise ConfigurationError(f"evaluation.samples={measured} must be at least 0")
     if options["training"]["init_from"] is not None:
         raise ConfigurationError("training.init_from is for robots' policies; models of other data begin anew")
-    run = prepare(options)
+    run = open_run(
+        options["output_dir"], training_config(options), device=options["device"], resume=check_folder(options)
+    )
     domain = make_domain(task, of_domain)
     data = domain.training()
     config = generative_config(options, domain, data)
@@ -46,12 +51,26 @@ def train_generative(options: dict[str, Any]) -> Path:
         model,
         data.to(run.accelerator.device),
         kind=KIND,
-        described=f"{len(data):,} data of shape {tuple(config.shape)}",
-        nbytes=sum(values.nbytes for values in data.batch(torch.arange(len(data))).values()),
+        plan=Plan(
+            network=config.network,
+            data=f"{len(data):,} data of shape {tuple(config.shape)}",
+            nbytes=sum(values.nbytes for values in data.batch(torch.arange(len(data))).values()),
+        ),
         evaluate=evaluation_of(domain, evaluation) if evaluation["samples"] else None,
-        metadata={"options": of_domain},
+        metadata={"task": task, "options": of_domain},
+        wandb=options["logging"]["wandb"],
+        write_run_files=lambda directory: write_options(directory, options),
     )
-    return run.directory
+    return finish(options)
+
+
+def domain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a domain is made from. Raises ConfigurationError for a dataset that is another task's."""
+    dataset, task = options["dataset"], options["task"]["name"]
+    if dataset["name"] not in DATASETS[task]:
+        raise ConfigurationError(unknown_dataset(task, dataset["name"]))
+    of_data = {name: dataset[name] for name in DOMAIN_OPTIONS if name in dataset}
+    return {"dataset": dataset.get("path", dataset["name"]), **of_data, "seed": options["seed"]}
 
 
 def generative_config(options: Mapping[str, Any], domain: Domain, data: Samples) -> DataConfig:

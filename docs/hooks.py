@@ -9,20 +9,30 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from hydra.core.config_store import ConfigStore
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from omegaconf import OmegaConf
 
+from flowchunk.cli import schemas
 from flowchunk.cli.comparison.page import render_page
 from flowchunk.cli.main import COMMANDS, main
+from flowchunk.cli.options import GROUPS, choices
+from flowchunk.cli.structured import schema
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = REPOSITORY / "configs"
 OBJECTIVES = REPOSITORY / "docs" / "data" / "objectives.json"
-GROUPS = ("task", "network", "vision", "hardware")
+TITLES = {
+    "train": "flowchunk train",
+    "train_generative": "flowchunk train task=toy2d|obstacle|torus|images",
+    "convert": "flowchunk data convert",
+    "compare": "flowchunk compare objectives",
+}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -57,36 +67,36 @@ def _printed(arguments: list[str]) -> str:
 
 
 def configuration() -> str:
-    """The options of each command as a table, and the choices of each group as they stand in ``configs/``."""
+    """The options of each command as a table, and the choices of each group."""
     sections = []
-    for file in sorted(CONFIGS.glob("*.yaml"), key=lambda file: (not file.stem.startswith("train"), file.stem)):
-        title, _, meaning = file.read_text().splitlines()[0].removeprefix("# ").partition(": ")
-        training = _rows(CONFIGS / "training/standard.yaml", "training.") if file.stem.startswith("train") else ()
-        table = "".join(("| option | default | meaning |\n|---|---|---|\n", *_rows(file), *training))
-        sections.append(f"## {title}\n\n{meaning}\n\n{table}")
+    for name, options in schemas.COMMANDS.items():
+        table = "".join(("| option | default | meaning |\n|---|---|---|\n", *_rows(schema(name, options))))
+        sections.append(f"## {TITLES.get(name, f'flowchunk {name}')}\n\n{table}")
     for group in GROUPS:
-        files = sorted(CONFIGS.glob(f"{group}/*.yaml"))
-        choices = (f"### {group}={file.stem}\n\n```yaml\n{file.read_text()}```" for file in files)
-        sections.append(f"## Choices of {group}=\n\n" + "\n\n".join(choices))
+        found = (f"### {group}={name}\n\n```yaml\n{_choice(group, name)}```" for name in choices(group))
+        sections.append(f"## Choices of {group}=\n\n" + "\n\n".join(found))
     return "\n\n".join(sections)
 
 
-def _rows(file: Path, prefix: str = "") -> Iterator[str]:
-    """A row of the table for every value of a YAML file, and for every section with a comment."""
-    text = file.read_text()
-    lines = text.splitlines()
+def _rows(options: type, prefix: str = "") -> Iterator[str]:
+    """A row of the table for every option of a schema."""
+    for option in fields(options):
+        key, kind = prefix + option.name, option.type
+        if isinstance(kind, type) and is_dataclass(kind):
+            yield from _rows(kind, f"{key}.")
+            continue
+        default = option.default_factory() if option.default_factory is not MISSING else option.default
+        shown = "required" if default == "???" else f"`{json.dumps(default)}`"
+        yield f"| `{key}` | {shown} | {str(option.metadata['meaning']).replace('|', chr(92) + '|')} |\n"
 
-    def rows(node: yaml.MappingNode, prefix: str) -> Iterator[str]:
-        for key, value in node.value:
-            comment = lines[key.start_mark.line].partition("  # ")[2].replace("|", "\\|")
-            is_section = isinstance(value, yaml.MappingNode) and bool(value.value)
-            default = "" if is_section else f"`{text[value.start_mark.index : value.end_mark.index]}`"
-            if prefix + key.value != "defaults" and (comment or not is_section):
-                yield f"| `{prefix}{key.value}` | {default} | {comment} |\n"
-            if is_section:
-                yield from rows(value, f"{prefix}{key.value}.")
 
-    yield from rows(yaml.compose(text), prefix)
+def _choice(group: str, name: str) -> str:
+    """A choice as it stands in ``configs/``, or the defaults of what it makes."""
+    file = CONFIGS / group / f"{name}.yaml"
+    if file.is_file():
+        return file.read_text()
+    text: str = OmegaConf.to_yaml(ConfigStore.instance().load(f"{group}/{name}.yaml").node)
+    return text
 
 
 GENERATED: dict[str, Callable[[], str]] = {"commands": commands, "configuration": configuration}

@@ -1,10 +1,50 @@
 """Tasks in MuJoCo, receding-horizon execution and rollouts. Importing this registers the Gymnasium ids."""
 
 import os
+from typing import TYPE_CHECKING
 
 import gymnasium
 
+from flowchunk.datasets.lazy import lazy_exports
 from flowchunk.envs.mesa_workaround import load_triton_before_mesa
+
+if TYPE_CHECKING:
+    from flowchunk.envs.contract import action_spec_of, observation_spec_of, specs_of
+    from flowchunk.envs.evaluation import evaluate_in
+    from flowchunk.envs.receding_horizon import RecedingHorizon
+    from flowchunk.envs.rendering import OffscreenRenderer, project_to_pixels
+    from flowchunk.envs.rollout import ChunkExecution, Rollout, record_episode
+    from flowchunk.envs.simulation import environment_maker, execution_of
+    from flowchunk.envs.video import write_video
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "contract": ["action_spec_of", "observation_spec_of", "specs_of"],
+            "evaluation": ["evaluate_in"],
+            "receding_horizon": ["RecedingHorizon"],
+            "rendering": ["OffscreenRenderer", "project_to_pixels"],
+            "rollout": ["ChunkExecution", "Rollout", "record_episode"],
+            "simulation": ["environment_maker", "execution_of"],
+            "video": ["write_video"],
+        },
+    )
+
+__all__ = [
+    "ChunkExecution",
+    "OffscreenRenderer",
+    "RecedingHorizon",
+    "Rollout",
+    "action_spec_of",
+    "environment_maker",
+    "evaluate_in",
+    "execution_of",
+    "observation_spec_of",
+    "project_to_pixels",
+    "record_episode",
+    "specs_of",
+    "write_video",
+]
 
 gymnasium.register(
     id="flowchunk/PushT-v1",

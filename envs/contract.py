@@ -35,6 +35,11 @@ def action_spec_of(env: gymnasium.Env[Any, Any]) -> ActionSpec:
     return spec
 
 
+def specs_of(env: gymnasium.Env[Any, Any]) -> tuple[ObservationSpec, ActionSpec]:
+    """What the environment observes and what its actions are. Raises SimulationError where it does not say."""
+    return observation_spec_of(env), action_spec_of(env)
+
+
 def required(env: gymnasium.Env[Any, Any], name: Literal["observation_spec", "action_spec", "chunk_to_pixels"]) -> Any:
     """An attribute of the environment or of one that it wraps. Raises SimulationError if there is none."""
     if not env.has_wrapper_attr(name):

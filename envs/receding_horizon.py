@@ -7,7 +7,7 @@ execution, nor environments on chunks (Diffusion Policy, arXiv:2303.04137, secti
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import gymnasium
 import numpy as np
@@ -15,6 +15,9 @@ from gymnasium.spaces import Box, Dict
 
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
 from flowchunk.envs.contract import with_outcome
+
+if TYPE_CHECKING:
+    from flowchunk.policy.chunk_policy import ChunkPolicy
 
 Observation = dict[str, np.ndarray]
 Step = tuple[Observation, float, bool, bool, dict[str, Any]]
@@ -66,6 +69,17 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
         self._history: deque[Observation] = deque(maxlen=observation_steps)
         self._steps = 0
         self._idle = False
+
+    @classmethod
+    def for_policy(cls, env: gymnasium.Env[Observation, np.ndarray], policy: ChunkPolicy) -> Self:
+        """Execute chunks as the policy was made to: its observation steps, horizon and number of executed actions."""
+        config = policy.config
+        return cls(
+            env,
+            observation_steps=config.observation_steps,
+            horizon=config.horizon,
+            n_action_steps=config.n_action_steps,
+        )
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -1,1 +1,74 @@
-"""Learn: the flow-matching core, networks, chunk policies, training and checkpoints."""
+"""The flow-matching core, networks, chunk policies, training and checkpoints."""
+
+from typing import TYPE_CHECKING
+
+from flowchunk.datasets.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+    from flowchunk.policy.data_model import DataConfig, DataModel
+    from flowchunk.policy.demonstrations import DatasetOptions
+    from flowchunk.policy.diffusion.objectives import OBJECTIVES, Objective
+    from flowchunk.policy.diffusion.paths import GaussianPath
+    from flowchunk.policy.diffusion.predictions import PREDICTIONS, Prediction
+    from flowchunk.policy.diffusion.schedules import SCHEDULES
+    from flowchunk.policy.diffusion.solvers import SOLVERS, Solver
+    from flowchunk.policy.fitting import fit
+    from flowchunk.policy.flow import flow_matching_loss, integrate, uniform_times
+    from flowchunk.policy.generative_model import GenerativeModel, ModelConfig
+    from flowchunk.policy.networks import NETWORKS
+    from flowchunk.policy.normalizer import Normalizer, Scaling
+    from flowchunk.policy.sampling import SamplingOptions
+    from flowchunk.policy.training.config import TrainingConfig
+    from flowchunk.policy.training.trainer import Trainable, Trainer
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "chunk_policy": ["ChunkPolicy", "PolicyConfig"],
+            "data_model": ["DataConfig", "DataModel"],
+            "demonstrations": ["DatasetOptions"],
+            "fitting": ["fit"],
+            "flow": ["flow_matching_loss", "integrate", "uniform_times"],
+            "generative_model": ["GenerativeModel", "ModelConfig"],
+            "networks": ["NETWORKS"],
+            "normalizer": ["Normalizer", "Scaling"],
+            "diffusion.objectives": ["OBJECTIVES", "Objective"],
+            "diffusion.paths": ["GaussianPath"],
+            "diffusion.predictions": ["PREDICTIONS", "Prediction"],
+            "sampling": ["SamplingOptions"],
+            "diffusion.schedules": ["SCHEDULES"],
+            "diffusion.solvers": ["SOLVERS", "Solver"],
+            "training.trainer": ["Trainable", "Trainer"],
+            "training.config": ["TrainingConfig"],
+        },
+    )
+
+__all__ = [
+    "NETWORKS",
+    "OBJECTIVES",
+    "PREDICTIONS",
+    "SCHEDULES",
+    "SOLVERS",
+    "ChunkPolicy",
+    "DataConfig",
+    "DataModel",
+    "DatasetOptions",
+    "GaussianPath",
+    "GenerativeModel",
+    "ModelConfig",
+    "Normalizer",
+    "Objective",
+    "PolicyConfig",
+    "Prediction",
+    "SamplingOptions",
+    "Scaling",
+    "Solver",
+    "Trainable",
+    "Trainer",
+    "TrainingConfig",
+    "fit",
+    "flow_matching_loss",
+    "integrate",
+    "uniform_times",
+]

@@ -8,18 +8,23 @@ from typing import Any
 from flowchunk.policy.diffusion.objectives import RENAMED
 
 SAMPLING = ("solver", "eta", "noise_scale")
+VISION = {"shared": "share_weights", "picture_steps": "image_steps", "colour_jitter": "color_jitter"}
+"""Options of image encoders: the names of format 1, and of some early checkpoints of format 2."""
 
 
 def migrated(description: Mapping[str, Any]) -> dict[str, Any]:
     """The description of a checkpoint in today's words. Format 1 had sampling options beside the others."""
-    if description.get("format_version") != 1 or not isinstance(description.get("config"), Mapping):
+    if not isinstance(description.get("config"), Mapping):
         return dict(description)
     config = dict(description["config"])
-    config["objective"] = RENAMED.get(config.get("objective", "flow"), config.get("objective", "flow"))
-    for old, new in (("snr_cap", "min_snr_gamma"), ("noise_draws", "num_noise_samples")):
-        if old in config:
-            config[new] = config.pop(old)
-    config["sampling"] = {name: config.pop(name) for name in SAMPLING if name in config}
+    if isinstance(options := config.get("vision_options"), Mapping):
+        config["vision_options"] = {VISION.get(name, name): value for name, value in options.items()}
+    if description.get("format_version") == 1:
+        config["objective"] = RENAMED.get(config.get("objective", "flow"), config.get("objective", "flow"))
+        for old, new in (("snr_cap", "min_snr_gamma"), ("noise_draws", "num_noise_samples")):
+            if old in config:
+                config[new] = config.pop(old)
+        config["sampling"] = {name: config.pop(name) for name in SAMPLING if name in config}
     return {**description, "config": config}
 
 

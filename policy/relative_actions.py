@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.specs import ObservationSpec
-from flowchunk.datasets.windows import Windows
+
+if TYPE_CHECKING:
+    from flowchunk.datasets.windows import Windows  # a policy that acts reads no data
 
 RelativeTo = Sequence[str | None]
 

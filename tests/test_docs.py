@@ -19,7 +19,13 @@ from flowchunk.policy.diffusion.solvers import SOLVERS
 from flowchunk.policy.flow import flow_matching_loss, integrate
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/quickstart.md", "docs/guides/your-data.md", "docs/guides/extending.md")
+PAGES = (
+    "README.md",
+    "docs/quickstart.md",
+    "docs/guides/your-data.md",
+    "docs/guides/training.md",
+    "docs/guides/extending.md",
+)
 BLOCK = re.compile(
     r"^(?:<!-- (?P<marker>.*?) -->\n)?```(?P<language>python|sh)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -38,6 +44,8 @@ SMALL = {
     "sweep": ("episodes=2",),
 }
 """What makes a command small; it replaces what the page says."""
+SMALL_VALUES = {"steps=10_000": "steps=4", "episodes=20)": "episodes=1)"}
+"""What makes a training from Python small, in place of what the page says."""
 
 
 def blocks(page: str) -> Iterator[tuple[str, str]]:
@@ -85,6 +93,9 @@ def test_every_block_runs(
     monkeypatch.setattr(SOLVERS, "_registered", {})  # what a page registers is gone with it
     for language, code in blocks(page):
         if language == "python":
+            for large, small in SMALL_VALUES.items():
+                code = code.replace(large, small)
+            assert "fit(" not in code or "steps=4" in code, "a training that is not made small"
             exec(compile(code, f"{page}: {code.splitlines()[0]}", "exec"), names)
         else:
             for line in code.splitlines():

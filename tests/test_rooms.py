@@ -86,3 +86,10 @@ def test_a_name_is_followed_into_its_room(tmp_path: Path, monkeypatch: pytest.Mo
         "flowchunk.cli.options",
         "numpy.linalg",
     }
+
+
+@pytest.mark.parametrize("benchmark", sorted((REPOSITORY / "benchmarks").glob("*.py")), ids=lambda file: file.stem)
+def test_benchmarks_need_no_code_of_the_command_line(benchmark: Path) -> None:
+    """They may run its commands, as anybody does; what else they need is in the library."""
+    from_cli = {name for name in imported(benchmark) if room_of(name) == "cli"}
+    assert from_cli <= {"flowchunk.cli.main.main"}

@@ -66,7 +66,7 @@ class Cell:
 
 
 def all_cells(options: Mapping[str, Any]) -> list[Cell]:
-    """Every cell that the options of ``configs/compare.yaml`` ask for; Push-T's where its data are given."""
+    """Every cell that the options of ``schemas.COMPARE`` ask for; Push-T's where its data are given."""
     longer = 5 if options["full"] else 1
     common = (f"seed={options['seed']}", "device=cpu")
     cells: list[Cell] = []

@@ -52,7 +52,7 @@ class Samples:
 
 
 class Domain(Protocol):
-    """One family of data sets; made from the options of ``configs/train_generative.yaml``.
+    """One family of data sets; made from the options of ``schemas.TRAIN_GENERATIVE``.
 
     is_wrapped: the data are angles. label_names: of the classes, if any. n: how many samples to generate by default.
     own_options: those that not every domain takes.
@@ -89,7 +89,7 @@ def make_domain(task: str, options: Mapping[str, Any]) -> Domain:
     kind: type[Domain] = getattr(import_module(f"flowchunk.cli.domains.{task}"), DOMAINS[task])
     for name in NOT_FOR_ALL:
         if name not in kind.own_options and not (options[name] is None or options[name] is False):
-            raise ConfigurationError(f"{name}={options[name]}: task={task} has no such thing; leave it out")
+            raise ConfigurationError(f"dataset.{name}={options[name]}: task={task} has no such thing; leave it out")
     return kind(options)
 
 

@@ -33,11 +33,11 @@ FEWEST = 9
 
 
 class Images:
-    """``dataset=digits|FOLDER|ZIP``: pictures (N, C, size, size) in [-1, 1].
+    """``dataset=digits``, or ``dataset=folder dataset.path=FOLDER|ZIP``: pictures (N, C, size, size) in [-1, 1].
 
     A third of them is set aside for the classifier that judges: it has seen neither what a model trains on nor what the
-    model's samples are compared with. half=0|1: train on one of two disjoint halves of the rest; the other then shows what
-    has been learnt by heart. samples=N: on so many.
+    model's samples are compared with. dataset.half=0|1: train on one of two disjoint halves of the rest; the other then
+    shows what has been learnt by heart. dataset.samples=N: on so many.
     """
 
     is_wrapped, n, own_options = False, 1000, ("size", "invert", "half")
@@ -45,7 +45,7 @@ class Images:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.seed, half, samples = options["seed"], options["half"], options["samples"]
         if half not in (None, 0, 1):
-            raise ConfigurationError(f"half={half} must be 0, 1 or null for all pictures")
+            raise ConfigurationError(f"dataset.half={half} must be 0, 1 or null for all pictures")
         self.all = load_image_dataset(options["dataset"], size=options["size"], invert=options["invert"])
         _require_square_and_several(self.all, options["dataset"])
         self.label_names = self.all.label_names if self.all.labels is not None else ()
@@ -56,7 +56,7 @@ class Images:
             parts = [halves[half], halves[1 - half]]
         if samples is not None:
             if not 2 <= samples <= (count := len(parts[0].images)):
-                raise ConfigurationError(f"samples={samples}: there are {count} pictures to choose from")
+                raise ConfigurationError(f"dataset.samples={samples}: there are {count} pictures to choose from")
             parts = [stratified_subset(part, samples, np.random.default_rng(SPLIT_SEED)) for part in parts]
         self.mine, self.other = parts[0], None if half is None else parts[1]
 
@@ -113,7 +113,7 @@ def _require_square_and_several(pictures: ImageDataset, source: str) -> None:
     count, height, width, _ = pictures.images.shape
     if height != width:
         raise DatasetError(
-            f"{source}: pictures of {width}x{height} are not square; give size={min(width, height)}, say"
+            f"{source}: pictures of {width}x{height} are not square; give dataset.size={min(width, height)}, say"
         )
     if count < FEWEST:
         raise DatasetError(

@@ -31,9 +31,9 @@ class ObservationEncoder(nn.Module):
     """Observations {key: (B, To, …)}, pictures raw and all else normalised, to a condition (B, condition_size).
 
     vision: the network that sees, from ``VISION``; options: for it, and
-    - shared: whether all cameras look through the same weights (default: each through its own);
-    - picture_steps: pictures of how many of the last frames are looked at (default: all To; the other values have all);
-    - colour_jitter: brightness, contrast and saturation change by up to this factor in training (default: 0).
+    - share_weights: whether all cameras look through the same weights (default: each through its own);
+    - image_steps: pictures of how many of the last frames are looked at (default: all To; the other values have all);
+    - color_jitter: brightness, contrast and saturation change by up to this factor in training (default: 0).
     Raises ConfigurationError where the vision network and the observation do not go together.
     """
 
@@ -49,17 +49,17 @@ class ObservationEncoder(nn.Module):
         self.pictures = observation_spec.images
         check_vision(vision, self.pictures)
         settings = dict(options or {})
-        self.is_shared = bool(settings.pop("shared", False))
-        self.picture_steps = settings.pop("picture_steps", None) or observation_steps
-        self.colour_jitter = float(settings.pop("colour_jitter", 0.0))
+        self.shares_weights = bool(settings.pop("share_weights", False))
+        self.image_steps = settings.pop("image_steps", None) or observation_steps
+        self.color_jitter = float(settings.pop("color_jitter", 0.0))
         self._check_settings(observation_steps)
         self.state = StateEncoder(ObservationSpec(observation_spec.values), observation_steps=observation_steps)
         self.cameras = nn.ModuleDict()
         self.condition_size = self.state.condition_size
         for key, field in self.pictures.items():
-            if not self.is_shared or not self.cameras:
+            if not self.shares_weights or not self.cameras:
                 network = self.cameras[_module_name(key)] = _make(str(vision), field, settings)
-            self.condition_size += self.picture_steps * network.features
+            self.condition_size += self.image_steps * network.features
 
     def sample_views(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """For each image of a training step where its crop lies (B, 2), and its color jitter (B, 3)."""
@@ -67,9 +67,9 @@ class ObservationEncoder(nn.Module):
         for key, field in self.pictures.items():
             if field.crop is not None:
                 views[f"place.{key}"] = torch.rand((batch_size, 2), generator=generator)
-            if self.colour_jitter:
+            if self.color_jitter:
                 span = 2 * torch.rand((batch_size, 3), generator=generator) - 1
-                views[f"light.{key}"] = 1 + self.colour_jitter * span
+                views[f"light.{key}"] = 1 + self.color_jitter * span
         return views
 
     def forward(self, observation: Mapping[str, Tensor], views: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -80,7 +80,7 @@ class ObservationEncoder(nn.Module):
 
     def camera(self, key: str) -> nn.Module:
         """The network that looks at this picture."""
-        return next(iter(self.cameras.values())) if self.is_shared else self.cameras[_module_name(key)]
+        return next(iter(self.cameras.values())) if self.shares_weights else self.cameras[_module_name(key)]
 
     def load_weights(self, weights: str) -> None:
         """Let every vision network start from these weights. Raises CheckpointError or ConfigurationError."""
@@ -88,8 +88,8 @@ class ObservationEncoder(nn.Module):
             network.load_weights(weights)  # type: ignore[operator]  # every one in VISION has it
 
     def _see(self, key: str, pictures: Tensor, views: Mapping[str, Tensor]) -> Tensor:
-        """Pictures (B, To, H, W, 3), uint8, to (B, picture_steps · features)."""
-        pictures = pictures[:, -self.picture_steps :]
+        """Pictures (B, To, H, W, 3), uint8, to (B, image_steps · features)."""
+        pictures = pictures[:, -self.image_steps :]
         if (crop := self.pictures[key].crop) is not None:
             pictures = cropped(pictures, crop, views.get(f"place.{key}"))
         seen = pictures.permute(0, 1, 4, 2, 3).float() / 255  # channels last in memory, which convolutions like
@@ -99,15 +99,17 @@ class ObservationEncoder(nn.Module):
         return features.reshape(len(seen), -1)
 
     def _check_settings(self, observation_steps: int) -> None:
-        if not 1 <= self.picture_steps <= observation_steps:
+        if not 1 <= self.image_steps <= observation_steps:
             raise ConfigurationError(
-                f"vision.picture_steps={self.picture_steps} must be from 1 to observation_steps={observation_steps}"
+                f"vision.image_steps={self.image_steps} must be from 1 to observation_steps={observation_steps}"
             )
-        if not 0 <= self.colour_jitter < 1:
-            raise ConfigurationError(f"vision.colour_jitter={self.colour_jitter} must be at least 0 and below 1")
+        if not 0 <= self.color_jitter < 1:
+            raise ConfigurationError(f"vision.color_jitter={self.color_jitter} must be at least 0 and below 1")
         sizes = {field.crop or field.shape[:2] for field in self.pictures.values()}
-        if self.is_shared and len(sizes) > 1:
-            raise ConfigurationError(f"vision.shared=true needs pictures of one size, but these have {sorted(sizes)}")
+        if self.shares_weights and len(sizes) > 1:
+            raise ConfigurationError(
+                f"vision.share_weights=true needs pictures of one size, but these have {sorted(sizes)}"
+            )
 
 
 def check_vision(vision: str | None, pictures: Mapping[str, ObservationField]) -> None:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 from flowchunk.datasets.errors import ConfigurationError
 
+PRECISIONS = {"fp32": "no", "bf16": "bf16"}
+"""What the encoders of images, or everything without images, compute in; the name that accelerate has for it."""
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -15,7 +19,8 @@ class TrainingConfig:
     batch_size: over all processes. warmup_steps: by default min(500, steps / 10). evaluate_every: by default a fifth of
     the steps. num_micro_batches: in how many parts a batch is learned from, for less memory. channels_last: how convolutions'
     weights lie in memory. compile: by ``torch.compile``. prefetch: prepare the next batch in a thread (by default where
-    another device than the CPU does the learning).
+    another device than the CPU does the learning). precision: of ``PRECISIONS``. matmul_precision: of products in float32,
+    see ``torch.set_float32_matmul_precision``.
     """
 
     steps: int = 10_000
@@ -32,6 +37,8 @@ class TrainingConfig:
     channels_last: bool = False
     compile: bool = False
     prefetch: bool | None = None
+    precision: str = "fp32"
+    matmul_precision: str = "highest"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -44,6 +51,12 @@ class TrainingConfig:
         for name, lowest in (("weight_decay", 0), ("warmup_steps", 0), ("evaluate_every", 1)):
             if (value := getattr(self, name)) is not None and value < lowest:
                 raise ConfigurationError(f"training.{name}={value} must be at least {lowest}")
+        if self.matmul_precision not in MATMUL_PRECISIONS:
+            raise ConfigurationError(
+                f"training.matmul_precision={self.matmul_precision} must be highest, high or medium"
+            )
+        if self.precision not in PRECISIONS:
+            raise ConfigurationError(f"training.precision={self.precision}: there are {', '.join(PRECISIONS)}")
 
     @property
     def evaluation_interval(self) -> int:

@@ -108,7 +108,19 @@ def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def picture_run(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of those pictures after 20 steps."""
     run = tmp_path_factory.mktemp("runs") / "pictures"
-    assert main(["train", "task=images", f"dataset={picture_folder}", f"output_dir={run}", *TINY_GENERATIVE]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "task=images",
+                "dataset=folder",
+                f"dataset.path={picture_folder}",
+                f"output_dir={run}",
+                *TINY_GENERATIVE,
+            ]
+        )
+        == 0
+    )
     return run
 
 

@@ -35,7 +35,7 @@ class Places:
         return self.train("pusht_state", f"dataset.path={self.store}", *options)
 
     def train_pictures(self, *options: str) -> list[str]:
-        return self.train("images", f"dataset={self.picture_folder}", *options)
+        return self.train_folder(f"dataset.path={self.picture_folder}", *options)
 
     def generate(self, run: Path, *options: str) -> list[str]:
         return ["generate", str(run), f"output_dir={self.folder / 'new'}", "n=10", *options]
@@ -47,10 +47,13 @@ class Places:
         return ["sweep", str(run), f"output_dir={self.folder / 'new'}", "n=10", "episodes=1", *options]
 
     def folder_of(self, *sizes: tuple[int, int]) -> str:
-        """``dataset=`` a folder with a picture of each size (width, height), or with none."""
+        """``dataset.path=`` a folder with a picture of each size (width, height), or with none."""
         for number, (width, height) in enumerate(sizes):
             Image.fromarray(np.full((height, width), 9 * number, np.uint8)).save(self.folder / f"{number}.png")
-        return f"dataset={self.folder}"
+        return f"dataset.path={self.folder}"
+
+    def train_folder(self, folder: str, *options: str) -> list[str]:
+        return self.train("images", "dataset=folder", folder, *options)
 
     @property
     def unreadable_folder(self) -> str:
@@ -72,7 +75,7 @@ def runs(
 ) -> dict[str, Path]:
     """Models that admit less than others: one number of calls, no Gaussian solver, no guidance."""
     options = {"regression": ("task=toy2d", "objective=regression"), "torus": ("task=torus",)}
-    options["unguidable"] = ("task=images", f"dataset={picture_folder}", "model.label_dropout=0")
+    options["unguidable"] = ("task=images", "dataset=folder", f"dataset.path={picture_folder}", "model.label_dropout=0")
     folder = tmp_path_factory.mktemp("runs")
     for name, chosen in options.items():
         assert main(["train", *chosen, f"output_dir={folder / name}", *tiny_generative, "training.steps=10"]) == 0
@@ -206,39 +209,36 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
         lambda at: ["collect", "task=toy2d", f"output_dir={at.folder / 'new'}"],
         ["task=toy2d is no robot's", "flowchunk train"],
     ),
-    "no pictures": (lambda at: at.train("images", at.folder_of()), ["expected images (.png, .jpg, .jpeg)", "none"]),
+    "no pictures": (lambda at: at.train_folder(at.folder_of()), ["expected images (.png, .jpg, .jpeg)", "none"]),
     "pictures that are not there": (
-        lambda at: at.train("images", "dataset=no/such/folder"),
+        lambda at: at.train_folder("dataset.path=no/such/folder"),
         ["no/such/folder", "found nothing", "check the path"],
     ),
-    "file that is no archive": (lambda at: at.train("images", f"dataset={at.file}"), ["a_file", ".zip archive"]),
+    "file that is no archive": (lambda at: at.train_folder(f"dataset.path={at.file}"), ["a_file", ".zip archive"]),
     "unreadable picture": (
-        lambda at: at.train("images", at.unreadable_folder),
+        lambda at: at.train_folder(at.unreadable_folder),
         ["2.png: is not a readable image", "replace or remove"],
     ),
     "mixed sizes": (
-        lambda at: at.train("images", at.folder_of((8, 8), (8, 8), (9, 8), (8, 8))),
+        lambda at: at.train_folder(at.folder_of((8, 8), (8, 8), (9, 8), (8, 8))),
         ["one size", "0.png is 8x8", "2.png is 9x8", "size=32"],
     ),
     "oblong pictures": (
-        lambda at: at.train("images", at.folder_of(*[(12, 8)] * 4)),
-        ["12x8", "not square", "give size=8"],
+        lambda at: at.train_folder(at.folder_of(*[(12, 8)] * 4)),
+        ["12x8", "not square", "give dataset.size=8"],
     ),
-    "too few pictures": (
-        lambda at: at.train("images", at.folder_of((8, 8), (8, 8))),
-        ["2 pictures", "at least 9"],
-    ),
-    "no pixels": (lambda at: at.train_pictures("size=0"), ["size", "at least 1", "not 0"]),
-    "half of points": (lambda at: at.train("toy2d", "half=0"), ["half=0", "task=toy2d has no such thing"]),
-    "size of angles": (lambda at: at.train("torus", "size=8"), ["size=8", "task=torus has no such thing"]),
-    "third half": (lambda at: at.train_pictures("half=3"), ["half=3", "must be 0, 1 or null"]),
-    "more pictures than there are": (lambda at: at.train_pictures("samples=65"), ["samples=65", "43 pictures"]),
+    "too few pictures": (lambda at: at.train_folder(at.folder_of((8, 8), (8, 8))), ["2 pictures", "at least 9"]),
+    "no pixels": (lambda at: at.train_pictures("dataset.size=0"), ["size", "at least 1", "not 0"]),
+    "half of points": (lambda at: at.train("toy2d", "dataset.half=0"), ["half=0", "task=toy2d has no such thing"]),
+    "size of angles": (lambda at: at.train("torus", "dataset.size=8"), ["size=8", "task=torus has no such thing"]),
+    "third half": (lambda at: at.train_pictures("dataset.half=3"), ["dataset.half=3", "must be 0, 1 or null"]),
+    "more pictures than there are": (lambda at: at.train_pictures("dataset.samples=65"), ["samples=65", "43 pictures"]),
     "more pictures than in a half": (
-        lambda at: at.train_pictures("half=1", "samples=33"),
+        lambda at: at.train_pictures("dataset.half=1", "dataset.samples=33"),
         ["samples=33", "21 pictures"],
     ),
-    "a single sample": (lambda at: at.train("toy2d", "samples=1"), ["samples=1", "at least 2"]),
-    "samples as text": (lambda at: at.train("toy2d", "samples=some"), ["samples=some", "a whole number"]),
+    "a single sample": (lambda at: at.train("toy2d", "dataset.samples=1"), ["dataset.samples=1", "at least 2"]),
+    "samples as text": (lambda at: at.train("toy2d", "dataset.samples=some"), ["samples=some", "a whole number"]),
     # models
     "misspelt option": (
         lambda at: at.train("toy2d", "model.couplin=ot"),
@@ -272,7 +272,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
         ["'patch_dit'", "mlp, mixer, dit, unet1d, gru"],
     ),
     "pictures that cannot be halved": (
-        lambda at: at.train_pictures("size=6", "network.widths=[8,16,16]"),
+        lambda at: at.train_pictures("dataset.size=6", "network.widths=[8,16,16]"),
         ["size=6", "multiple of 4", "fewer widths"],
     ),
     "widths as a number": (lambda at: at.train_pictures("network.widths=64"), ["network.widths=64", "a list"]),

@@ -102,7 +102,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
         ["'resnet'", "dit, gru", "mixer, mlp"],
     ),
     "option of another network": (lambda at: at.train("network=mlp", "network.heads=2"), ["'network.heads'"]),
-    "unknown device": (lambda at: at.train("device=abacus"), ["'abacus'", "auto, cpu"]),
+    "unknown device": (lambda at: at.train("device=abacus"), ["'abacus'", "auto, cpu, cuda, cuda:N and mps"]),
     "resume nothing": (
         lambda at: ["train", "task=pusht_state", f"dataset.path={at.pusht}", "training.resume=true"],
         ["training.resume=true", "output_dir=DIR"],

@@ -12,9 +12,9 @@ from typing import Any
 import av
 import pytest
 
-from flowchunk.cli.devices import choose_device
 from flowchunk.cli.main import main
 from flowchunk.envs.rollout import rollout
+from flowchunk.policy.devices import choose_device
 from flowchunk.policy.evaluation.intervals import wilson_interval
 from tests.cli.test_main import CONSOLE_SCRIPT
 

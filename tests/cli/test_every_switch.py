@@ -15,17 +15,18 @@ from flowchunk.cli.domains import DOMAINS
 from flowchunk.cli.domains.domain import make_domain
 from flowchunk.cli.main import main
 from flowchunk.cli.options import choices, read_options
-from flowchunk.cli.simulation import environment_maker
 from flowchunk.cli.train import policy_config
-from flowchunk.cli.train_generative import DOMAIN_OPTIONS, fit_normalizer, generative_config
+from flowchunk.cli.train_generative import domain_options, fit_normalizer, generative_config
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.recorder import StoreWriter
+from flowchunk.envs.simulation import environment_maker
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.data_model import DataModel
 from flowchunk.policy.diffusion.objectives import objective_names
 from flowchunk.policy.diffusion.schedules import SCHEDULES
 from flowchunk.policy.diffusion.solvers import SOLVERS
 from flowchunk.policy.diffusion.time_densities import TIME_DENSITIES
+from flowchunk.policy.fitting import with_architecture
 from flowchunk.policy.normalizer import Normalizer, Scaling
 
 IMAGE_NETWORKS = ("local_conv", "patch_dit", "unet2d")
@@ -101,7 +102,7 @@ def act_once(task: str, *words: str) -> None:
         key: Scaling.fit("min_max", [random.normal(size=(8, *field.shape))])
         for key, field in observation_spec.values.items()
     }
-    config = policy_config(options, observation_spec)
+    config = with_architecture(policy_config(options), observation_spec)
     shape = (config.horizon, action_spec.size) if config.relative_to else (action_spec.size,)
     scalings["action"] = Scaling.fit("gaussian", [random.normal(size=(8, *shape))])
     policy = ChunkPolicy(config, observation_spec, action_spec, Normalizer(scalings))
@@ -119,7 +120,7 @@ def act_once(task: str, *words: str) -> None:
     assert error.isfinite()
     assert any(bool(parameter.grad.abs().max() > 0) for parameter in policy.parameters() if parameter.grad is not None)
     chunk = policy.eval().predict_chunk(
-        {key: value[:1] for key, value in seen.items()}, nfe=options["evaluation"]["nfe"], seed=0
+        {key: value[:1] for key, value in seen.items()}, nfe=options["evaluation"]["nfe"]
     )
     assert chunk.shape == (1, config.horizon, action_spec.size)
     assert np.isfinite(chunk).all()
@@ -128,7 +129,7 @@ def act_once(task: str, *words: str) -> None:
 @cache
 def domain_of(task: str) -> tuple[Any, Any]:
     options = read_options("train_generative", [f"task={task}", *(["dataset=digits"] if task == "images" else [])])
-    domain = make_domain(task, {name: options[name] for name in DOMAIN_OPTIONS})
+    domain = make_domain(task, domain_options(options))
     return domain, domain.training()
 
 

@@ -179,7 +179,9 @@ def test_more_are_made_than_there_are_data(picture_run: Path, tmp_path: Path) ->
 def test_pictures_without_classes_have_no_labels(
     picture_folder: Path, tmp_path: Path, tiny_generative: tuple[str, ...]
 ) -> None:
-    run = train(tmp_path / "run", "task=images", f"dataset={picture_folder / 'cats'}", *tiny_generative)
+    run = train(
+        tmp_path / "run", "task=images", "dataset=folder", f"dataset.path={picture_folder / 'cats'}", *tiny_generative
+    )
     folder = generate(run, tmp_path / "made")
     assert samples(folder).shape == (12, 1, 8, 8)
     assert measures(folder).keys() == {"kernel_distance", "kernel_distance_floor"}, "one draw has no deviation"
@@ -189,7 +191,8 @@ def test_pictures_without_classes_have_no_labels(
 def test_pictures_are_resized_and_inverted(
     picture_folder: Path, tmp_path: Path, tiny_generative: tuple[str, ...]
 ) -> None:
-    train(tmp_path / "run", "task=images", f"dataset={picture_folder}", "size=6", "invert=true", *tiny_generative)
+    folder = ("dataset=folder", f"dataset.path={picture_folder}")
+    train(tmp_path / "run", "task=images", *folder, "dataset.size=6", "dataset.invert=true", *tiny_generative)
     assert samples(generate(tmp_path / "run", tmp_path / "made")).shape == (12, 1, 6, 6)
 
 
@@ -242,7 +245,7 @@ def test_resuming_with_other_data_is_refused(
     shutil.copytree(toy_run, run)
     command = ["train", "task=toy2d", f"output_dir={run}", *tiny_generative, "training.resume=true", "dataset=spiral"]
     assert main(command) == 1
-    assert "(dataset: 8gaussians then, spiral now)" in capsys.readouterr().err
+    assert "(dataset.name: 8gaussians then, spiral now)" in capsys.readouterr().err
 
 
 def test_the_energy_distance_chooses_the_best_checkpoint(tmp_path: Path, tiny_generative: tuple[str, ...]) -> None:
@@ -311,7 +314,7 @@ def test_every_network_is_here() -> None:
 def test_every_network_trains(
     network: str, picture_folder: Path, tmp_path: Path, tiny_generative: tuple[str, ...]
 ) -> None:
-    pictures = ("task=images", f"dataset={picture_folder}", "model.augment=true")
+    pictures = ("task=images", "dataset=folder", f"dataset.path={picture_folder}", "model.augment=true")
     data = pictures if network in IMAGE_NETWORKS else ("task=toy2d",)
     few = ("training.steps=4", "training.log_every=2", f"network={network}", *SMALL_NETWORKS[network])
     assert learns(tmp_path / "run", *data, *tiny_generative[3:], *few).config.network == network
@@ -319,7 +322,7 @@ def test_every_network_trains(
 
 @pytest.mark.parametrize("dataset", ["two_moons", "checkerboard", "spiral"])
 def test_every_toy_trains(dataset: str, tmp_path: Path, tiny_generative: tuple[str, ...]) -> None:
-    learns(tmp_path / "run", "task=toy2d", f"dataset={dataset}", "samples=100", *tiny_generative)
+    learns(tmp_path / "run", "task=toy2d", f"dataset={dataset}", "dataset.samples=100", *tiny_generative)
 
 
 def test_a_run_shorter_than_the_first_log_ends_well(tmp_path: Path, tiny_generative: tuple[str, ...]) -> None:

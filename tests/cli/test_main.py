@@ -156,7 +156,7 @@ def test_output_that_knows_ascii_alone_gets_help_too() -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([str(CONSOLE_SCRIPT), "train", "--help"], capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert b"vision.shared=true ?" in done.stdout
+    assert b"vision.share_weights=true ?" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def halved(picture_folder: Path, *, samples: int | None = 20) -> Images:
 def test_a_model_of_a_half_is_asked_whether_it_copies(
     picture_folder: Path, tmp_path: Path, tiny_generative: tuple[str, ...]
 ) -> None:
-    chosen = (f"dataset={picture_folder}", "half=0", "samples=20")
+    chosen = ("dataset=folder", f"dataset.path={picture_folder}", "dataset.half=0", "dataset.samples=20")
     run = tmp_path / "run"
     assert main(["train", f"output_dir={run}", "task=images", *chosen, *tiny_generative]) == 0
     measured = measures(generate(run, tmp_path / "made"))

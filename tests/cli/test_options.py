@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from flowchunk.cli.devices import choose_device
+from flowchunk.cli.domains import DOMAINS
 from flowchunk.cli.main import main
-from flowchunk.cli.options import read_options, take_checkpoint
+from flowchunk.cli.options import RENAMED, choices, read_options, take_checkpoint
+from flowchunk.cli.train import policy_config
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.checkpoint import find_checkpoint
+from flowchunk.policy.chunk_policy import PolicyConfig
+from flowchunk.policy.devices import choose_device
+from flowchunk.policy.training.config import TrainingConfig
 
 NAMES = [
     "x (1)",
@@ -45,7 +53,7 @@ PATHS = [
     ("train", "dataset.cache_dir", ("task=pusht_image", "dataset.path=x")),
     ("train", "training.init_from", ("task=pusht_state", "dataset.path=x")),
     ("train", "vision.weights", ("task=pusht_image", "dataset.path=x", "vision=resnet18")),
-    ("train_generative", "dataset", ("task=images",)),
+    ("train_generative", "dataset.path", ("task=images", "dataset=folder")),
 ]
 
 
@@ -121,3 +129,181 @@ def test_a_device_that_is_not_there_is_refused(
 ) -> None:
     assert main([command, str(trained_run), f"device={name}"]) == 1
     assert f"device={name}: this machine has" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["cuda:99", *([] if torch.cuda.is_available() else ["cuda"])])
+@pytest.mark.parametrize("task", ["pusht_state", "toy2d"])
+def test_nothing_is_trained_on_a_device_that_is_not_there(
+    task: str, name: str, pusht_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [] if task == "toy2d" else [f"dataset.path={pusht_store}"]
+    assert main(["train", f"task={task}", *data, f"output_dir={tmp_path / 'run'}", f"device={name}"]) == 1
+    assert f"device={name}: this machine has" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# Options of earlier versions
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_renamed_option_is_refused_with_its_new_name(old: str, capsys: pytest.CaptureFixture[str]) -> None:
+    task = ["task=toy2d"] if old.startswith("model.") or "." not in old else ["task=pusht_image", "dataset.path=x"]
+    assert main(["train", *task, f"{old}=1"]) == 1
+    assert f"{old} was renamed; use {RENAMED[old]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_the_new_name_of_a_renamed_option_is_one(old: str) -> None:
+    of_data = old.startswith("model.") or "." not in old
+    task = ["task=toy2d"] if of_data else ["task=pusht_image", "dataset.path=x"]
+    value: object = read_options("train_generative" if of_data else "train", task)
+    for part in RENAMED[old].split("."):
+        assert isinstance(value, dict)
+        value = value[part]
+
+
+# --cfg job
+
+
+def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["train", *arguments]) == 0
+    content = OmegaConf.to_container(OmegaConf.create(capsys.readouterr().out))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+@pytest.mark.parametrize("task", choices("task"))
+def test_the_options_are_printed(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of ``read_options``, and what has to be given yet as Hydra writes it."""
+    config, required = ("train_generative", []) if task in DOMAINS else ("train", ["dataset.path=x"])
+    options = read_options(config, [f"task={task}", *required, "training.steps=7"])
+    assert printed([f"task={task}", *required, "--cfg", "job", "training.steps=7"], capsys) == options
+    assert options["training"]["steps"] == 7
+    if required:
+        assert printed([f"task={task}", "--cfg", "job"], capsys)["dataset"]["path"] == "???"
+
+
+def test_printing_the_options_trains_nothing(pusht_store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "task=pusht_state", f"dataset.path={pusht_store}", f"output_dir={run}", "--cfg", "job"]) == 0
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cfg"], "--cfg : expected --cfg job"),
+        (["--cfg", "hydra"], "--cfg hydra: expected --cfg job"),
+        (["--cfg", "job", "training.step=3"], "did you mean training.steps"),
+        (["--cfg", "job", "training.steps=few"], "training.steps=few must be a whole number"),
+    ],
+)
+def test_what_cannot_be_printed_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "task=pusht_state", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+# Recipes
+
+THEN = json.loads((Path(__file__).parent / "options_7c6bd63.json").read_text())
+"""What each task came to before options were dataclasses and recipes were apart from tasks, at commit 7c6bd63."""
+
+
+def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by their dotted names; sections without any are left out."""
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+@pytest.mark.parametrize("words", THEN)
+def test_a_task_alone_still_gives_its_recipe(words: str) -> None:
+    task, *more = words.split()
+    config, required = ("train_generative", []) if task in DOMAINS else ("train", ["dataset.path=x"])
+    renamed = {**RENAMED, "dataset.symmetry.image.picture": "dataset.symmetry.image.transform"}
+    then = {renamed.get(key, key): value for key, value in flat(THEN[words]).items()}
+    if task in DOMAINS:
+        then["dataset.name"] = then.pop("dataset")
+    now = flat(read_options(config, [f"task={task}", *more, *required]))
+    assert {key: now.get(key) for key in then} == then
+    assert {key for key in now if key not in then} <= {"network.expansion", "network.groups"}, "these came since"
+
+
+def test_a_recipe_can_be_left_out_or_be_another_ones() -> None:
+    chosen = ["task=pusht_state", "dataset.path=x"]
+    without = read_options("train", [*chosen, "experiment=none"])
+    assert without["dataset"]["symmetry"] is None
+    assert without["policy"]["n_action_steps"] == PolicyConfig.n_action_steps
+    assert without["env"] == {"observation": "state"}
+    assert read_options("train", [*chosen, "experiment=pusht_state"]) == read_options("train", chosen)
+
+
+def test_an_unknown_recipe_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="unknown experiment 'none_such'; there are images, none, obstacle"):
+        read_options("train", ["task=pusht_state", "dataset.path=x", "experiment=none_such"])
+
+
+# Types and defaults are those of the dataclasses
+
+
+def test_defaults_are_those_of_the_dataclasses() -> None:
+    options = read_options("train", ["task=own", "dataset.path=x"])
+    training = {one.name: getattr(TrainingConfig(), one.name) for one in fields(TrainingConfig) if one.name != "seed"}
+    assert training.items() <= options["training"].items()
+    policy = policy_config(options)
+    assert policy == PolicyConfig(network_options=policy.network_options)
+
+
+WRONG_TYPES = [
+    ("train", "training.steps=many", "a whole number"),
+    ("train", "training.steps=8.5", "a whole number"),
+    ("train", "training.steps=null", "a whole number"),
+    ("train", "training.steps=true", "a whole number"),
+    ("train", "training.warmup_steps=few", "a whole number"),
+    ("train", "training.learning_rate=high", "a number"),
+    ("train", "training.prefetch=2", "true or false"),
+    ("train", "policy.mask_padding=1", "true or false"),
+    ("train", "objective=3", "text"),
+    ("train", "objective=null", "text"),
+    ("train", "policy.relative_to=state.0", "a list"),
+    ("train", "network.width=wide", "a whole number"),
+    ("train", "dataset.normalizer.state=3", "text"),
+    ("train", "dataset.symmetry=3", "is not a value but a section"),
+    ("train", "seed=-1", "at least 0"),
+    ("generate", "label=3.5", "a whole number or a name"),
+    ("eval", "workers=3", "true or false"),
+]
+
+
+@pytest.mark.parametrize(("config", "override", "kind"), WRONG_TYPES)
+def test_a_value_of_the_wrong_type_is_named_with_its_key(config: str, override: str, kind: str) -> None:
+    chosen = ["task=pusht_state", "dataset.path=x"] if config == "train" else []
+    with pytest.raises(ConfigurationError) as caught:
+        read_options(config, [*chosen, override])
+    assert str(caught.value).startswith(override)
+    assert kind in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("task=images", "dataset=some/folder"),
+            "unknown dataset 'some/folder' of task=images; there are digits, folder;",
+        ),
+        (("task=images", "dataset=some.zip"), "give a folder or a zip of images by dataset=folder dataset.path=PATH"),
+        (("task=images", "dataset=folder"), "dataset.path=… must be given"),
+        (("task=images", "dataset=spiral"), "unknown dataset 'spiral' of task=images; there are digits, folder"),
+        (("task=toy2d", "dataset=digits"), "there are 8gaussians, checkerboard, spiral, two_moons"),
+        (("task=torus", "dataset=digits"), "unknown dataset 'digits' of task=torus; there is planar_arm"),
+    ],
+)
+def test_a_dataset_that_a_task_has_not_is_refused(
+    words: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *words, f"output_dir={tmp_path / 'run'}"]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

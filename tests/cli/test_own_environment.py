@@ -13,7 +13,7 @@ import gymnasium
 import pytest
 
 from flowchunk.cli.main import main
-from flowchunk.cli.simulation import accepted_options, environment_maker
+from flowchunk.envs.simulation import accepted_options, environment_maker
 
 OWN = """
 import gymnasium

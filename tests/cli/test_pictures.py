@@ -140,7 +140,7 @@ def test_the_arm_is_collected_and_trained_with_two_cameras(tmp_path: Path) -> No
     assert main(run) == 0
     policy = ChunkPolicy.load(tmp_path / "run")
     assert list(policy.encoder.cameras) == ["front_image", "wrist_image"]
-    assert main([*run[:3], f"output_dir={tmp_path / 'shared'}", *TINY, "vision.shared=true"]) == 0
+    assert main([*run[:3], f"output_dir={tmp_path / 'shared'}", *TINY, "vision.share_weights=true"]) == 0
     assert list(ChunkPolicy.load(tmp_path / "shared").encoder.cameras) == ["front_image"]
 
 
@@ -231,8 +231,8 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
         ("hardware=tpu", "unknown hardware 'tpu'; there are cpu, gpu, none"),
         ("vision.crop=[97,84]", "crop=(97, 84) must be (height, width) in pixels and fit into images of (96, 96)"),
         ("vision.crop=84", "vision.crop=84 must be a list"),
-        ("vision.picture_steps=3", "vision.picture_steps=3 must be from 1 to observation_steps=2"),
-        ("vision.colour_jitter=2.0", "vision.colour_jitter=2.0 must be at least 0 and below 1"),
+        ("vision.image_steps=3", "vision.image_steps=3 must be from 1 to observation_steps=2"),
+        ("vision.color_jitter=2.0", "vision.color_jitter=2.0 must be at least 0 and below 1"),
         ("vision.weights=IMAGENET1K_V1", "there are no weights for vision=small_conv"),
         ("policy.num_noise_samples=0", "num_noise_samples=0 must be at least 1"),
         ("training.precision=fp8", "training.precision=fp8: there are fp32, bf16"),

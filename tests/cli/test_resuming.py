@@ -106,6 +106,46 @@ def test_an_option_that_came_with_an_upgrade_was_as_it_is_by_default(
     assert "(policy.mask_padding: False then, True now)" in capsys.readouterr().err
 
 
+def test_a_run_that_was_started_with_the_former_names_is_resumed(
+    interrupted_run: Path, pusht_store: Path, tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(interrupted_run, run)
+    saved: Any = OmegaConf.load(run / "config.yaml")
+    for section, old, new in (
+        ("policy", "snr_cap", "min_snr_gamma"),
+        ("policy", "noise_draws", "num_noise_samples"),
+        ("training", "accumulate", "num_micro_batches"),
+    ):
+        saved[section][old] = saved[section].pop(new)
+    OmegaConf.save(saved, run / "config.yaml")
+    assert main(pusht(pusht_store, run, *tiny, "training.resume=true")) == 0
+    assert "resuming from step 2" in capsys.readouterr().out
+
+
+def test_a_model_of_a_folder_that_was_started_with_the_former_names_is_resumed(
+    picture_run: Path,
+    picture_folder: Path,
+    tmp_path: Path,
+    tiny_generative: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(picture_run, run)
+    saved: Any = OmegaConf.load(run / "config.yaml")
+    dataset = saved.pop("dataset")
+    saved.dataset = dataset.path
+    for name in ("samples", "size", "invert", "half"):
+        saved[name] = dataset[name]
+    OmegaConf.save(saved, run / "config.yaml")
+    options = (f"output_dir={run}", *tiny_generative, "training.resume=true")
+    assert main(["train", "task=images", "dataset=folder", f"dataset.path={picture_folder}", *options]) == 0
+    assert "resuming from step 20" in capsys.readouterr().out
+    others = f"dataset.path={picture_folder / 'cats'}"
+    assert main(["train", "task=images", "dataset=folder", others, *options]) == 1
+    assert f"(dataset.path: {picture_folder} then, {picture_folder / 'cats'} now)" in capsys.readouterr().err
+
+
 def test_resuming_on_other_data_is_refused(
     interrupted_run: Path, pusht_store: Path, tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,15 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 from flowchunk.cli.main import main
-from flowchunk.cli.simulation import environment_maker
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
+from flowchunk.datasets.store import Store
 from flowchunk.envs.rollout import Episode, Rollout
-from flowchunk.policy.chunk_policy import ChunkPolicy
+from flowchunk.envs.simulation import environment_maker
+from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.devices import choose_device
+from flowchunk.policy.fitting import fit
 from flowchunk.policy.networks import NETWORKS
+from flowchunk.policy.training.config import TrainingConfig
 from tests.cli.training_commands import description, metrics, pickplace, pusht
 
 NETWORK_SIZES = {
@@ -97,6 +102,14 @@ def test_arguments_of_the_environment_are_saved_and_inherited_by_eval(
     assert made == [saved, saved | {"physics_step": 0.01}]
 
 
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_a_device_is_chosen_by_name(
+    device: str, pusht_store: Path, tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(pusht(pusht_store, tmp_path / "run", *tiny, f"device={device}")) == 0
+    assert f"weights and optimiser on {choose_device(device)};" in capsys.readouterr().out
+
+
 # Choosing the best
 
 
@@ -121,7 +134,7 @@ def test_the_best_score_in_simulation_chooses_the_best_checkpoint(
         asked.append(options)
         return Rollout((Episode(options["seed"], next(scores), False, 1),), 1.0, ({},))
 
-    monkeypatch.setattr("flowchunk.cli.train.rollout", rollout)
+    monkeypatch.setattr("flowchunk.envs.evaluation.rollout", rollout)
     assert main(pusht(pusht_store, tmp_path / "run", *tiny, "evaluation.episodes=7", "evaluation.nfe=2")) == 0
     best = description(tmp_path / "run" / "checkpoints" / "best")["training"]
     assert (best["step"], best["metrics"]["score_mean"]) == (4, 0.9)
@@ -187,6 +200,25 @@ def test_a_data_set_of_ones_own_needs_no_simulation(tmp_path: Path, tiny: tuple[
     assert policy.predict_chunk({"joints": np.zeros((1, 2, 3))}, seed=0).shape == (1, 16, 3)
     metrics_of_best = description(run / "checkpoints" / "best")["training"]["metrics"]
     assert metrics_of_best["score"] == -metrics_of_best["validation_loss"]
+
+
+def test_training_from_python_gives_the_same_policy(
+    pickplace_store: Path, tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
+    """The command reads options and calls ``fit``: the same numbers, bit for bit."""
+    arguments = ["train", "task=own", f"dataset.path={pickplace_store}", f"output_dir={tmp_path / 'command'}", *tiny]
+    assert main(arguments) == 0
+    policy = fit(
+        Store.open(pickplace_store),
+        PolicyConfig(network_options={"width": 32, "blocks": 1}),
+        TrainingConfig(steps=6, batch_size=16, checkpoint_every=2, log_every=3),
+        output_dir=tmp_path / "python",
+        device="cpu",
+    )
+    commanded = ChunkPolicy.load(tmp_path / "command")
+    assert policy.config == commanded.config
+    theirs = commanded.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in policy.state_dict().items())
 
 
 def test_a_data_set_that_says_nothing_of_its_numbers_needs_a_task(

@@ -70,6 +70,9 @@ def to_format_1(directory: Path) -> dict[str, Any]:
         del config[name]
     for old, new in (("snr_cap", "min_snr_gamma"), ("noise_draws", "num_noise_samples")):
         config[old] = config.pop(new)
+    vision = {"share_weights": "shared", "image_steps": "picture_steps", "color_jitter": "colour_jitter"}
+    if "vision_options" in config:
+        config["vision_options"] = {vision.get(name, name): value for name, value in config["vision_options"].items()}
     old_names = {"noise_prediction": "ddpm", "data_prediction": "x", "posterior": "kl"}
     config["objective"] = old_names.get(config["objective"], config["objective"])
     files = {file: [_name_then(name) for name in names] for file, names in content["weights"].items()}

@@ -147,7 +147,7 @@ def test_the_condition_has_the_size_it_says() -> None:
 
 
 def test_cameras_look_through_their_own_weights_or_through_shared_ones() -> None:
-    own, shared = make_encoder(), make_encoder(shared=True)
+    own, shared = make_encoder(), make_encoder(share_weights=True)
     assert list(own.cameras) == ["front", "wrist"]
     assert list(shared.cameras) == ["front"]
     swapped = make_observation()
@@ -157,7 +157,7 @@ def test_cameras_look_through_their_own_weights_or_through_shared_ones() -> None
 
 
 def test_only_the_last_pictures_are_looked_at() -> None:
-    encoder = make_encoder(picture_steps=1)
+    encoder = make_encoder(image_steps=1)
     observation = make_observation()
     assert encoder.condition_size == 2 * 4 + 2 * 8
     before = encoder(observation)
@@ -169,7 +169,7 @@ def test_only_the_last_pictures_are_looked_at() -> None:
 
 
 def test_draws_move_the_crop_and_change_the_light_only_while_learning() -> None:
-    encoder = make_encoder(colour_jitter=0.3)
+    encoder = make_encoder(color_jitter=0.3)
     views = encoder.sample_views(2, torch.Generator().manual_seed(0))
     assert {name: tuple(rows.shape) for name, rows in views.items()} == {
         "place.front": (2, 2),
@@ -187,9 +187,9 @@ def test_draws_move_the_crop_and_change_the_light_only_while_learning() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"picture_steps": 3}, r"picture_steps=3 must be from 1 to observation_steps=2"),
-        ({"picture_steps": -1}, r"picture_steps=-1 must be from 1"),
-        ({"colour_jitter": 1.0}, r"colour_jitter=1.0 must be at least 0 and below 1"),
+        ({"image_steps": 3}, r"image_steps=3 must be from 1 to observation_steps=2"),
+        ({"image_steps": -1}, r"image_steps=-1 must be from 1"),
+        ({"color_jitter": 1.0}, r"color_jitter=1.0 must be at least 0 and below 1"),
         ({"widths": (8,)}, r"widths=\[8\]: expected two or more multiples of 8"),
         ({"widths": (8, 12)}, r"widths=\[8, 12\]"),
         ({"depth": 3}, r"cannot make vision=small_conv: .*depth"),
@@ -204,9 +204,10 @@ def test_pictures_of_two_sizes_do_not_share_weights() -> None:
     spec = ObservationSpec({"front": FRONT, "wrist": replace(WRIST, crop=None)})
     assert make_encoder(spec).condition_size == 32
     with pytest.raises(
-        ConfigurationError, match=r"shared=true needs pictures of one size, but these have \[\(16, 18\), \("
+        ConfigurationError,
+        match=r"vision.share_weights=true needs pictures of one size, but these have \[\(16, 18\), \(",
     ):
-        make_encoder(spec, shared=True)
+        make_encoder(spec, share_weights=True)
 
 
 def test_vision_and_observation_have_to_go_together() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.training.config import TrainingConfig
 from flowchunk.policy.training.prefetch import Prefetched
 from flowchunk.policy.training.trainer import Trainer
+from tests.policy.small_policies import to_format_1
 from tests.policy.small_trainers import assert_same, checkpoint_tensors, run_to
 
 PICTURE = ObservationField((20, 20, 3), camera="top", crop=(16, 16))
@@ -103,7 +105,7 @@ def test_pictures_are_encoded_once_a_chunk(nfe: int) -> None:
     policy = make_policy().eval()
     calls: list[tuple[int, ...]] = []
     policy.encoder.cameras["image"].register_forward_hook(lambda _, inputs, __: calls.append(tuple(inputs[0].shape)))
-    assert policy.predict_chunk(observe(), nfe=nfe, seed=0).shape == (3, HORIZON, 2)
+    assert policy.predict_chunk(observe(), nfe=nfe).shape == (3, HORIZON, 2)
     assert calls == [(6, 3, 16, 16)]
 
 
@@ -111,19 +113,19 @@ def test_what_is_outside_the_middle_is_not_seen() -> None:
     policy, seen = make_policy().eval(), observe()
     for parameter in policy.network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # fresh networks begin by ignoring what they are told
-    chunk = policy.predict_chunk(seen, seed=0)
+    chunk = policy.predict_chunk(seen)
     seen["image"][:, :, :2] = seen["image"][:, :, :, 18:] = 0
-    np.testing.assert_array_equal(policy.predict_chunk(seen, seed=0), chunk)
+    np.testing.assert_array_equal(policy.predict_chunk(seen), chunk)
     seen["image"][:, -1, 10] = 0
-    assert not np.array_equal(policy.predict_chunk(seen, seed=0), chunk)
+    assert not np.array_equal(policy.predict_chunk(seen), chunk)
 
 
 def test_a_checkpoint_sees_as_it_did(tmp_path: Path) -> None:
-    policy = make_policy(vision_options={**VISION, "picture_steps": 1}).eval()
+    policy = make_policy(vision_options={**VISION, "image_steps": 1}).eval()
     policy.save(tmp_path / "policy")
     loaded = ChunkPolicy.load(tmp_path / "policy")
     assert loaded.observation_spec.fields["image"].crop == (16, 16)
-    np.testing.assert_array_equal(loaded.predict_chunk(observe(), seed=0), policy.predict_chunk(observe(), seed=0))
+    np.testing.assert_array_equal(loaded.predict_chunk(observe()), policy.predict_chunk(observe()))
 
 
 def test_pictures_have_no_range_to_be_out_of() -> None:
@@ -147,7 +149,7 @@ def test_pictures_have_no_range_to_be_out_of() -> None:
 )
 def test_what_is_not_the_picture_of_the_spec_is_refused(seen: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(SpecMismatchError, match=message):
-        make_policy().predict_chunk(observe(seen), seed=0)
+        make_policy().predict_chunk(observe(seen))
 
 
 def test_a_missing_camera_is_named() -> None:
@@ -156,7 +158,7 @@ def test_a_missing_camera_is_named() -> None:
     with pytest.raises(
         SpecMismatchError, match=r"needs the observations \['hand', 'image'\], but \['image'\] are missing"
     ):
-        make_policy().predict_chunk(seen, seed=0)
+        make_policy().predict_chunk(seen)
 
 
 # -- several noise draws ---------------------------------------------------------------------------------------------
@@ -314,3 +316,35 @@ def test_an_error_of_a_batch_reaches_its_step() -> None:
     with pytest.raises(ValueError, match="frame 7 is damaged"):
         prefetched(1)
     prefetched.close()
+
+
+# Checkpoints of earlier versions
+
+THEN = {"share_weights": "shared", "image_steps": "picture_steps", "color_jitter": "colour_jitter"}
+
+
+@pytest.mark.parametrize("format_version", [1, 2])
+def test_a_checkpoint_with_the_former_names_of_vision_options_acts_as_before(
+    format_version: int, tmp_path: Path
+) -> None:
+    """Format 1 had them, and so have the first checkpoints of format 2."""
+    options = {**VISION, "share_weights": True, "image_steps": 1, "color_jitter": 0.2}
+    policy = make_policy(vision_options=options).eval()
+    policy.save(tmp_path)
+    if format_version == 1:
+        to_format_1(tmp_path)
+    file = tmp_path / "checkpoint.json"
+    content = json.loads(file.read_text())
+    saved = content["config"]["vision_options"]
+    if format_version == 2:
+        content["config"]["vision_options"] = {THEN.get(name, name): value for name, value in saved.items()}
+        file.write_text(json.dumps(content))
+    assert json.loads(file.read_text())["config"]["vision_options"].keys() == {*VISION, *THEN.values()}
+    loaded = ChunkPolicy.load(tmp_path)
+    assert loaded.config.vision_options == options
+    random = np.random.default_rng(0)
+    seen: dict[str, np.ndarray] = {
+        "image": random.integers(0, 256, (1, 2, 20, 20, 3), dtype=np.uint8),
+        "hand": random.normal(size=(1, 2, 2)).astype(np.float32),
+    }
+    np.testing.assert_array_equal(loaded.predict_chunk(seen), policy.predict_chunk(seen))

@@ -31,7 +31,7 @@ EVERYTHING: dict[str, Any] = {
     "dit": {"network": "dit", "network_options": {"width": 16, "blocks": 1, "heads": 2}},
     "mixer": {"network": "mixer", "network_options": {"width": 16, "blocks": 1}},
     "unet1d": {"network": "unet1d", "network_options": {"channels": [8, 16]}},
-    "jitter": {"vision_options": {"widths": [8, 8], "keypoints": 3, "colour_jitter": 0.2}},
+    "jitter": {"vision_options": {"widths": [8, 8], "keypoints": 3, "color_jitter": 0.2}},
     **{name: {"objective": name} for name in objective_names() if name != "flow"},
 }
 

@@ -1,0 +1,106 @@
+"""Options as dataclasses: a schema for Hydra made from what the code takes, so that types and defaults stand only there."""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import MISSING as REQUIRED
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its type, as OmegaConf knows it, its default, and what it means."""
+
+    type: Any
+    default: Any = REQUIRED
+    meaning: str = ""
+
+    def as_field(self) -> Any:
+        """The field of a dataclass. Defaults that may be changed are made anew each time."""
+        metadata = {"meaning": self.meaning}
+        if isinstance(self.default, type) and is_dataclass(self.default):
+            return field(default_factory=self.default, metadata=metadata)
+        if isinstance(self.default, dict | list):
+            return field(default_factory=self.default.copy, metadata=metadata)
+        return field(default=self.default, metadata=metadata)
+
+
+Options = Mapping[str, Option]
+
+
+def schema(name: str, options: Options, doc: str = "") -> type:
+    """A dataclass of these options, for Hydra's ConfigStore."""
+    made = make_dataclass(name, [(key, one.type, one.as_field()) for key, one in options.items()])
+    made.__doc__ = doc
+    return made
+
+
+def section(name: str, *parts: Options, doc: str = "") -> Option:
+    """A section of options, one after the other."""
+    made = schema(name, {key: one for part in parts for key, one in part.items()}, doc)
+    return Option(made, made, doc)
+
+
+def options_of(
+    kind: Callable[..., Any], *, only: Sequence[str] | None = None, without: Sequence[str] = ()
+) -> dict[str, Option]:
+    """An option for each parameter of a class or function: its type, its default, and what the docstring says of it."""
+    takes: Any = kind.__init__ if isinstance(kind, type) and not is_dataclass(kind) else kind  # type: ignore[misc]
+    hints = get_type_hints(takes)
+    meanings = meanings_in(kind)
+    found = {}
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if name in without or (only is not None and name not in only):
+            continue
+        default = _default_of(kind, parameter)
+        default = list(default) if isinstance(default, tuple) else default
+        found[name] = Option(omegaconf_type(hints[name]), default, meanings.get(name, ""))
+    return found
+
+
+def omegaconf_type(hint: Any) -> Any:
+    """A type as OmegaConf knows it: mappings are dicts, sequences lists, literals text."""
+    origin, arguments = get_origin(hint), tuple(omegaconf_type(one) for one in get_args(hint))
+    if origin is Literal:
+        return str
+    if origin in (Union, UnionType):
+        without_none = tuple(one for one in arguments if one is not type(None))
+        if Path in without_none:  # a path, or its text
+            without_none = (Path,)
+        kind = without_none[0] if len(without_none) == 1 else Union[without_none]  # noqa: UP007 -- of a variable
+        return kind | None if type(None) in arguments else kind
+    if origin in (collections.abc.Mapping, dict):
+        return dict.__class_getitem__(arguments)
+    if origin in (collections.abc.Sequence, list, tuple):
+        return list.__class_getitem__(arguments)
+    return hint
+
+
+def meanings_in(kind: Callable[..., Any]) -> dict[str, str]:
+    """What a docstring says of each parameter, where it has sentences that begin with ``name:`` or ``name, name:``."""
+    names = list(inspect.signature(kind).parameters)
+    text = " ".join((kind.__doc__ or "").split())
+    one = "|".join(map(re.escape, names)) or "-"
+    begins = list(re.finditer(rf"(?:^|(?<=[.;] ))((?:{one})(?:, (?:{one}))*): ", text))
+    found = {}
+    ends = [*(begin.start() for begin in begins[1:]), len(text)]
+    for begin, end in zip(begins, ends, strict=False):
+        meaning = text[begin.end() : end].strip().rstrip(".;")
+        for name in begin[1].split(", "):
+            found[name] = re.split(r"\. (?:Raises|For the others|See) ", meaning)[0]
+    return found
+
+
+def _default_of(kind: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    if is_dataclass(kind):
+        declared = next(one for one in fields(kind) if one.name == parameter.name)
+        if declared.default_factory is not MISSING:
+            return declared.default_factory()
+    return REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default

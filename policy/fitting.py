@@ -1,0 +1,143 @@
+"""Train a chunk policy from a store of demonstrations, in one call.
+
+    store = Store.open("demonstrations.zarr")
+    policy = fit(store, PolicyConfig(horizon=16), TrainingConfig(steps=2000), output_dir="runs/mine")
+
+``flowchunk train`` reads its options and calls the same function.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowchunk.datasets.specs import ObservationSpec, require_observations, require_same_actions
+from flowchunk.datasets.store import Store
+from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig
+from flowchunk.policy.demonstrations import (
+    DatasetOptions,
+    Demonstrations,
+    Specs,
+    fit_normalizer,
+    load_demonstrations,
+    matching_specs,
+)
+from flowchunk.policy.encoders.observation import check_vision
+from flowchunk.policy.encoders.transformers_backbone import architecture_of
+from flowchunk.policy.training.config import TrainingConfig
+from flowchunk.policy.training.run import Plan, open_run
+
+
+def fit(
+    store: Store,
+    policy: PolicyConfig | ChunkPolicy | None = None,
+    training: TrainingConfig | None = None,
+    *,
+    output_dir: str | Path,
+    specs: Specs | None = None,
+    dataset: DatasetOptions | None = None,
+    vision_weights: str | None = None,
+    evaluate: Callable[[ChunkPolicy], Mapping[str, float]] | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+    wandb: bool = False,
+    write_run_files: Callable[[Path], object] | None = None,
+) -> ChunkPolicy:
+    """Train on the store's demonstrations, and return the best policy of the run, ready to act.
+
+    policy: what to make (by default ``PolicyConfig()``), or a policy to fine-tune: a copy of it is trained, with the same
+    specifications and normaliser. specs: (observation, action), by default those stored with the data; a crop in them is
+    what the policy is shown. vision_weights: a file or a name that a new image encoder starts from. evaluate: measures a
+    policy; its ``score`` (higher is better) chooses the best, without it the validation loss does. device: auto, cpu, cuda,
+    cuda:N or mps. resume: continue the run that ``output_dir`` holds, bit for bit on the CPU. metadata: remembered by the
+    checkpoints; ``flowchunk eval`` looks there for ``env_id`` and ``env``. write_run_files: called with the folder before
+    the first step.
+
+    Writes ``checkpoints/{last,best}``, ``metrics.jsonl`` and ``tensorboard`` into ``output_dir``; nothing before data and
+    policy fit together. Raises SpecMismatchError for specifications that are not the data's, ConfigurationError for options
+    that cannot be used and for a folder that holds another run, DatasetError for damaged data, TrainingError once the loss
+    is not finite.
+    """
+    training, dataset = training or TrainingConfig(), dataset or DatasetOptions()
+    specs = matching_specs(store, specs)
+    if isinstance(policy, ChunkPolicy):
+        require_specs_of(policy, specs, expected_by="the policy to fine-tune", got_from=str(store.path))
+        config, specs = policy.config, (policy.observation_spec, policy.action_spec)
+    else:
+        config = with_architecture(policy or PolicyConfig(), specs[0])
+    run = open_run(output_dir, training, device=device, resume=resume)
+    with run.accelerator.local_main_process_first():  # one of each machine expands images, the others find them
+        data = load_demonstrations(
+            store,
+            specs,
+            dataset,
+            observation_steps=config.observation_steps,
+            horizon=config.horizon,
+            seed=training.seed,
+            device=run.accelerator.device,
+            say=run.console.print,
+        )
+    if isinstance(policy, ChunkPolicy):
+        model = copy.deepcopy(policy).train()
+    else:
+        model = new_policy(store, config, specs, dataset, data, seed=training.seed, vision_weights=vision_weights)
+    run.train(
+        model,
+        data.training,
+        kind=KIND,
+        plan=Plan(_networks(config), str(data), data.nbytes),
+        validation=data.validation,
+        evaluate=evaluate,
+        metadata=metadata,
+        wandb=wandb,
+        write_run_files=write_run_files,
+    )
+    run.accelerator.wait_for_everyone()
+    return ChunkPolicy.load(run.directory, device=run.accelerator.device)
+
+
+def new_policy(
+    store: Store,
+    config: PolicyConfig,
+    specs: Specs,
+    dataset: DatasetOptions,
+    data: Demonstrations,
+    *,
+    seed: int,
+    vision_weights: str | None = None,
+) -> ChunkPolicy:
+    """An untrained policy for these demonstrations, whose weights are a function of the seed. Raises ConfigurationError."""
+    normalizer = fit_normalizer(store, specs, dataset, data.training, relative_to=config.relative_to)
+    torch.manual_seed(seed)
+    policy = ChunkPolicy(config, *specs, normalizer)
+    if vision_weights is not None:
+        policy.encoder.load_weights(vision_weights)
+    return policy
+
+
+def with_architecture(config: PolicyConfig, observation_spec: ObservationSpec) -> PolicyConfig:
+    """The configuration with all that is needed to make its image encoder again without the hub.
+
+    Raises ConfigurationError if encoder and observations do not go together, and for a backbone that is not known.
+    """
+    check_vision(config.vision, observation_spec.images)  # before the hub is asked
+    options = dict(config.vision_options)
+    if config.vision != "transformers" or "architecture" in options or "backbone" not in options:
+        return config
+    return replace(config, vision_options={**options, "architecture": architecture_of(options["backbone"])})
+
+
+def require_specs_of(policy: ChunkPolicy, specs: Specs, *, expected_by: str, got_from: str) -> None:
+    """Raise SpecMismatchError unless a policy can be trained on data of these specifications."""
+    require_observations(policy.observation_spec, specs[0], expected_by=expected_by, got_from=got_from)
+    require_same_actions(policy.action_spec, specs[1], expected_by=expected_by, got_from=got_from)
+
+
+def _networks(config: PolicyConfig) -> str:
+    return config.network if config.vision is None else f"{config.vision} and {config.network}"
