@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from flowchunk.envs.simulation import environment_maker, execution_of
 from flowchunk.envs.rollout import Policy, rollout
+from flowchunk.envs.simulation import environment_maker, execution_of
 from flowchunk.policy.chunk_policy import ChunkPolicy
 
 
