@@ -1,8 +1,8 @@
-"""``predict_chunk`` (MLP, 4 evaluations, batch 1) against four bare calls of its network, in one run.
+"""Latency of ``predict_chunk`` (MLP, 4 evaluations, batch size 1) compared with four calls of only its network.
 
 usage: python benchmarks/chunk_latency.py [--calls 300]
 
-Both take turns, on one thread, where a network this small is fastest. Target: at most 1.5.
+Both alternate in one process, on one thread, where a network this small is fastest. Target: a ratio of at most 1.5.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ def main(calls: int) -> None:
     x, t, condition = torch.randn(1, 16, 2), torch.rand(1), torch.randn(1, 12)
 
     @torch.inference_mode()
-    def bare() -> None:
+    def network_only() -> None:
         for _ in range(4):
             policy.network(x, t, condition)
 
     def chunk() -> None:
         policy.predict_chunk(observation, nfe=4, seed=0)
 
-    times: dict[str, list[float]] = {"chunk": [], "bare": []}
+    times: dict[str, list[float]] = {"chunk": [], "network": []}
     for call in range(calls + 20):
-        for name, function in (("chunk", chunk), ("bare", bare)):
+        for name, function in (("chunk", chunk), ("network", network_only)):
             started = time.perf_counter()
             function()
             if call >= 20:
                 times[name].append(1000 * (time.perf_counter() - started))
-    chunk_ms, bare_ms = (float(np.median(times[name])) for name in ("chunk", "bare"))
+    chunk_ms, network_ms = (float(np.median(times[name])) for name in ("chunk", "network"))
     p95 = np.percentile(times["chunk"], 95)
     print(
-        f"predict_chunk {chunk_ms:.2f} ms (p95 {p95:.2f}), four network calls {bare_ms:.2f} ms: "
-        f"ratio {chunk_ms / bare_ms:.2f} (target <= 1.5)"
+        f"predict_chunk {chunk_ms:.2f} ms (p95 {p95:.2f}), four network calls {network_ms:.2f} ms: "
+        f"ratio {chunk_ms / network_ms:.2f} (target <= 1.5)"
     )
 
 

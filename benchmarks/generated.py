@@ -1,10 +1,10 @@
-"""The domains that are not robots: train each with its defaults, generate, tabulate.
+"""Generated data other than actions of robots: train each domain with its defaults, generate, tabulate.
 
 usage: python benchmarks/generated.py OUTPUT_DIR [--only 8gaussians digits ...]
 
-Toys (flow, 16 Euler evaluations), digits (guidance 1.5, 32 network calls: 16 steps of two), the obstacle with flow and with
-plain regression, the arm on the torus. Resumable: a finished training or measurement is not repeated, an interrupted
-training goes on from its last checkpoint. Writes OUTPUT_DIR/results.md.
+Toys (flow, 16 Euler evaluations), digits (guidance 1.5, 32 evaluations: 16 steps of two), the obstacle with flow and with
+plain regression, the arm on the torus. Resumable: a finished training or evaluation is not repeated, an interrupted
+training continues from its last checkpoint. Writes OUTPUT_DIR/results.md.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ RUNS: dict[str, tuple[list[str], list[str]]] = {
     "obstacle-regression": (["task=obstacle", "objective=regression"], []),
     "torus": (["task=torus"], ["nfe=16"]),
 }
-"""Name → what is told to train, what is told to generate."""
+"""Name → arguments of train, arguments of generate."""
 
 
 def row(name: str, folder: Path) -> str:
-    """Train and generate unless that was done; the measures as a line of the table."""
+    """Train and generate unless it is done; returns the measures as a row of the table."""
     training, generating = RUNS[name]
     run = folder / name
     if not (run / "minutes.txt").exists():
-        started, is_begun = time.perf_counter(), (run / "config.yaml").exists()
-        if flowchunk(["train", *training, f"output_dir={run}", f"training.resume={str(is_begun).lower()}"]):
+        started, is_resumed = time.perf_counter(), (run / "config.yaml").exists()
+        if flowchunk(["train", *training, f"output_dir={run}", f"training.resume={str(is_resumed).lower()}"]):
             raise SystemExit(1)
-        minutes = f"{(time.perf_counter() - started) / 60:.1f}{' (resumed)' if is_begun else ''}"
+        minutes = f"{(time.perf_counter() - started) / 60:.1f}{' (resumed)' if is_resumed else ''}"
         (run / "minutes.txt").write_text(minutes)
     if not (run / "generated" / "metrics.json").exists() and flowchunk(["generate", str(run), *generating]):
         raise SystemExit(1)
@@ -48,12 +48,12 @@ def row(name: str, folder: Path) -> str:
 
 
 def with_std(metrics: dict[str, float], name: str) -> str:
-    """A measure, and its standard deviation over draws of the data where there were several."""
+    """A measure, with its standard deviation over samples of the data if there were several."""
     return f"{metrics[name]:.4f}" + (f" ± {metrics[f'{name}_std']:.4f}" if f"{name}_std" in metrics else "")
 
 
 def main() -> None:
-    """Fill the table."""
+    """Fill in the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--only", nargs="+", default=list(RUNS), choices=RUNS)

@@ -1,9 +1,9 @@
-"""One chunk from two cameras (the CPU size of pickplace_image, 4 evaluations, batch 1): how long it takes.
+"""Latency of one chunk from two cameras (the CPU size of pickplace_image, 4 evaluations, batch size 1).
 
 usage: python benchmarks/image_latency.py [--calls 300]
 
-The weights are drawn, not trained: the time is the same. On one thread, where networks this
-small are fastest. Target: p95 at most 30 ms.
+The weights are random, not trained: the time is the same. On one thread, where networks this small are fastest.
+Target: p95 at most 30 ms.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Windows a second from pictures, and the memory it takes, for each place where frames are kept.
+"""Windows per second from images, and the memory used, for each kind of image cache.
 
 usage: python benchmarks/loader.py DATASET_PATH [--seconds 10] [--repeats 10] [--work DIR] [--lerobot PYTHON]
 
 DATASET_PATH is diffusion_policy's Push-T (data/img, 96 x 96). Batches of 64 shuffled windows of 2 observations and 16
-actions, each measurement in a process of its own; memory is what the process holds for itself (USS), at its peak, and how
-much of it came with the data. The same for a data set of so many repeats. PYTHON, of an environment where lerobot is
-installed, measures its loader on the same frames. Targets: ten times what a training step consumes; the memory for the
-repeats within 300 MB of that for the data.
+actions, each measurement in a process of its own; memory is the peak of the private memory of the process (USS), and how
+much of it is for the data. The same for the data set repeated that many times. PYTHON, of an environment in which lerobot
+is installed, measures its loader on the same frames. Targets: ten times what a training step consumes; the memory for the
+repeated data set within 300 MB of that for the original.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ OBSERVATIONS = ObservationSpec(
     {"image": ObservationField((96, 96, 3), camera="top"), "agent_position": ObservationField((2,))}
 )
 ACTIONS = ActionSpec((ActionDimension("x", "px", "plane"), ActionDimension("y", "px", "plane")), control_hz=10.0)
-MIRRORED = "disk, half of it in the mirror"
+MIRRORED = "disk, half of it mirrored"
 _SWAPPED = {"order": [1, 0], "sign": [-1, -1], "offset": [512, 512]}
 MIRROR = {"image": {"transform": "anti_transpose"}, "agent_position": _SWAPPED, "action": _SWAPPED}
 SIZES = {"agent_position": 2, "action": 2}
 
 
 def main(dataset: Path, *, seconds: float, repeats: int, work: Path, lerobot: str | None) -> None:
-    """Measure every mode on the data and on their repeats, and print a table."""
+    """Measure every mode on the data set and on its repetition, and print a table."""
     source = Store.open(dataset, sources={"image": "img", "agent_position": "state[:2]"})
-    table = Table("loader", "frames", "windows / s", "first batch after", "again after", "memory", "of it for the data")
+    table = Table("loader", "frames", "windows / s", "first batch", "second run", "memory", "of it for data")
     for count in (1, repeats):
         store = work / f"{count}.zarr"
         if not store.exists():
             write_repeats(source, store, count)
         for mode in ("disk", MIRRORED, "ram"):
-            first, again = (measure_alone(mode, store, work / "cache", seconds) for _ in range(2))
+            first, second = (measure_in_process(mode, store, work / "cache", seconds) for _ in range(2))
             table.add_row(
                 f"flowchunk, cache={mode}",
                 f"{first['frames']:,}",
-                f"{max(first['speed'], again['speed']):,.0f}",
+                f"{max(first['speed'], second['speed']):,.0f}",
                 f"{first['ready']:.1f} s",
-                f"{again['ready']:.1f} s",
-                f"{again['memory'] / 1e6:,.0f} MB",
-                f"{again['grown'] / 1e6:,.0f} MB",
+                f"{second['ready']:.1f} s",
+                f"{second['memory'] / 1e6:,.0f} MB",
+                f"{second['grown'] / 1e6:,.0f} MB",
             )
     if lerobot is not None:
         for line in measure_lerobot(lerobot, work / "1.zarr", work, seconds):
@@ -78,32 +78,32 @@ def main(dataset: Path, *, seconds: float, repeats: int, work: Path, lerobot: st
 
 
 def write_repeats(source: Store, path: Path, count: int) -> None:
-    """A store of ours with every episode so many times."""
-    pictures = ImageReader.find(source, "image", OBSERVATIONS.fields["image"])
+    """Write a store that has every episode ``count`` times."""
+    images = ImageReader.find(source, "image", OBSERVATIONS.fields["image"])
     with StoreWriter(path, observation_spec=OBSERVATIONS, action_spec=ACTIONS) as writer:
         for start, stop in zip(source.episode_starts.tolist(), source.episode_ends.tolist(), strict=True):
             values = {
-                "image": pictures.read(start, stop),
+                "image": images.read(start, stop),
                 "agent_position": source.read("agent_position", start, stop),
             }
             for _ in range(count):
                 writer.add_episode(values, source.read("action", start, stop))
 
 
-def measure_alone(mode: str, store: Path, cache: Path, seconds: float) -> dict[str, float]:
+def measure_in_process(mode: str, store: Path, cache: Path, seconds: float) -> dict[str, float]:
     """``measure`` in a process of its own."""
     command = [sys.executable, __file__, str(store), "--measure", mode, "--work", str(cache), "--seconds", str(seconds)]
     return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
 
 
 def measure(mode: str, path: Path, cache: Path, seconds: float) -> dict[str, float]:
-    """Windows a second, seconds until the first batch, and bytes of private memory."""
+    """Windows per second, seconds until the first batch, and bytes of private memory."""
     torch.set_num_threads(1)
     process, started = psutil.Process(), time.perf_counter()
     before = process.memory_full_info().uss
     store = Store.open(path)
     options = ImageCacheOptions("disk" if mode == MIRRORED else mode, cache)
-    pictures = load_image_tensors(store, OBSERVATIONS, options, say=None)
+    images = load_image_tensors(store, OBSERVATIONS, options, say=None)
     windows = load_windows(
         store,
         OBSERVATIONS,
@@ -111,7 +111,7 @@ def measure(mode: str, path: Path, cache: Path, seconds: float) -> dict[str, flo
         episodes=range(len(store.episode_ends)),
         observation_steps=OBSERVATION_STEPS,
         horizon=HORIZON,
-        images=pictures,
+        images=images,
         symmetry=Symmetry.from_options(MIRROR, SIZES, {"image": (96, 96, 3)}) if mode == MIRRORED else None,
     )
     windows.batch(torch.arange(BATCH_SIZE))
@@ -135,7 +135,7 @@ def measure(mode: str, path: Path, cache: Path, seconds: float) -> dict[str, flo
 
 
 def measure_lerobot(python: str, path: Path, work: Path, seconds: float) -> list[dict[str, float | str]]:
-    """LeRobot's loader on the frames of a store of ours, in the environment of another Python."""
+    """Measurements of LeRobot's loader on the frames of a store, with the Python of another environment."""
     store, arrays = Store.open(path), work / "frames.npz"
     if not arrays.exists():
         np.savez(arrays, **{key: store.read(key) for key in (*OBSERVATIONS.fields, "action")}, ends=store.episode_ends)

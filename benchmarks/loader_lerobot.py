@@ -1,10 +1,10 @@
-"""LeRobot's loader on given frames: run by ``loader.py``, with the Python of an environment that has lerobot (0.4.4).
+"""LeRobot's loader on given frames; run by ``loader.py``, with the Python of an environment that has lerobot (0.4.4).
 
 usage: PYTHON loader_lerobot.py FRAMES_NPZ WORK_DIR SECONDS BATCH_SIZE HORIZON
 
 FRAMES_NPZ holds image (N, H, W, 3) uint8, agent_position (N, 2), action (N, 2) and ends (E,). Builds a LeRobotDataset with
-the frames as pictures and one with them as video, as lerobot does by default, and reads shuffled batches of 2 observations
-with a DataLoader, in the process itself and with two workers. Prints one JSON object a measurement.
+the frames as images and one with them as video, which is lerobot's default, and reads shuffled batches of 2 observations
+with a DataLoader, in the same process and with two workers. Prints one JSON object per measurement.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FPS = 10
 
 
 def main(frames: Path, work: Path, *, seconds: float, batch_size: int, horizon: int) -> None:
-    """Build both data sets, unless they are there, and measure each."""
+    """Build both data sets, unless they exist, and measure each."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "home"), "HF_LEROBOT_HOME": str(work / "home")}
     for kind in ("image", "video"):
         if not (work / kind).exists():
@@ -30,12 +30,12 @@ def main(frames: Path, work: Path, *, seconds: float, batch_size: int, horizon: 
 
 
 def build(frames: Path, root: Path, kind: str) -> None:
-    """Write the frames as a LeRobotDataset; at ``root`` only when it is whole."""
+    """Write the frames as a LeRobotDataset; ``root`` appears only when it is complete."""
     import numpy as np
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     arrays = dict(np.load(frames))
-    pictures, ends = arrays["image"], arrays["ends"]
+    images, ends = arrays["image"], arrays["ends"]
     dataset = LeRobotDataset.create(
         "flowchunk/loader",
         fps=FPS,
@@ -44,7 +44,7 @@ def build(frames: Path, root: Path, kind: str) -> None:
         features={
             "observation.image": {
                 "dtype": kind,
-                "shape": pictures.shape[1:],
+                "shape": images.shape[1:],
                 "names": ["height", "width", "channels"],
             },
             "observation.state": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
@@ -53,7 +53,7 @@ def build(frames: Path, root: Path, kind: str) -> None:
     )
     for start, stop in zip([0, *ends[:-1]], ends, strict=True):
         for k in range(start, stop):
-            values = {"observation.image": pictures[k], "observation.state": arrays["agent_position"][k]}
+            values = {"observation.image": images[k], "observation.state": arrays["agent_position"][k]}
             dataset.add_frame({**values, "action": arrays["action"][k], "task": "push the T"})
         dataset.save_episode()
     dataset.finalize()
@@ -63,7 +63,7 @@ def build(frames: Path, root: Path, kind: str) -> None:
 def measure(
     root: Path, kind: str, workers: int, seconds: float, batch_size: int, horizon: int
 ) -> dict[str, float | str]:
-    """Windows a second, and the private memory of the process and its workers."""
+    """Windows per second, and the private memory of the process and its workers in bytes."""
     import torch
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
@@ -96,7 +96,7 @@ def measure(
 
 
 def video_backend() -> str:
-    """lerobot's default, or what it falls back to where the system has no FFmpeg libraries."""
+    """lerobot's default, or its fallback if the system has no FFmpeg libraries."""
     try:
         import torchcodec.decoders  # noqa: F401
     except (ImportError, RuntimeError, OSError):
@@ -105,7 +105,7 @@ def video_backend() -> str:
 
 
 def private_memory() -> int:
-    """Bytes that this process and its children hold for themselves alone."""
+    """Private memory of this process and its children, in bytes."""
     import psutil
 
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]

@@ -1,8 +1,8 @@
-"""What the starting noise is worth: score and success of trained policies against noise_scale and evaluations.
+"""The effect of the starting noise: score and success of trained policies by noise_scale and number of evaluations.
 
 usage: python benchmarks/noise_scale.py RUN [RUN ...] [--scales 0 0.5 1] [--nfe 4 10] [--episodes 200] [--seed 100000]
 
-Below 1 chunks are more alike and nearer to the mean one. Choose on the selection seeds (--seed 300000), report on others.
+Below 1 chunks are less diverse and closer to their mean. Choose on the selection seeds (--seed 300000), report on others.
 Resumable: what is done is not repeated. Prints a row for each run and scale.
 """
 
@@ -17,7 +17,7 @@ from flowchunk.cli.main import main as flowchunk
 
 
 def sweep(run: Path, scale: float, numbers: list[int], *, episodes: int, seed: int) -> list[dict[str, Any]]:
-    """The rows of a sweep, from its file if it was made before."""
+    """The rows of a sweep, read from its file if it exists."""
     folder = run / f"noise-{scale:g}-{seed}-{episodes}"
     if not (folder / "sweep.png").exists():  # written last
         arguments = [f"nfe=[{','.join(map(str, numbers))}]", f"noise_scale={float(scale)}"]

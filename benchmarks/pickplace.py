@@ -3,11 +3,11 @@
 usage: python benchmarks/pickplace.py OUTPUT_DIR [--task pickplace_state|pickplace_image] [--demonstrations 200]
        [--steps N] [--episodes 200]
 
-OUTPUT_DIR may be that of `flowchunk demo`, whose demonstrations and policy are then used. Steps: 3,000 from the state, as
-in the demo, and the task's own from pictures. Resumable: an interrupted training goes on from its last checkpoint.
+OUTPUT_DIR may be that of `flowchunk demo`, whose demonstrations and policy are then used. Steps: 3,000 from states, as in
+the demo, and the task's default from images. Resumable: an interrupted training continues from its last checkpoint.
 
-Targets: from the state success >= 0.95 after at most 10 minutes of training, each bin chosen in at least 25 % of the
-successes; from two cameras, on 2 CPU cores, success >= 0.85 of 100 episodes after at most 60 minutes.
+Targets: from states a success rate of at least 0.95 after at most 10 minutes of training, each bin chosen in at least 25 %
+of the successes; from two cameras, on 2 CPU cores, at least 0.85 in 100 episodes after at most 60 minutes.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from flowchunk.policy.evaluation.intervals import wilson_interval
 
 
 def training_of(checkpoint: Path) -> dict[str, int]:
-    """What a checkpoint says of its training: ``step``, of ``steps``."""
-    described: dict[str, int] = read_json(checkpoint / "checkpoint.json")["training"]
-    return described
+    """The entry of a checkpoint about its training, with ``step`` and ``steps``."""
+    training: dict[str, int] = read_json(checkpoint / "checkpoint.json")["training"]
+    return training
 
 
 def is_trained(run: Path) -> bool:
-    """Whether the run has come to its end."""
+    """Whether the run is finished."""
     last = run / "checkpoints" / "last"
     return last.exists() and training_of(last)["step"] >= training_of(last)["steps"]
 
 
 def main() -> None:
-    """Print the figures."""
+    """Collect, train and evaluate, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--task", default="pickplace_state", choices=["pickplace_state", "pickplace_image"])
@@ -57,7 +57,7 @@ def main() -> None:
         arguments = [task, f"dataset.path={store}", f"output_dir={run}", resume]
         if flowchunk(["train", *arguments, *([f"training.steps={steps}"] if steps else [])]):
             raise SystemExit(1)
-        print(f"training {(time.perf_counter() - started) / 60:.1f} minutes ({resume}), evaluations included")
+        print(f"training {(time.perf_counter() - started) / 60:.1f} minutes ({resume}), including evaluations")
     policy, used = ChunkPolicy.load(run), training_of(find_checkpoint(run))
     print(f"{find_checkpoint(run)}: the checkpoint of step {used['step']:,} of {used['steps']:,}")
     make_env = environment_maker("flowchunk/PickPlace-v1", {"observation": options.task.partition("_")[2]})

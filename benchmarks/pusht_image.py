@@ -1,9 +1,9 @@
-"""Push-T from the human demonstrations, 96 x 96 pictures and the pusher's position: train, evaluate, tabulate.
+"""Push-T from the human demonstrations, 96 x 96 images and the pusher's position: train, evaluate, tabulate.
 
 usage: python benchmarks/pusht_image.py DATASET_PATH OUTPUT_DIR [--hardware cpu|gpu] [--seeds 0] [--episodes 100]
 
-The command's defaults for that hardware, unless --steps says otherwise. Resumable, as pusht_state.py is. With gym_pusht
-installed the same checkpoint is evaluated in the original environment too. Writes OUTPUT_DIR/results.md.
+The command's defaults for that hardware, except for --steps. Resumable, like pusht_state.py. If gym_pusht is installed,
+the same checkpoint is also evaluated in the original environment. Writes OUTPUT_DIR/results.md.
 
 Targets, 100 episodes of the twin at 4 evaluations: on 2 CPU cores within 75 minutes score 0.82 (aim 0.92, success 0.40);
 on a GPU within 10 minutes score 0.90 and success 0.50.
@@ -19,7 +19,7 @@ from pusht_state import NFE, ORIGINAL, TWIN, row, train
 
 
 def main() -> None:
-    """Fill the table."""
+    """Fill in the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("output_dir", type=Path)
@@ -41,9 +41,9 @@ def main() -> None:
         ]
         train(run, arguments + ([f"training.steps={options.steps}"] if options.steps else []))
         for env_id in env_ids:
-            seeing = ("env.observation=image",)  # another environment does not inherit what the twin was told
+            image_options = ("env.observation=image",)  # other environments do not inherit the options of the twin
             name = f"{options.hardware} | {seed}"
-            lines.append(row(name, run, env_id=env_id, episodes=options.episodes, more=seeing))
+            lines.append(row(name, run, env_id=env_id, episodes=options.episodes, more=image_options))
             (options.output_dir / "results.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

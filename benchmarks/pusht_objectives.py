@@ -1,9 +1,9 @@
-"""Push-T from states: one network and budget, every objective, at 1, 2, 4 and 10 evaluations.
+"""Push-T from states: every objective with the same network and budget, at 1, 2, 4 and 10 evaluations.
 
 usage: python benchmarks/pusht_objectives.py DATASET_PATH OUTPUT_DIR [--objectives flow v data_prediction …]
 
-An MLP of a million weights, 4,000 steps; 200 episodes each, the same for all. noise_prediction is sampled by DDIM in our few
-steps, and through `diffusers` as DDPM with 100 steps and as DDIM with 16. Resumable: what is done is not repeated. Writes
+An MLP of a million weights, 4,000 steps; 200 episodes each, the same for all. noise_prediction is sampled by our DDIM with
+few steps, and by `diffusers` as DDPM with 100 steps and as DDIM with 16. Resumable: what is done is not repeated. Writes
 OUTPUT_DIR/results-SEED.md.
 """
 
@@ -23,7 +23,7 @@ NETWORK = ("network=mlp", "network.width=200", "network.blocks=4")
 
 
 def train(dataset: Path, run: Path, *, objective: str, steps: int, seed: int, more: list[str]) -> None:
-    """Train into ``run``, or finish what was begun there."""
+    """Train into ``run``, or resume what is there."""
     if (run / "loss.png").exists():
         return
     resume = "true" if (run / "config.yaml").exists() else "false"
@@ -34,7 +34,7 @@ def train(dataset: Path, run: Path, *, objective: str, steps: int, seed: int, mo
 
 
 def sweep(run: Path, nfe: tuple[int, ...], *, episodes: int, solver: str | None = None) -> list[dict[str, Any]]:
-    """Rows of the sweep, from its file where it was made before."""
+    """The rows of a sweep, read from its file if it exists."""
     folder = run / f"sweep-{solver or 'default'}-{episodes}"
     if not (folder / "sweep.json").exists():
         chosen = [] if solver is None else [f"solver={solver}"]
@@ -45,8 +45,8 @@ def sweep(run: Path, nfe: tuple[int, ...], *, episodes: int, solver: str | None 
     return rows
 
 
-def shown(row: dict[str, Any]) -> str:
-    """Score and success with its interval."""
+def format_row(row: dict[str, Any]) -> str:
+    """Score, and success with its confidence interval; "-" if this number of evaluations was refused."""
     if "refused" in row:
         return "-"
     low, high = row["success_ci95"]
@@ -54,7 +54,7 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Fill the table."""
+    """Fill in the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("output_dir", type=Path)
@@ -69,11 +69,11 @@ def main() -> None:
         run = options.output_dir / f"{objective}-{options.seed}"
         train(options.dataset, run, objective=objective, steps=options.steps, seed=options.seed, more=options.train)
         rows = sweep(run, NFE, episodes=options.episodes)
-        lines.append(f"| {objective} | " + " | ".join(shown(row) for row in rows) + " |")
+        lines.append(f"| {objective} | " + " | ".join(format_row(row) for row in rows) + " |")
         for solver, nfe in DIFFUSERS if objective == "noise_prediction" else ():
             (row,) = sweep(run, (nfe,), episodes=options.episodes, solver=solver)
             lines.append(
-                f"| noise_prediction, {solver.removeprefix('diffusers_').upper()}-{nfe} | {shown(row)} | | | |"
+                f"| noise_prediction, {solver.removeprefix('diffusers_').upper()}-{nfe} | {format_row(row)} | | | |"
             )
         (options.output_dir / f"results-{options.seed}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

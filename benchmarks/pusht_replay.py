@@ -1,9 +1,9 @@
 """How closely flowchunk/PushT-v1 follows the original: replay the 206 human demonstrations open loop.
 
-    python benchmarks/pusht_replay.py pusht_cchi_v7_replay.zarr
+usage: python benchmarks/pusht_replay.py pusht_cchi_v7_replay.zarr [--physics-step 0.01]
 
-Each recording starts from its first state. State k was recorded before action k, so the block is compared at the last
-recorded state, before the last action; the best coverage is that of the whole replay.
+Each replay starts from the first state of a recording. State k was recorded before action k, so the block is compared at
+the last recorded state, before the last action; the best coverage is that of the whole replay.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Recording:
 
 @dataclass(frozen=True)
 class Replay:
-    """What became of one recording: the block's distance from its recorded last position, and the best coverage."""
+    """The result of a replay: the distance of the block from its last recorded position, and the best coverage, 0 to 1."""
 
     block_error_px: float
     best_coverage: float
 
 
 def load_recordings(path: Path) -> Iterator[Recording]:
-    """The recordings of a store of the original's format."""
+    """The recordings in a store of the original's format."""
     group = zarr.open_group(str(path), mode="r")
     states, actions = np.asarray(group["data/state"]), np.asarray(group["data/action"])
     start = 0
@@ -51,7 +51,7 @@ def load_recordings(path: Path) -> Iterator[Recording]:
 
 
 def replay(env: PushT, recording: Recording) -> Replay:
-    """Step through a recording's actions from its first state."""
+    """Step through the actions of a recording from its first state."""
     observation, info = env.reset(options={"state": recording.states[0]})
     best_coverage = info["coverage"]
     for action in recording.actions:
@@ -62,6 +62,7 @@ def replay(env: PushT, recording: Recording) -> Replay:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset_path", type=Path, help="pusht_cchi_v7_replay.zarr")
     parser.add_argument("--physics-step", type=float, default=0.01, help="0.01 or 0.005 s")
@@ -79,7 +80,7 @@ def main() -> None:
     table.add_row("block position error, median", f"{np.median(errors):.3f} px", "≤ 0.4 px")
     table.add_row("block position error, 90th percentile", f"{np.quantile(errors, 0.9):.3f} px", "≤ 1.5 px")
     table.add_row("best coverage, mean", f"{np.mean([replay.best_coverage for replay in replays]):.4f}", "≥ 0.87")
-    table.add_row("control steps a second, one core", f"{steps / seconds:,.0f}", "≥ 3,000")
+    table.add_row("control steps per second, one core", f"{steps / seconds:,.0f}", "≥ 3,000")
     table.add_row("physics step", f"{arguments.physics_step:g} s", "")
     Console().print(table)
 

@@ -2,9 +2,9 @@
 
 usage: python benchmarks/pusht_state.py DATASET_PATH OUTPUT_DIR [--networks mlp mixer] [--seeds 0 1 2] [--episodes 200]
 
-Each cell is the command's defaults with training.steps=10000 alone. Resumable: a finished training or evaluation is not
-repeated, an interrupted training goes on from its last checkpoint. With gym_pusht installed (extra pusht-original) the
-same checkpoints are evaluated in the original environment too. Writes OUTPUT_DIR/results.md.
+All runs have the command's defaults except for training.steps=10000. Resumable: a finished training or evaluation is not
+repeated, an interrupted training continues from its last checkpoint. If gym_pusht is installed (extra pusht-original), the
+same checkpoints are also evaluated in the original environment. Writes OUTPUT_DIR/results.md.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ TWIN, ORIGINAL = "flowchunk/PushT-v1", "flowchunk/PushTOriginal-v1"
 
 
 def train(run: Path, arguments: list[str]) -> None:
-    """Train into ``run`` unless that is done; note the minutes it took."""
-    metrics = run / "minutes.txt"
-    if metrics.exists():
+    """Train into ``run`` unless it is done; write the minutes that it took to ``minutes.txt``."""
+    minutes = run / "minutes.txt"
+    if minutes.exists():
         return
     started = time.perf_counter()
     resume = "true" if run.exists() else "false"
     status = flowchunk(["train", *arguments, f"output_dir={run}", f"training.resume={resume}"])
     if status:
         raise SystemExit(status)
-    metrics.write_text(f"{(time.perf_counter() - started) / 60:.1f}{' (resumed)' if resume == 'true' else ''}")
+    minutes.write_text(f"{(time.perf_counter() - started) / 60:.1f}{' (resumed)' if resume == 'true' else ''}")
 
 
 def evaluate(run: Path, *, env_id: str, nfe: int, episodes: int, more: tuple[str, ...]) -> dict[str, float]:
-    """The evaluation's report, from its file where it was made before. more: arguments of ``flowchunk eval``."""
+    """The report of an evaluation, read from its file if it exists. more: arguments of ``flowchunk eval``."""
     folder = run / f"eval-{env_id.partition('/')[2]}-{nfe}-{episodes}"
     if not (folder / "eval.json").exists():
         arguments = [f"env_id={env_id}", f"nfe={nfe}", f"episodes={episodes}", f"output_dir={folder}", "video=0"]
@@ -46,14 +46,14 @@ def evaluate(run: Path, *, env_id: str, nfe: int, episodes: int, more: tuple[str
 
 
 def row(name: str, run: Path, *, env_id: str, episodes: int, more: tuple[str, ...] = ()) -> str:
-    """Score and success of a run at each number of evaluations, as a line of the table."""
+    """Score and success of a run at each number of evaluations, as a row of the table."""
     reports = [evaluate(run, env_id=env_id, nfe=nfe, episodes=episodes, more=more) for nfe in NFE]
     cells = "".join(f" {report['score_mean']:.3f} / {report['success_rate']:.2f} |" for report in reports)
     return f"| {name} | {(run / 'minutes.txt').read_text()} | {env_id.partition('/')[2]} |{cells}"
 
 
 def main() -> None:
-    """Fill the table."""
+    """Fill in the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("output_dir", type=Path)

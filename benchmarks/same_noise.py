@@ -1,4 +1,4 @@
-"""What the same starting noise for every chunk costs: success of one policy with it, and with other noise each time.
+"""The effect of the same starting noise for every chunk: success of a policy with it, and with new noise each time.
 
 usage: python benchmarks/same_noise.py RUN [--episodes 100] [--seed 100000] [--nfe 4]
 """
@@ -17,7 +17,7 @@ from flowchunk.policy.chunk_policy import ChunkPolicy
 
 
 class SameNoise:
-    """The policy, with one seed for every chunk."""
+    """The policy, with the same seed for every chunk."""
 
     def __init__(self, policy: ChunkPolicy) -> None:
         self.policy, self.observation_spec, self.action_spec = policy, policy.observation_spec, policy.action_spec
@@ -25,12 +25,12 @@ class SameNoise:
     def predict_chunk(
         self, observation: Mapping[str, np.ndarray], *, nfe: int | None = None, seed: Any = None
     ) -> np.ndarray:
-        """Its chunks (B, H, D), all rows from the same noise."""
+        """Its chunks (B, H, D), every row from the same noise."""
         return self.policy.predict_chunk(observation, nfe=nfe, seed=[0] * len(seed))
 
 
 def main() -> None:
-    """Print a row for each."""
+    """Print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--env", default="flowchunk/PushT-v1")
@@ -39,10 +39,10 @@ def main() -> None:
     parser.add_argument("--nfe", type=int, default=4)
     options = parser.parse_args()
     policy = ChunkPolicy.load(options.run)
-    compared: dict[str, Policy] = {"other noise for each chunk": policy, "the same noise": SameNoise(policy)}
-    for name, tried in compared.items():
+    policies: dict[str, Policy] = {"new noise for each chunk": policy, "the same noise": SameNoise(policy)}
+    for name, compared in policies.items():
         result = rollout(
-            tried,
+            compared,
             environment_maker(options.env, {}),
             execution_of(policy.config),
             episodes=options.episodes,

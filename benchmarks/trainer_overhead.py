@@ -1,8 +1,8 @@
-"""The trainer's step against the bare forward, backward and optimiser step of the same network and batch, in one run.
+"""The trainer's step compared with only forward, backward and optimizer step of the same network and batch size.
 
 usage: python benchmarks/trainer_overhead.py [--steps 60]
 
-Both take turns, so that other work on the machine meets both alike. Target: at most 1.10.
+Both alternate in one process, so that other load on the machine affects both. Target: a ratio of at most 1.10.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main(steps: int) -> None:
                     times[name].append(time.perf_counter() - started)
     trainer_ms, bare_ms = (1000 * float(np.median(times[name])) for name in ("trainer", "bare"))
     print(
-        f"trainer {trainer_ms:.1f} ms, bare {bare_ms:.1f} ms a step: ratio {trainer_ms / bare_ms:.3f} (target <= 1.10)"
+        f"trainer {trainer_ms:.1f} ms, bare {bare_ms:.1f} ms per step: ratio {trainer_ms / bare_ms:.3f} (target <= 1.10)"
     )
 
 

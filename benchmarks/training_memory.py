@@ -2,7 +2,7 @@
 
 usage: python benchmarks/training_memory.py DATASET_PATH [--steps 300]
 
-The run evaluates in simulation and writes its checkpoints, as a long one does. Target: at most 1.5 GB.
+The run evaluates in simulation and writes checkpoints, like a long one. Target: at most 1.5 GB.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from flowchunk.envs.contract import action_spec_of, observation_spec_of
 from flowchunk.envs.rollout import ChunkExecution, Rollout, record_episode, rollout
 from flowchunk.envs.simulation import MakeEnv, environment_maker, execution_of, inherited_options
 from flowchunk.envs.video import write_video
-from flowchunk.policy.checkpoint import find_checkpoint, read_json, run_of
+from flowchunk.policy.checkpoint import find_checkpoint, find_run, read_json
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.devices import choose_device
 from flowchunk.policy.evaluation.intervals import wilson_interval
@@ -59,7 +59,7 @@ def evaluate(checkpoint: str | Path, options: dict[str, Any]) -> Path:
     directory = find_checkpoint(checkpoint)
     setting = set_up(directory, options, console=console)
     setting.policy.with_sampling(nfe=options["nfe"])  # refuses what does not fit before anything is run
-    output_dir = Path(options["output_dir"] or run_of(directory) / "eval").expanduser()
+    output_dir = Path(options["output_dir"] or find_run(directory) / "eval").expanduser()
     output_dir.mkdir(parents=True, exist_ok=True)
 
     latency = setting.latency_ms(options["nfe"])
@@ -179,7 +179,7 @@ def _outcome(result: Rollout) -> dict[str, Any]:
 
 
 def _nfe(policy: ChunkPolicy, nfe: int | None) -> int:
-    return policy.model.evaluations(policy.config.sampling.with_given(nfe=nfe))
+    return policy.model.resolve_nfe(policy.config.sampling.with_given(nfe=nfe))
 
 
 def _check_env(policy: ChunkPolicy, make_env: MakeEnv, env_id: str) -> None:

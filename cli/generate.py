@@ -33,7 +33,7 @@ from flowchunk.cli.options import read_options, take_checkpoint
 from flowchunk.cli.reports import print_table, print_written, table_of, write_report
 from flowchunk.cli.train_generative import generate_like
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
-from flowchunk.policy.checkpoint import find_checkpoint, read_json, run_of
+from flowchunk.policy.checkpoint import find_checkpoint, find_run, read_json
 from flowchunk.policy.data_model import DataModel
 
 Draws = list[tuple[Samples, Samples]]
@@ -69,7 +69,7 @@ def generate(checkpoint: str | Path, options: Mapping[str, Any]) -> dict[str, fl
     if (pairs := options["floor_pairs"]) < 1:
         raise ConfigurationError(f"floor_pairs={pairs} must be at least 1")
     draws = data_draws(domain, n, label=label, pairs=pairs)
-    output_dir = Path(options["output_dir"] or run_of(directory) / "generated").expanduser()
+    output_dir = Path(options["output_dir"] or find_run(directory) / "generated").expanduser()
     output_dir.mkdir(parents=True, exist_ok=True)
 
     generated = samples_like_data(

@@ -247,6 +247,11 @@ def _explain(config: str, overrides: Sequence[str], error: Exception) -> str:
             return f"unknown {group} {given[group]!r}; there are {', '.join(choices(group))}"
     if given.get("task") in DOMAINS and config != "train_generative":
         return f"task={given['task']} is no robot's: its data are made when it is trained, by flowchunk train"
+    if given.get("vision") == "none" and "not in 'none'" in str(error):
+        encoders = "|".join(name for name in choices("vision") if name != "none")
+        return (
+            f"vision=none, but the recipe is for observations with images: choose vision={encoders}, or experiment=none"
+        )
     if "task" in groups and "task" not in given:
         return f"task=… must be given; there are {', '.join(choices('task'))}"
     by_default = _composed(config, [f"{group}={given[group]}" for group in groups if group in given])

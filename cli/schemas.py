@@ -259,7 +259,7 @@ def network_options(name: str) -> Options:
 
 def vision_options(name: str) -> Options:
     """What an image encoder takes, and what all of them do."""
-    own = options_of(VISION[name], without=("picture_size", "architecture", "backbone"))
+    own = options_of(VISION[name], without=("image_size", "architecture", "backbone"))
     if name in BACKBONES:
         own = {"backbone": Option(Path, BACKBONES[name], "a name on the hub, or a folder"), **PRETRAINED, **own}
     return {"name": Option(str, name), **ENCODER, **own}

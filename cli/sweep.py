@@ -48,7 +48,7 @@ from flowchunk.cli.options import read_options, take_checkpoint
 from flowchunk.cli.reports import print_table, print_written, table_of, write_report
 from flowchunk.cli.train_generative import generate_like
 from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.policy.checkpoint import find_checkpoint, read_json, run_of
+from flowchunk.policy.checkpoint import find_checkpoint, find_run, read_json
 from flowchunk.policy.chunk_policy import KIND as CHUNK_POLICY
 from flowchunk.policy.devices import choose_device
 from flowchunk.policy.evaluation.intervals import wilson_interval
@@ -81,7 +81,7 @@ def sweep(checkpoint: str | Path, options: Mapping[str, Any]) -> Path:
     numbers = options["nfe"]
     if not numbers or not all(type(nfe) is int and nfe >= 1 for nfe in numbers):
         raise ConfigurationError(f"nfe={numbers}: expected a list of whole numbers of at least 1, such as [1,2,4]")
-    output_dir = Path(options["output_dir"] or run_of(directory) / "sweep").expanduser()
+    output_dir = Path(options["output_dir"] or find_run(directory) / "sweep").expanduser()
     kind = read_json(directory / "checkpoint.json").get("kind")
     console = Console()
     subject = (_of_policy if kind == CHUNK_POLICY else _of_generative_model)(directory, options, console)

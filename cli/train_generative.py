@@ -17,7 +17,7 @@ from flowchunk.cli.options import fill, unknown_dataset
 from flowchunk.cli.runs import check_folder, finish, training_config, write_options
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.data_model import CONDITION, KIND, DataConfig, DataModel, X
-from flowchunk.policy.evaluation.generative import energy_distance
+from flowchunk.policy.evaluation.generative_metrics import energy_distance
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.sampling import SamplingOptions
 from flowchunk.policy.training.run import Plan, open_run

@@ -1,8 +1,8 @@
 """Checkpoints: a directory of safetensors and one JSON file, written whole or not at all, read without unpickling.
 
-``checkpoint.json`` names everything else: format version, kind, configuration, specifications, normaliser, and which
-file holds which tensor. A directory takes its name only when it is complete; while the old one is swapped for the new,
-the old one stands beside it as ``.NAME.previous``, where ``find_checkpoint`` finds it after a crash.
+``checkpoint.json`` describes everything else: format version, kind, configuration, specifications, normalizer, and which
+file contains which tensor. A directory gets its name only when it is complete; while a new one replaces it, the old one is
+next to it as ``.NAME.previous``, where ``find_checkpoint`` finds it after a crash.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flowchunk.datasets.errors import CheckpointError
 from flowchunk.policy.diffusion.objectives import OBJECTIVES
 from flowchunk.policy.diffusion.predictions import PREDICTIONS
 from flowchunk.policy.diffusion.solvers import SOLVERS
-from flowchunk.policy.migrations import migrated, migrated_name
+from flowchunk.policy.migrations import migrate_description, migrate_weight_name
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.networks.image_networks import IMAGE_NETWORKS
 from flowchunk.policy.registry import Registry
@@ -50,9 +50,9 @@ def write_checkpoint(
 ) -> None:
     """Write (or replace) the checkpoint directory ``path``.
 
-    kind: what the weights are ("chunk_policy"). sharded: split the weights so that no file is above 15 MiB.
-    write_extra_files: adds files to the same directory, in the same all-or-nothing way. Raises CheckpointError if it
-    cannot be written (disk full, no permission); what was at ``path`` then still is.
+    kind: of model, such as "chunk_policy". description: more entries of ``checkpoint.json``. sharded: split the weights so
+    that no file is larger than 15 MiB. write_extra_files: called with the directory, to add files to the same checkpoint.
+    Raises CheckpointError if it cannot be written (disk full, no permission); ``path`` is then unchanged.
     """
     with atomic_directory(Path(path)) as partial:
         files = save_tensors(partial, "model", weights, sharded=sharded)
@@ -72,58 +72,60 @@ def write_checkpoint(
 def read_checkpoint(path: str | Path, *, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The description and the weights at ``path``, a checkpoint or a run directory.
 
-    A checkpoint that training replaces meanwhile is read anew, so both are of one moment. Raises CheckpointError where
-    nothing is there, a file is missing or damaged, or the format is newer than this code.
+    If training replaces the checkpoint meanwhile it is read again, so both belong together. Raises CheckpointError if there
+    is none, it is of another kind, a file is missing or damaged, a plug-in is missing, or the format is newer than this code.
     """
     for is_last_try in (False,) * (READ_TRIES - 1) + (True,):
-        seen = None
+        identity = None
         try:
             directory = find_checkpoint(path)
-            seen = _identity(directory)
+            identity = _identity(directory)
             content = _read(directory, kind=kind)
         except CheckpointError:
-            if is_last_try or (seen is not None and seen == _identity(directory)):
+            if is_last_try or (identity is not None and identity == _identity(directory)):
                 raise
             continue
-        if seen == _identity(directory):
+        if identity == _identity(directory):
             return content
     raise CheckpointError(f"{path} was replaced {READ_TRIES} times while it was read; try again")
 
 
 def _identity(directory: Path) -> tuple[int, int] | None:
-    """What changes when another checkpoint takes this name."""
+    """A value that changes when another checkpoint gets this name; None if there is none."""
     try:
-        found = (directory / DESCRIPTION).stat()
+        status = (directory / DESCRIPTION).stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
-    """The description at ``path``, a checkpoint or a run directory, in today's words. Raises CheckpointError."""
+    """The description at ``path``, a checkpoint or a run directory, in the current format. Raises CheckpointError."""
     return _description(find_checkpoint(path))
 
 
 def _read(directory: Path, *, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     description = _description(directory)
     if description.get("kind") != kind:
-        raise CheckpointError(f"{directory} holds a {description.get('kind')!r}, but a {kind!r} was expected")
+        raise CheckpointError(f"{directory} is a {description.get('kind')!r}, but a {kind!r} was expected")
     if not isinstance(files := description.get("weights"), dict):
         raise CheckpointError(f"{directory / DESCRIPTION} does not name its weights; copy the checkpoint again")
     _require_plugins(description, directory)
     weights = load_tensors(directory, files)
-    return description, {migrated_name(name, description["format_version"]): value for name, value in weights.items()}
+    return description, {
+        migrate_weight_name(name, description["format_version"]): value for name, value in weights.items()
+    }
 
 
 def _description(directory: Path) -> dict[str, Any]:
     description = read_json(directory / DESCRIPTION)
-    found = description.get("format_version")
-    if not isinstance(found, int) or found > FORMAT_VERSION:
+    format_version = description.get("format_version")
+    if not isinstance(format_version, int) or format_version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{directory} has checkpoint format {found}, but this flowchunk reads up to {FORMAT_VERSION}: "
+            f"{directory} has checkpoint format {format_version}, but this flowchunk reads up to {FORMAT_VERSION}: "
             f"update flowchunk (it was written by {description.get('versions')})"
         )
-    return migrated(description)
+    return migrate_description(description)
 
 
 def _require_plugins(description: Mapping[str, Any], directory: Path) -> None:
@@ -131,12 +133,12 @@ def _require_plugins(description: Mapping[str, Any], directory: Path) -> None:
         if plugin["name"] not in REGISTRIES[plugin["kind"]]:
             raise CheckpointError(
                 f"{directory} needs the {plugin['kind']} {plugin['name']!r} of the plug-in {plugin['module']}, which is not "
-                "there: install it, or import it before loading"
+                "available: install it, or import it before loading"
             )
 
 
-def run_of(checkpoint: Path) -> Path:
-    """The run that a checkpoint belongs to; itself where it stands alone."""
+def find_run(checkpoint: Path) -> Path:
+    """The directory of the run that a checkpoint belongs to; its own if it belongs to none."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
 
 
@@ -144,22 +146,25 @@ def find_checkpoint(path: str | Path) -> Path:
     """Resolve a run directory (its ``best``, else ``last``) or a checkpoint directory. Raises CheckpointError."""
     path = Path(path).expanduser()
     for candidate in (path, path / "checkpoints" / "best", path / "checkpoints" / "last", path / "best", path / "last"):
-        for directory in (candidate, *([previous_of(candidate)] if candidate.name else [])):
+        for directory in (candidate, *([previous_path(candidate)] if candidate.name else [])):
             if (directory / DESCRIPTION).is_file():
                 return directory
     reason = f"it has no {DESCRIPTION} and no checkpoints/best or checkpoints/last" if path.exists() else "no such path"
     raise CheckpointError(f"no checkpoint at {path}: {reason}; give a run directory or a checkpoint directory")
 
 
-def previous_of(path: Path) -> Path:
-    """Where the former directory stands while a new one takes its name."""
+def previous_path(path: Path) -> Path:
+    """Where the old directory is while a new one replaces it."""
     return path.with_name(f".{path.name}.previous")
 
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Give a folder to write to that becomes ``path`` when the block ends well, and vanishes when it does not."""
-    partial, previous = path.with_name(f".{path.name}.partial"), previous_of(path)
+    """A directory to write to, which becomes ``path`` if the block succeeds, and is deleted if it raises.
+
+    Raises CheckpointError in place of errors of the file system.
+    """
+    partial, previous = path.with_name(f".{path.name}.partial"), previous_path(path)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -176,14 +181,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         if not isinstance(error, (OSError, SafetensorError)):
             raise
         raise CheckpointError(
-            f"cannot write {path}: {error}; the former checkpoint is untouched: free some disk space or choose another "
+            f"cannot write {path}: {error}; the previous checkpoint is unchanged: free some disk space or choose another "
             "output_dir, then resume"
         ) from error
     shutil.rmtree(previous, ignore_errors=True)
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Write a text file whole or not at all: under another name, flushed to disk, then renamed."""
+    """Write a text file atomically: under another name, flushed to disk, then renamed."""
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(text)
     _flush_to_disk(partial)
@@ -193,9 +198,9 @@ def replace_text(file: Path, text: str) -> None:
 def save_tensors(
     directory: Path, name: str, tensors: Mapping[str, Tensor], *, sharded: bool = False
 ) -> dict[str, list[str]]:
-    """Write tensors to ``NAME.safetensors``, or to numbered shards; return {file: names of its tensors}.
+    """Write tensors to ``NAME.safetensors``, or to numbered shards; returns {file: names of its tensors}.
 
-    A tensor larger than a shard is split along its first axis into pieces called ``NAME#0``, ``NAME#1``, ….
+    A tensor larger than a shard is split along its first axis into ``NAME#00000``, ``NAME#00001``, ….
     """
     pieces = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     groups = _shards(pieces) if sharded else [pieces]
@@ -203,17 +208,17 @@ def save_tensors(
     for number, group in enumerate(groups):
         file = f"{name}-{number:05d}.safetensors" if sharded else f"{name}.safetensors"
         save_file(group, directory / file)
-        (directory / file).chmod(0o666 & ~_umask())  # safetensors makes them private
+        (directory / file).chmod(0o666 & ~_umask())  # safetensors creates them private
         files[file] = list(group)
     return files
 
 
 def load_tensors(directory: Path, files: Mapping[str, list[str]]) -> dict[str, Tensor]:
-    """Read back what ``save_tensors`` wrote. Raises CheckpointError for a missing or damaged file."""
+    """The tensors that ``save_tensors`` wrote. Raises CheckpointError for a missing or damaged file."""
     pieces: dict[str, Tensor] = {}
     for file, names in files.items():
         if Path(file).name != file:
-            raise CheckpointError(f"{directory} names the file {file!r}, outside of its folder; do not trust it")
+            raise CheckpointError(f"{directory} names the file {file!r} outside its directory; do not trust it")
         if not (directory / file).is_file():
             raise CheckpointError(f"{directory} is incomplete: {file} is missing; copy the whole directory again")
         try:
@@ -231,13 +236,13 @@ def load_tensors(directory: Path, files: Mapping[str, list[str]]) -> dict[str, T
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError where it is missing or damaged."""
+    """The object in a JSON file. Raises CheckpointError if it is missing or damaged."""
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}); copy the checkpoint again") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds a {type(content).__name__}, but an object was expected")
+        raise CheckpointError(f"{file} contains a {type(content).__name__}, but an object was expected")
     return content
 
 

@@ -1,4 +1,4 @@
-"""A chunk policy: from what the robot observed to the actions it should take next.
+"""Chunk policies: from what a robot observed to the actions that it should take next.
 
 ``ChunkPolicy.load(path).predict_chunk(observation, nfe=4)`` is all that deployment needs.
 """
@@ -36,13 +36,14 @@ ACTION = "action"
 class PolicyConfig(ModelConfig):
     """What a chunk policy is made of; saved with it.
 
-    horizon: H actions predicted; n_action_steps: how many of them are executed before the next observation. prefix_max:
-    the longest prefix of already committed actions in training (0: none). mask_padding: leave the held actions after an
-    episode's end out of the loss. relative_to: for each action dimension the observed value, as KEY.INDEX, that the
-    network predicts it relative to, or None; policies take and return absolute actions all the same. vision,
-    vision_options: the image encoder, see ``ObservationEncoder``. num_noise_samples: how many times each encoded
-    observation is used, with noise and a time of their own (default: 4 with images, whose encoding is what costs,
-    else 1). For the others see ``ModelConfig``.
+    observation_steps: To, the latest observations that it is given. horizon: H, the number of predicted actions.
+    n_action_steps: how many of them are executed before the next prediction. prefix_max: the longest prefix of already
+    committed actions in training; 0 for none. mask_padding: exclude the padding after an episode's end, where the last
+    action is held, from the loss. relative_to: for each action dimension the observed value, as KEY.INDEX, that the network
+    predicts it relative to, or None; the policy itself takes and returns absolute actions. vision, vision_options: the image
+    encoder, see ``ObservationEncoder``. num_noise_samples: how many samples of noise and time each encoded observation is
+    trained with; by default 4 with images, which are expensive to encode, otherwise 1. For the others see ``ModelConfig``.
+    Raises ConfigurationError for values out of range and options that do not fit together.
     """
 
     time_density: str = "beta"
@@ -79,27 +80,28 @@ class PolicyConfig(ModelConfig):
 
     @property
     def noise_samples_per_observation(self) -> int:
-        """``num_noise_samples``, or its default."""
+        """``num_noise_samples`` or its default."""
         return self.num_noise_samples or (1 if self.vision is None else 4)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PolicyNoise(Noise):
-    """Everything random in one training step, a row per observation.
+    """All random numbers of a training step, a row per observation.
 
-    path: of the chunks; with M > 1 noise samples per observation (B, M, …), like prefix_length (B,) or (B, M). views:
-    where and in which colors each image is seen, see ``ObservationEncoder.sample_views``.
+    path: noise and times of the chunks, (B, …), or (B, M, …) with M > 1 noise samples per observation. prefix_length: (B,)
+    or (B, M); None without prefixes. augmentation: of the images, see ``ObservationEncoder.sample_augmentation``.
     """
 
     path: PathNoise
     prefix_length: Tensor | None
-    views: Mapping[str, Tensor]
+    augmentation: Mapping[str, Tensor]
 
 
 class ChunkPolicy(nn.Module):
-    """Observation histories in raw units to chunks of actions in physical units.
+    """A policy from observation histories to chunks of actions, both in physical units.
 
-    An encoder of observations, a ``GenerativeModel`` of chunks, and the specifications of both ends.
+    An encoder of observations, a ``GenerativeModel`` of chunks, and the specifications of observations and actions. Raises
+    ConfigurationError or SpecMismatchError if they do not fit together.
     """
 
     default_nfe = 4
@@ -134,72 +136,73 @@ class ChunkPolicy(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """Of the generative model."""
+        """The network of the generative model."""
         return self.model.network
 
     @property
     def objective(self) -> Objective:
-        """What it was trained for."""
+        """The objective that it is trained for."""
         return self.model.objective
 
     @property
     def valid_nfe(self) -> tuple[int, ...] | None:
-        """The numbers of network evaluations that it admits; None for any."""
+        """The numbers of network evaluations that its objective admits; None for any."""
         return self.objective.valid_nfe
 
     @property
     def normalizer(self) -> Normalizer:
-        """The scaling of its actions and observations."""
+        """The normalizer of its observations and actions."""
         return self.model.normalizer
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    pair_noise = None  # chunks are conditioned: their noise is independent of them
+    pair_noise = None  # chunks depend on a condition, so their noise must be independent of them
 
     def sample_noise(self, batch_size: int, generator: torch.Generator) -> PolicyNoise:
-        """Everything random in one training step, a row per observation."""
-        config, times = self.config, self.config.noise_samples_per_observation
-        rows = batch_size * times
+        """All random numbers of a training step, a row per observation."""
+        config, repeats = self.config, self.config.noise_samples_per_observation
+        rows = batch_size * repeats
         path, prefix_length = self.model.sample_noise(rows, generator), None
         if config.prefix_max:  # P(0) = 1/2, the rest uniform
             length = torch.randint(1, config.prefix_max + 1, (rows,), generator=generator)
             prefix_length = length * (torch.rand(rows, generator=generator) < 0.5)
         noise = PolicyNoise(path, prefix_length, {})
-        if times > 1:
-            noise = noise.map(lambda values: values.reshape(batch_size, times, *values.shape[1:]))
-        return replace(noise, views=self.encoder.sample_views(batch_size, generator))
+        if repeats > 1:
+            noise = noise.map(lambda values: values.reshape(batch_size, repeats, *values.shape[1:]))
+        return replace(noise, augmentation=self.encoder.sample_augmentation(batch_size, generator))
 
     def forward(self, batch: Mapping[str, Tensor], noise: PolicyNoise) -> tuple[Tensor, Tensor]:
-        """The loss in two halves: the weighted sum of squared errors, and the sum of weights."""
+        """The weighted sum of squared errors, and the sum of the weights; see ``loss``."""
         return self.loss(batch, noise).sums()
 
     def loss(self, batch: Mapping[str, Tensor], noise: PolicyNoise) -> Loss:
-        """The loss of each action of each chunk (B · M, H).
+        """The loss of each action of each chunk, (B · M, H).
 
-        batch: ``observation.KEY`` (B, To, …) and ``action`` (B, H, D) in physical units, ``mask`` (B, H). Observations
-        are encoded once, and used with each of their M noise samples.
+        batch: ``observation.KEY`` (B, To, …) and ``action`` (B, H, D) in physical units, ``mask`` (B, H), False for padding.
+        Each observation is encoded once, and used with all of its M noise samples.
         """
         observation = {key: batch[f"observation.{key}"] for key in self.observation_spec.fields}
         x_1 = self._relative(batch[ACTION], observation)
-        condition = self.encode(observation, noise.views if self.training else None)
+        condition = self.encode(observation, noise.augmentation if self.training else None)
         mask = batch["mask"] if self.config.mask_padding else torch.ones_like(batch["mask"])
         path, prefix_length = noise.path, noise.prefix_length
-        if (times := self.config.noise_samples_per_observation) > 1:
-            x_1, condition, mask = (rows.repeat_interleave(times, dim=0) for rows in (x_1, condition, mask))
+        if (repeats := self.config.noise_samples_per_observation) > 1:
+            x_1, condition, mask = (rows.repeat_interleave(repeats, dim=0) for rows in (x_1, condition, mask))
             path = path.map(lambda values: values.flatten(0, 1))
             prefix_length = None if prefix_length is None else prefix_length.flatten(0, 1)
-        # In bfloat16 only the image encoder may compute: its 8 bits are too few for positions and actions.
+        # If images are encoded, only their encoder runs in bfloat16: its 8 bits are too few for positions and actions.
+        # Without images the network is all there is to speed up, so it stays under the autocast that training asked for.
         device = x_1.device.type
         with torch.autocast(device, enabled=self.config.vision is None and torch.is_autocast_enabled(device)):
             return self.model.loss(x_1, noise=path, condition=condition, mask=mask, prefix_length=prefix_length)
 
-    def encode(self, observation: Mapping[str, Tensor], views: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Raw observations {key: (B, To, …)} to the condition (B, C). views: of images, in training."""
+    def encode(self, observation: Mapping[str, Tensor], augmentation: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Observations {key: (B, To, …)} in physical units to the condition (B, C). augmentation: of images, in training."""
         values = {
             key: value if self.observation_spec.fields[key].is_image else self.normalizer.normalize(key, value)
             for key, value in observation.items()
         }
-        condition: Tensor = self.encoder(values, views)
+        condition: Tensor = self.encoder(values, augmentation)
         return condition
 
     # -- acting -------------------------------------------------------------------------------------------------------
@@ -214,23 +217,22 @@ class ChunkPolicy(nn.Module):
         prefix: np.ndarray | None = None,
         noise_scale: float | None = None,
     ) -> np.ndarray:
-        """Actions (B, H, D) in physical units for observations {key: (B, To, …)} in raw units.
+        """Actions (B, H, D) for observations {key: (B, To, …)}, both in physical units.
 
-        seed: of the noise; a sequence gives every row its own, so that a row does not depend on its neighbors. By default
-        the noise comes from torch's global generator and differs from call to call: a robot that starts every chunk from
-        the same noise gets stuck. prefix: (B, d, D) actions already committed, for policies trained with them; they come
-        back unchanged. nfe, noise_scale:
-        in place of the policy's own, see ``SamplingOptions``; 4 network evaluations by default. Raises ConfigurationError
-        for an nfe, a prefix or a noise_scale that this policy does not admit, SpecMismatchError if the observation is not
-        what the policy was trained on, or not finite.
+        seed: of the noise; a sequence has one seed per row, so that no row depends on the others. By default the noise comes
+        from torch's global generator and differs from call to call: a robot that starts every chunk from the same noise
+        gets stuck. prefix: (B, d, D) actions that are already committed, for policies trained with prefixes; they are
+        returned unchanged. nfe, noise_scale: override the policy's own, see ``SamplingOptions``; 4 network evaluations by
+        default. Raises ConfigurationError for an nfe, a prefix or a noise_scale that this policy does not admit,
+        SpecMismatchError if the observation does not match its specification, or is not finite.
         """
         sampling = self.config.sampling.with_given(nfe=nfe, noise_scale=noise_scale)
-        self.model.evaluations(sampling)  # refuses what does not fit
+        self.model.resolve_nfe(sampling)  # raises before anything is computed
         tensors = self._observation_tensors(observation)
         _require_finite(tensors, self.observation_spec)
         batch = len(next(iter(tensors.values())))
         known = None if prefix is None else self._relative(self._prefix_tensor(prefix, batch), tensors)
-        generators = seeded_rows(batch, seed)
+        generators = row_generators(batch, seed)
         actions = self.model.sample(self.encode(tensors), sampling=sampling, generator=generators, prefix=known)
         chunk = self._absolute(actions, tensors).cpu().numpy()
         if prefix is not None:
@@ -238,7 +240,7 @@ class ChunkPolicy(nn.Module):
         return chunk
 
     def _relative(self, actions: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
-        """Actions (B, h, D) relative to what the configuration says."""
+        """Actions (B, h, D) relative to the observed values that ``relative_to`` names."""
         return actions if self.config.relative_to is None else actions - reference(observation, self.config.relative_to)
 
     def _absolute(self, actions: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
@@ -248,16 +250,17 @@ class ChunkPolicy(nn.Module):
     def with_sampling(self, **options: Any) -> Self:
         """This policy with other ``SamplingOptions``, sharing its weights: ``policy.with_sampling(nfe=1)``.
 
-        Raises ConfigurationError for what does not fit.
+        Raises ConfigurationError if they do not fit.
         """
         bound = shallow_copy(self)
         bound.config = replace(self.config, sampling=replace(self.config.sampling, **options))
-        self.model.evaluations(bound.config.sampling)
+        self.model.resolve_nfe(bound.config.sampling)
         return bound
 
     def with_options(self, **options: Any) -> Self:
-        """This policy with other options of its configuration that its weights do not depend on, such as
-        ``n_action_steps``, sharing its weights. Raises ConfigurationError for what does not fit.
+        """This policy with other values of options that no weight depends on, such as ``n_action_steps``.
+
+        It shares the weights. Raises ConfigurationError if the options do not fit together.
         """
         bound = shallow_copy(self)
         bound.config = replace(self.config, **options)
@@ -266,7 +269,7 @@ class ChunkPolicy(nn.Module):
         return bound
 
     def out_of_range(self, observation: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Per key that is no picture, the fraction of values outside the range of the training data, or not finite."""
+        """For each key that is no image, the fraction of values outside the range of the training data, or not finite."""
         tensors = self._observation_tensors(observation)
         return {
             key: self.normalizer.out_of_range(key, tensors[key], wraps=field.wraps)
@@ -281,23 +284,23 @@ class ChunkPolicy(nn.Module):
             )
         tensors, batches = {}, set()
         for key, spec in fields.items():
-            # A copy, because torch wants to be able to write.
+            # A copy, because torch tensors must be writable.
             value = np.array(observation[key], dtype=None if spec.is_image else np.float32)
             if value.shape[1:] != (self.config.observation_steps, *spec.shape):
                 raise SpecMismatchError(
                     f"observation {key!r} must be (B, {self.config.observation_steps}, {', '.join(map(str, spec.shape))}), "
-                    f"but is {value.shape}: batch first, then the last {self.config.observation_steps} frames"
+                    f"but is {value.shape}: batch first, then the latest {self.config.observation_steps} steps"
                     + (", channels last" if spec.is_image else "")
                 )
             if spec.is_image and value.dtype != np.uint8:
                 raise SpecMismatchError(
-                    f"observation {key!r} is a picture and must be uint8 from 0 to 255, but is {value.dtype} from "
-                    f"{value.min():g} to {value.max():g}; multiply pictures in [0, 1] by 255"
+                    f"observation {key!r} is an image and must be uint8 from 0 to 255, but is {value.dtype} from "
+                    f"{value.min():g} to {value.max():g}; multiply images in [0, 1] by 255"
                 )
             batches.add(len(value))
             tensors[key] = torch.as_tensor(value, device=self.model.device)
         if len(batches) != 1:
-            raise SpecMismatchError(f"observations disagree about the batch size: {sorted(batches)}")
+            raise SpecMismatchError(f"observations differ in batch size: {sorted(batches)}")
         return tensors
 
     def _prefix_tensor(self, prefix: np.ndarray, batch: int) -> Tensor:
@@ -320,8 +323,10 @@ class ChunkPolicy(nn.Module):
         sharded: bool = False,
         write_extra_files: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write a checkpoint directory. training: what to remember of how it came about; for the other options see
-        ``checkpoint.write_checkpoint``. Raises CheckpointError where it cannot be written.
+        """Write a checkpoint directory.
+
+        training: a description of the training, as JSON values. sharded, write_extra_files: see
+        ``checkpoint.write_checkpoint``. Raises CheckpointError if it cannot be written.
         """
         write_checkpoint(
             path,
@@ -333,7 +338,7 @@ class ChunkPolicy(nn.Module):
         )
 
     def describe(self) -> dict[str, Any]:
-        """All of the policy but its weights, as JSON takes it."""
+        """Everything but the weights, as JSON values."""
         return {
             "config": self.config.to_json(),
             "plugins": self.config.plugins(NETWORKS),
@@ -346,7 +351,7 @@ class ChunkPolicy(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:
-        """Read a checkpoint or the best one of a run, ready to act. Raises CheckpointError."""
+        """Read a checkpoint, or the best one of a run, ready to act. Raises CheckpointError if it cannot be read."""
         description, weights = read_checkpoint(path, kind=KIND)
         try:
             policy = cls(
@@ -367,13 +372,13 @@ def _require_finite(tensors: Mapping[str, Tensor], spec: ObservationSpec) -> Non
     for key in spec.values:
         if not tensors[key].isfinite().all():
             raise SpecMismatchError(
-                f"observation {key!r} holds values that are not finite (NaN or infinite): no action follows from it; look "
-                "at the sensor, or hold still"
+                f"observation {key!r} has values that are not finite (NaN or infinite), so there is no action for it; check "
+                "the sensor, or hold still"
             )
 
 
-def seeded_rows(batch: int, seed: int | Sequence[int] | None) -> Generators:
-    """One generator for the batch, or one per row; without a seed, torch's global one.
+def row_generators(batch: int, seed: int | Sequence[int] | None) -> Generators:
+    """One generator for the batch, or for a sequence of seeds one per row; without a seed, torch's global generator.
 
     Raises ConfigurationError unless there are as many seeds as rows.
     """
@@ -383,6 +388,6 @@ def seeded_rows(batch: int, seed: int | Sequence[int] | None) -> Generators:
         return torch.Generator().manual_seed(int(seed))
     if len(seed) != batch:
         raise ConfigurationError(
-            f"{len(seed)} seeds were given for a batch of {batch}; give one a row, or a single one"
+            f"{len(seed)} seeds were given for a batch of {batch}; give one per row, or a single one"
         )
     return [torch.Generator().manual_seed(int(s)) for s in seed]

@@ -1,4 +1,4 @@
-"""A model of any data, points, images or angles: the chunk policy's loss, sampler and checkpoints, without a robot."""
+"""Generative models of points, images or angles: the loss, sampler and checkpoints of chunk policies, without a robot."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ X, CONDITION = "x", "condition"
 COUPLINGS = ("independent", "ot")
 
 Labels = int | np.integer | Sequence[int] | np.ndarray | Tensor
-"""A class for all, or one for each."""
+"""One class for all samples, or (n,) a class for each."""
 
 
 @dataclass(frozen=True)
 class DataConfig(ModelConfig):
     """What a model of points, images or angles is made of; saved with it.
 
-    shape: of one datum, (H, D) tokens or (C, height, width) images. condition_size: of a known vector, 0 for none.
-    classes: of labels, 0 for none; label_dropout: how often training hides the label, which guidance needs. is_wrapped: the
-    data are angles in radians. coupling: independent, or ot for unconditional data. augment: small random shifts,
-    turns and scalings of images. For the others see ``ModelConfig``.
+    shape: of one datum, (H, D) tokens or a (C, height, width) image. condition_size: length of the condition vector, 0 for
+    none. classes: number of labels, 0 for none. label_dropout: how often training hides the label, from 0 to below 1;
+    guidance needs it. is_wrapped: the data are angles in radians. coupling: "independent", or "ot" (minibatch optimal
+    transport) for unconditional data. augment: small random shifts, rotations and scalings of images. For the others see
+    ``ModelConfig``. Raises ConfigurationError for options that do not fit together.
     """
 
     shape: Sequence[int]
@@ -56,27 +57,27 @@ class DataConfig(ModelConfig):
             raise ConfigurationError(f"unknown coupling {self.coupling!r}; there are {', '.join(COUPLINGS)}")
         if self.coupling == "ot" and (self.condition_size or self.classes):
             raise ConfigurationError(
-                "coupling=ot is for unconditional data: paired within a batch, the noise would come to depend on the "
+                "coupling=ot is for unconditional data: paired within a batch, the noise would depend on the "
                 "condition, which it does not at inference (the samples would be skewed); use coupling=independent"
             )
         if self.coupling == "ot" and self.is_wrapped:
-            raise ConfigurationError("coupling=ot measures straight distances; angles need coupling=independent")
+            raise ConfigurationError("coupling=ot uses Euclidean distances; angles need coupling=independent")
         if not 0 <= self.label_dropout < 1:
             raise ConfigurationError(f"label_dropout={self.label_dropout} must be at least 0 and below 1")
         if self.is_wrapped and len(self.shape) != 2:
-            raise ConfigurationError(f"angles come as tokens (H, D), not in the shape {tuple(self.shape)}")
+            raise ConfigurationError(f"angles must be tokens (H, D), not of shape {tuple(self.shape)}")
         if self.augment and len(self.shape) != 3:
             raise ConfigurationError("augment=true is only for images")
         self.make_objective(wrapped=self.is_wrapped)
 
     @property
     def networks(self) -> Registry[Callable[..., nn.Module]]:
-        """Where the network's name is looked up."""
+        """The registry that has the network."""
         return IMAGE_NETWORKS if len(self.shape) == 3 and self.network in IMAGE_NETWORKS else NETWORKS
 
     def make_network(self) -> nn.Module:
         """The network that this configuration names. Raises ConfigurationError."""
-        size = self.condition_size + self.classes + 1  # the last stands for a hidden class, or for none
+        size = self.condition_size + self.classes + 1  # the last is for a hidden label, or none
         if self.network not in self.networks:
             known = (*NETWORKS, *(IMAGE_NETWORKS if len(self.shape) == 3 else ()))
             raise ConfigurationError(
@@ -99,14 +100,14 @@ class DataConfig(ModelConfig):
 
     @property
     def token_shape(self) -> tuple[int, int]:
-        """(H, D) for the networks of action chunks: an image's rows are its tokens."""
+        """(H, D) for the networks of action chunks: the rows of an image are its tokens."""
         if len(self.shape) == 2:
             return self.shape[0], self.shape[1]
         channels, height, width = self.shape
         return height, channels * width
 
     def make_layout(self) -> RowLayout | None:
-        """Images are rows for the networks of action chunks; all else stays as it is."""
+        """Rows as tokens, for images and the networks of action chunks; None for data as they are."""
         if len(self.shape) != 3 or self.networks is IMAGE_NETWORKS:
             return None
         return RowLayout(self.shape[0], self.shape[2])
@@ -115,13 +116,13 @@ class DataConfig(ModelConfig):
     def guidance_objection(self) -> str | None:
         """Why the model cannot be guided; None if it can."""
         if not self.classes:
-            return "knows no classes"
+            return "has no classes"
         return None if self.label_dropout else "was trained with label_dropout=0"
 
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Images (B, C, height, width) as rows (B, height, C·width)."""
+    """Images (B, C, height, width) as tokens (B, height, C·width), one per row."""
 
     channels: int
     width: int
@@ -133,9 +134,9 @@ class RowLayout:
         return x.view(len(x), x.shape[1], self.channels, self.width).movedim(2, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DataNoise(Noise):
-    """Everything random in one training step. is_label_hidden: (B,). augmentation: (B, 4)."""
+    """All random numbers of a training step. is_label_hidden: (B,) booleans. augmentation: (B, 4), of ``augment``."""
 
     path: PathNoise
     is_label_hidden: Tensor | None = None
@@ -143,7 +144,7 @@ class DataNoise(Noise):
 
 
 class DataModel(nn.Module):
-    """A generative model of points, images or angles, given a class, a known vector, or nothing at all."""
+    """A generative model of points, images or angles, conditioned on a class, a vector, or nothing."""
 
     default_nfe = 16
 
@@ -163,23 +164,23 @@ class DataModel(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """Of the generative model."""
+        """The network of the generative model."""
         return self.model.network
 
     @property
     def objective(self) -> Objective:
-        """What it was trained for."""
+        """The objective that it is trained for."""
         return self.model.objective
 
     @property
     def normalizer(self) -> Normalizer:
-        """The scaling of its data and conditions."""
+        """The normalizer of its data and conditions."""
         return self.model.normalizer
 
     # -- training -----------------------------------------------------------------------------------------------------
 
     def sample_noise(self, batch_size: int, generator: torch.Generator) -> DataNoise:
-        """Everything random in one training step, a row per sample."""
+        """All random numbers of a training step, a row per sample."""
         config = self.config
         noise = DataNoise(self.model.sample_noise(batch_size, generator))
         if config.classes:
@@ -190,11 +191,15 @@ class DataModel(nn.Module):
         return noise
 
     def forward(self, batch: Mapping[str, Tensor], noise: DataNoise) -> tuple[Tensor, Tensor]:
-        """The sum of the samples' losses, and their number. batch: ``x``, ``condition`` or ``label``."""
+        """The sum of the samples' losses, and their number; see ``loss``."""
         return self.loss(batch, noise).sums()
 
     def loss(self, batch: Mapping[str, Tensor], noise: DataNoise) -> Loss:
-        """The mean squared error of each sample."""
+        """The mean squared error of each sample, (B,).
+
+        batch: ``x`` (B, *shape), unnormalized, and ``condition`` (B, condition_size) or ``label`` (B,) if the model has
+        one.
+        """
         label = batch.get("label")
         if label is not None and noise.is_label_hidden is not None:
             label = torch.where(noise.is_label_hidden, self.config.classes, label)
@@ -203,21 +208,23 @@ class DataModel(nn.Module):
 
     @property
     def pair_noise(self) -> Callable[[Mapping[str, Tensor], DataNoise], DataNoise] | None:
-        """With coupling=ot, gives the noise of a whole batch back with each x_0 at its datum; else None."""
+        """With coupling=ot, a function of a whole batch and its noise that reorders x_0 to match the data; otherwise None."""
         return self._pair_noise if self.config.coupling == "ot" else None
 
     def _pair_noise(self, batch: Mapping[str, Tensor], noise: DataNoise) -> DataNoise:
         x_1 = self.model.normalize(self._augmented(batch, noise.map(lambda values: values.to(batch[X].device))))
-        return replace(noise, path=replace(noise.path, x_0=optimal_coupling(noise.path.x_0.to(x_1), x_1)))
+        return replace(noise, path=replace(noise.path, x_0=optimal_coupling(x_0=noise.path.x_0.to(x_1), x_1=x_1)))
 
     def _augmented(self, batch: Mapping[str, Tensor], noise: DataNoise) -> Tensor:
         return batch[X] if noise.augmentation is None else augment(batch[X], noise.augmentation)
 
     def encode(self, batch_size: int, condition: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        """What the network knows: (B, condition_size + classes + 1); the label ``classes`` stands for none."""
+        """The network's condition (B, condition_size + classes + 1): vector and one-hot label; ``classes`` is "no label"."""
         label = torch.full((batch_size,), self.config.classes, device=self.model.device) if label is None else label
-        known = nn.functional.one_hot(label, self.config.classes + 1).float()
-        return known if condition is None else torch.cat([self.normalizer.normalize(CONDITION, condition), known], -1)
+        one_hot = nn.functional.one_hot(label, self.config.classes + 1).float()
+        if condition is None:
+            return one_hot
+        return torch.cat([self.normalizer.normalize(CONDITION, condition), one_hot], dim=-1)
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
@@ -233,11 +240,12 @@ class DataModel(nn.Module):
         seed: int = 0,
         callback: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
-        """n data (n, *shape) in their own units.
+        """n samples (n, *shape), unnormalized.
 
-        condition: (n, condition_size), for models that need one. label: a class for all or (n,) one for each; None: the
-        class is left open. guidance, nfe: in place of the configuration's, see ``SamplingOptions``; 16 network calls by
-        default. callback: called with (t, x in its own units) at every instant. Raises ConfigurationError.
+        condition: (n, condition_size), for models that need one. label: one class for all or (n,) a class for each; None for
+        any class. guidance, nfe: override the model's own, see ``SamplingOptions``; 16 network evaluations by default.
+        callback: called with (t, unnormalized x) at every time. Raises ConfigurationError for what the model does not
+        admit.
         """
         device = self.model.device
         condition = None if condition is None else condition.to(device)
@@ -252,22 +260,22 @@ class DataModel(nn.Module):
         )
 
     def with_sampling(self, **options: Any) -> Self:
-        """This model with other ``SamplingOptions``, sharing its weights. Raises ConfigurationError for what does not fit."""
+        """This model with other ``SamplingOptions``, sharing its weights. Raises ConfigurationError if they do not fit."""
         bound = shallow_copy(self)
         bound.config = replace(self.config, sampling=replace(self.config.sampling, **options))
-        self.model.evaluations(bound.config.sampling)
+        self.model.resolve_nfe(bound.config.sampling)
         return bound
 
     def _labels(self, n: int, label: Labels) -> Tensor:
         classes, labels = self.config.classes, torch.as_tensor(label)
         if not classes:
-            raise ConfigurationError(f"label={label}: this model knows no classes")
+            raise ConfigurationError(f"label={label}: this model has no classes")
         if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-            raise ConfigurationError(f"label={label} must be whole numbers, from 0 to {classes - 1}")
+            raise ConfigurationError(f"label={label} must be integers from 0 to {classes - 1}")
         if ((labels < 0) | (labels >= classes)).any():
             raise ConfigurationError(f"label={label} must be from 0 to {classes - 1}")
         if labels.ndim and labels.shape != (n,):
-            raise ConfigurationError(f"labels of shape {tuple(labels.shape)} for {n} data: give {n}, or one for all")
+            raise ConfigurationError(f"labels of shape {tuple(labels.shape)} for {n} samples: give {n}, or one for all")
         return labels.long().expand(n)
 
     def _check_condition(self, n: int, condition: Tensor | None) -> None:
@@ -285,14 +293,14 @@ class DataModel(nn.Module):
         training: Mapping[str, Any] | None = None,
         write_extra_files: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write a checkpoint directory. Raises CheckpointError where it cannot be written."""
+        """Write a checkpoint directory; see ``ChunkPolicy.save``. Raises CheckpointError if it cannot be written."""
         description = {**self.describe(), "training": dict(training or {})}
         write_checkpoint(
             path, kind=KIND, description=description, weights=self.state_dict(), write_extra_files=write_extra_files
         )
 
     def describe(self) -> dict[str, Any]:
-        """All of the model but its weights, as JSON takes it."""
+        """Everything but the weights, as JSON values."""
         valid = self.objective.valid_nfe
         return {
             "config": self.config.to_json(),
@@ -303,7 +311,7 @@ class DataModel(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:
-        """Read a checkpoint or the best one of a run, ready to generate. Raises CheckpointError."""
+        """Read a checkpoint, or the best one of a run, ready to generate. Raises CheckpointError if it cannot be read."""
         description, weights = read_checkpoint(path, kind=KIND)
         try:
             model = cls(DataConfig.from_json(description["config"]), Normalizer.from_json(description["normalizer"]))

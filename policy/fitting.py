@@ -28,7 +28,7 @@ from flowchunk.policy.demonstrations import (
     matching_specs,
 )
 from flowchunk.policy.encoders.observation import check_vision
-from flowchunk.policy.encoders.transformers_backbone import architecture_of
+from flowchunk.policy.encoders.transformers_backbone import read_architecture
 from flowchunk.policy.training.config import TrainingConfig
 from flowchunk.policy.training.run import Plan, open_run
 
@@ -130,7 +130,7 @@ def with_architecture(config: PolicyConfig, observation_spec: ObservationSpec) -
     options = dict(config.vision_options)
     if config.vision != "transformers" or "architecture" in options or "backbone" not in options:
         return config
-    return replace(config, vision_options={**options, "architecture": architecture_of(options["backbone"])})
+    return replace(config, vision_options={**options, "architecture": read_architecture(options["backbone"])})
 
 
 def require_specs_of(policy: ChunkPolicy, specs: Specs, *, expected_by: str, got_from: str) -> None:

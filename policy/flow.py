@@ -1,11 +1,11 @@
 """Conditional flow matching: the loss and the sampler that every domain shares.
 
 The clock runs from noise at t = 0 to data at t = 1: ``x_t = (1 - t)·x_0 + t·x_1``, with velocity ``x_1 - x_0``
-(Lipman et al. 2210.02747, Liu et al. 2209.03003). Training regresses the velocity; sampling integrates it upward. Other
-paths from noise to data, and other predictions on them, are values of ``path`` (see paths.py).
+(Lipman et al. 2210.02747, Liu et al. 2209.03003). Training regresses the velocity; sampling integrates it from
+t = 0 to t = 1. Other paths from noise to data, and other predictions on them, are values of ``path`` (see paths.py).
 
 A *velocity* is any callable ``velocity(x_t, t, condition) -> like x_t``. x is ``(B, …)``; t is ``(B,)``, or ``(B, H)``
-where each token along x's second axis has its own time. Nothing here knows a network.
+where each token along x's second axis has its own time. Networks are in networks/.
 """
 
 from __future__ import annotations
@@ -24,24 +24,26 @@ from flowchunk.policy.diffusion.time_densities import TimeDensity, uniform_time
 
 
 class Velocity(Protocol):
-    """The direction in which x_t moves at time t, given what is known."""
+    """dx/dt at x_t (B, …) and t, (B,) or (B, H), given the condition; like x_t."""
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Any, /) -> Tensor: ...
 
 
 class Loss(NamedTuple):
-    """Squared errors and what they count: errors (B,) or (B, H), the mean of each sample or token; weight alike.
+    """Squared errors (B,) or (B, H), the mean of each sample or token, and their weights, of the same shape.
 
-    It stays in two halves, because a batch may be shared out between processes and parts.
+    Both are kept, because a batch may be split between processes and micro-batches.
     """
 
     errors: Tensor
     weight: Tensor
 
     @classmethod
-    def of(cls, errors: Tensor, *, mask: Tensor | None = None, prefix_length: Tensor | None = None) -> Loss:
-        """From squared errors (B, …). mask: (B,) or (B, H), False (or 0) where the data are padding. prefix_length: (B,)
-        whole numbers; the first so many tokens are known, so they do not count.
+    def from_errors(cls, errors: Tensor, *, mask: Tensor | None = None, prefix_length: Tensor | None = None) -> Loss:
+        """From squared errors (B, …).
+
+        mask: (B,) or (B, H), False (or 0) where the data are padding. prefix_length: (B,) integers, how many of the first
+        tokens are known and therefore do not count.
         """
         weight = torch.ones(errors.shape[:1], device=errors.device) if mask is None else mask.to(errors.dtype)
         if prefix_length is not None:
@@ -53,7 +55,7 @@ class Loss(NamedTuple):
         return (self.errors * self.weight).sum(), self.weight.sum()
 
     def mean(self) -> Tensor:
-        """The loss as one number. Raises ValueError if nothing is left to learn from."""
+        """The weighted mean, a scalar. Raises ValueError if all weights are zero."""
         total, weight = self.sums()
         if not weight:
             raise ValueError("the mask and the prefix leave no token to learn from")
@@ -73,11 +75,11 @@ def flow_matching_loss(
     time_density: TimeDensity = uniform_time,
     generator: torch.Generator | None = None,
 ) -> Loss:
-    """Squared error of the velocity at random points of the path from noise to data: the whole of training.
+    """Squared error of the velocity at random points of the path from noise to data: all that training minimizes.
 
-    x_1: data (B, …). x_0, t: noise like x_1 and times (B,), sampled if absent. mask, prefix_length: see ``Loss.of``; the
-    known tokens of x_1 (B, H, D) enter clean and at time 1 (2512.05964). path: another path asks the network for, and
-    weighs, something else.
+    x_1: data (B, …). x_0, t: noise like x_1 and times (B,), sampled if absent. mask, prefix_length: see
+    ``Loss.from_errors``; the known tokens of x_1 (B, H, D) enter clean and at time 1 (2512.05964). path: what the network is
+    asked for, and how its errors are weighted.
     """
     batch = x_1.shape[0]
     x_0 = path.sample_noise(tuple(x_1.shape), generator=generator).to(x_1) if x_0 is None else x_0
@@ -86,7 +88,7 @@ def flow_matching_loss(
         t = with_prefix_time(t, prefix_length, x_1.shape[1])
     x_t, target = path.sample(x_0=x_0, x_1=x_1, t=t)
     errors = path.errors(velocity(x_t, t, condition), target, t)
-    return Loss.of(errors, mask=mask, prefix_length=prefix_length)
+    return Loss.from_errors(errors, mask=mask, prefix_length=prefix_length)
 
 
 def prefix_mask(prefix_length: Tensor, horizon: int) -> Tensor:
@@ -95,14 +97,14 @@ def prefix_mask(prefix_length: Tensor, horizon: int) -> Tensor:
 
 
 def with_prefix_time(t: Tensor, prefix_length: Tensor, horizon: int) -> Tensor:
-    """(B, H) times: 1 on the known tokens, t (B,) on the others."""
+    """(B, H) times: 1 for the known tokens, t (B,) for the others."""
     return torch.where(prefix_mask(prefix_length, horizon), 1.0, t[:, None])
 
 
 def uniform_times(nfe: int, *, method: str = "euler", path: ProbabilityPath = FLOW) -> Tensor:
-    """The time grid of equal steps, 0 … 1, that costs ``nfe`` network calls with this solver; see ``Solver.times``.
+    """The time grid of equal steps, 0 … 1, that takes ``nfe`` network evaluations with this solver; see ``Solver.times``.
 
-    Raises ValueError if nfe < 1, or if the solver's evaluations per step do not divide it.
+    Raises ValueError if nfe < 1, or if it is no multiple of the solver's evaluations per step.
     """
     return SOLVERS[method].times(nfe, path, name=method)
 
@@ -120,12 +122,12 @@ def integrate(
     generator: Generators | None = None,
     callback: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """Carry x_0 along the velocity through ``times`` and return it like x_0.
+    """Integrate the velocity from noise x_0 (B, …) through ``times``; returns x at the last of them, like x_0.
 
-    times: (N + 1,) instants, usually 0 … 1, best on the CPU. path: what the network was trained on. prefix: (B, d, D)
-    known first tokens of x (B, H, D); they are set, at time 1, before every step and after the last, so they come back
-    exactly. eta, generator: for solvers that add noise. callback: called with (t, x) at every instant. Raises ValueError
-    if the solver does not fit the path, or cannot keep a prefix.
+    times: (N + 1,) increasing, usually 0 … 1, preferably on the CPU. path: what the network was trained on. prefix:
+    (B, d, D) known first tokens of x (B, H, D); they are set, at time 1, before every step and after the last, so they
+    are returned exactly. eta, generator: for solvers that add noise. callback: called with (t, x) at every time. Raises
+    ValueError if the solver does not fit the path, or cannot keep a prefix.
     """
     solver = SOLVERS[method]
     if prefix is not None and not solver.keeps_prefix:
@@ -144,17 +146,18 @@ def integrate(
     return x
 
 
-def guided(velocity: Velocity, *, guidance: float, without: Any) -> Velocity:
-    """Classifier-free guidance (Ho and Salimans 2207.12598): away from what the network predicts ``without`` the condition.
+def with_guidance(velocity: Velocity, *, guidance: float, unconditional: Any) -> Velocity:
+    """Classifier-free guidance (Ho and Salimans 2207.12598): extrapolates away from the unconditional prediction.
 
-    Two network calls each; guidance 1 is only the condition, 0 is none. Linear, so right for every prediction.
+    unconditional: in place of the condition, the one that stands for "none". Two network evaluations per call; with
+    guidance 1 only the condition counts, with 0 it is ignored. Linear, so it is right for every prediction.
     """
 
-    def away(x_t: Tensor, t: Tensor, condition: Any, **t_end: Tensor) -> Tensor:
-        base = velocity(x_t, t, without, **t_end)
+    def guided(x_t: Tensor, t: Tensor, condition: Any, **t_end: Tensor) -> Tensor:
+        base = velocity(x_t, t, unconditional, **t_end)
         return base + guidance * (velocity(x_t, t, condition, **t_end) - base)
 
-    return away
+    return guided
 
 
 def reverse_clock(velocity: Velocity) -> Velocity:

@@ -1,7 +1,7 @@
-"""A network, what it is trained for, and the scaling of its data: the part that every kind of model shares.
+"""A network, its objective and the normalizer of its data: the part that all models have in common.
 
-Chunk policies put an observation encoder in front of it (chunk_policy.py), models of points, images and angles a class label
-or a known vector (data_model.py).
+Chunk policies condition it on encoded observations (chunk_policy.py), models of points, images and angles on a class label
+or a vector (data_model.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flowchunk.policy.diffusion.objectives import OBJECTIVES, Objective, make_ob
 from flowchunk.policy.diffusion.paths import Generators
 from flowchunk.policy.diffusion.predictions import PREDICTIONS
 from flowchunk.policy.diffusion.solvers import SOLVERS
-from flowchunk.policy.flow import Loss, guided
+from flowchunk.policy.flow import Loss, with_guidance
 from flowchunk.policy.noise import PathNoise
 from flowchunk.policy.normalizer import Normalizer
 from flowchunk.policy.registry import Registry
@@ -30,10 +30,10 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What a network is trained for and how it is sampled; the part of a configuration that every kind of model shares.
+    """What a network is trained for and how it is sampled: the options that all models have in common.
 
-    network, network_options: of ``NETWORKS``, and its arguments. objective, schedule, time_density, time_density_options,
-    min_snr_gamma: see ``make_objective``. sampling: see ``SamplingOptions``.
+    network, network_options: a name in ``NETWORKS``, and its arguments. objective, schedule, time_density,
+    time_density_options, min_snr_gamma: see ``make_objective``. sampling: see ``SamplingOptions``.
     """
 
     network: str = "mlp"
@@ -46,7 +46,7 @@ class ModelConfig:
     sampling: SamplingOptions = SamplingOptions()  # noqa: RUF009 -- frozen
 
     def make_objective(self, *, clip_sample_range: float | None = None, wrapped: bool = False) -> Objective:
-        """The objective, after a check that it can be sampled as said. Raises ConfigurationError."""
+        """The objective. Raises ConfigurationError if options, ``sampling`` among them, do not fit together."""
         objective = make_objective(
             self.objective,
             schedule=self.schedule,
@@ -60,8 +60,8 @@ class ModelConfig:
         return objective
 
     def plugins(self, networks: Registry[Any]) -> list[dict[str, str]]:
-        """What a checkpoint must name, because it does not come with the package: kind, name and module of each."""
-        chosen = (
+        """The plug-ins that the model needs, for its checkpoint to name: kind, name and module of each."""
+        used = (
             (networks, self.network),
             (OBJECTIVES, self.objective),
             (PREDICTIONS, self.objective),
@@ -69,7 +69,7 @@ class ModelConfig:
         )
         return [
             {"kind": registry.kind, "name": name, "module": source}
-            for registry, name in chosen
+            for registry, name in used
             if name is not None and name in registry and (source := registry.source(name)) is not None
         ]
 
@@ -84,28 +84,28 @@ class ModelConfig:
 
 
 def shallow_copy(module: M) -> M:
-    """The module with the same parameters and submodules, whose other attributes may be changed alone."""
+    """A module with the same parameters and submodules, whose attributes can be changed without changing the original's."""
     copied = copy.copy(module)
     copied.__dict__["_modules"] = dict(module._modules)
     return copied
 
 
 class Layout(Protocol):
-    """How data lie in the network's input."""
+    """The arrangement of data in the network's input."""
 
     def to_network(self, x: Tensor) -> Tensor:
-        """Data (B, *shape) as the network takes them."""
+        """Data (B, *shape) in the shape that the network takes."""
 
     def to_data(self, x: Tensor) -> Tensor:
-        """The inverse."""
+        """The inverse of ``to_network``."""
 
 
 class GenerativeModel(nn.Module):
-    """Noise to data, given a condition (B, C).
+    """A generative model of data given a condition (B, C).
 
-    shape: of one datum as the network takes it. key: the data's in the normalizer. default_nfe: network evaluations if
-    nobody says; the objective may restrict it. layout: if the network takes data in another shape than they have.
-    guidance_objection: why it cannot be guided; None if it can.
+    key: of the data in the normalizer. shape: of one datum as the network takes it. default_nfe: number of network
+    evaluations unless ``SamplingOptions`` has one; the objective may restrict it. layout: for a network that takes data in
+    another shape than they have. guidance_objection: why guidance is impossible; None if it is possible.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class GenerativeModel(nn.Module):
         shape: tuple[int, ...],
         default_nfe: int,
         layout: Layout | None = None,
-        guidance_objection: str | None = "knows no classes",
+        guidance_objection: str | None = "has no classes",
     ) -> None:
         super().__init__()
         self.network, self.objective, self.normalizer = network, objective, normalizer
@@ -127,11 +127,11 @@ class GenerativeModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that it computes on."""
         return next(self.normalizer.buffers()).device
 
     def sample_noise(self, batch_size: int, generator: torch.Generator) -> PathNoise:
-        """Everything random in one training step."""
+        """All random numbers of a training step."""
         return self.objective.sample_noise((batch_size, *self.shape), generator)
 
     def loss(
@@ -143,7 +143,10 @@ class GenerativeModel(nn.Module):
         mask: Tensor | None = None,
         prefix_length: Tensor | None = None,
     ) -> Loss:
-        """The objective's loss on data (B, *shape) in their own units. mask, prefix_length: see ``Loss.of``."""
+        """The objective's loss on unnormalized data x_1 (B, …), given noise of ``sample_noise``.
+
+        condition: (B, C). mask, prefix_length: see ``Loss.from_errors``.
+        """
         return self.objective.loss(
             self.network,
             self.normalize(x_1),
@@ -163,16 +166,18 @@ class GenerativeModel(nn.Module):
         unconditional: Tensor | None = None,
         callback: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
-        """Data in their own units, one for each row of the condition (B, C).
+        """Unnormalized samples, one for each row of the condition (B, C).
 
-        prefix: (B, d, D) known first tokens, in the data's units. unconditional: what guidance leads away from, like the
-        condition. callback: called with (t, x in its own units) at every instant. Raises ConfigurationError.
+        prefix: (B, d, D) known first tokens, unnormalized. unconditional: (B, C), the condition that guidance
+        extrapolates away from. callback: called with (t, unnormalized x) at every time. Raises ConfigurationError
+        if the model cannot be sampled with these options.
         """
-        nfe = self.evaluations(sampling)
+        nfe = self.resolve_nfe(sampling)
         x_0 = self.objective.path.sample_noise((len(condition), *self.shape), generator=generator).to(self.device)
         network: Any = self.network
         if sampling.guidance != 1.0:
-            network, nfe = guided(network, guidance=sampling.guidance, without=unconditional), nfe // 2
+            network = with_guidance(network, guidance=sampling.guidance, unconditional=unconditional)
+            nfe = nfe // 2
         x_1 = self.objective.sample(
             network,
             x_0 * sampling.noise_scale,
@@ -185,33 +190,35 @@ class GenerativeModel(nn.Module):
         )
         return self.denormalize(x_1)
 
-    def evaluations(self, sampling: SamplingOptions) -> int:
-        """The network evaluations that sampling will take. Raises ConfigurationError if it is impossible."""
+    def resolve_nfe(self, sampling: SamplingOptions) -> int:
+        """The number of network evaluations per sample. Raises ConfigurationError if the options do not fit the model."""
         self.objective.check(sampling)
-        passes = 1 if sampling.guidance == 1.0 else 2
-        if passes == 2 and self.guidance_objection is not None:
+        per_step = 1 if sampling.guidance == 1.0 else 2
+        if per_step == 2 and self.guidance_objection is not None:
             raise ConfigurationError(
-                f"guidance={sampling.guidance}: this model {self.guidance_objection}, so there is nothing to guide it away "
-                "from"
+                f"guidance={sampling.guidance}: this model {self.guidance_objection}, so it has no unconditional prediction "
+                "to be guided away from"
             )
         valid = self.objective.valid_nfe
         nfe = sampling.nfe
         if nfe is None:
-            nfe = passes * (self.default_nfe // passes if valid is None else valid[0])
-        if nfe % passes:
-            raise ConfigurationError(f"nfe={nfe}: with guidance each step costs two network calls; give an even number")
-        self.objective.times(nfe // passes, sampling=sampling)
+            nfe = per_step * (self.default_nfe // per_step if valid is None else valid[0])
+        if nfe % per_step:
+            raise ConfigurationError(
+                f"nfe={nfe}: with guidance each step takes two network evaluations; give an even number"
+            )
+        self.objective.times(nfe // per_step, sampling=sampling)
         return nfe
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Data in their own units, or the first tokens of them, as the network takes them."""
+        """Unnormalized data (B, …), or only their first tokens, as the network takes them."""
         known = x.shape[1]
-        if self.layout is None and known < self.shape[0]:  # a scaling may differ from token to token
+        if self.layout is None and known < self.shape[0]:  # the scaling may differ between tokens
             whole = nn.functional.pad(x, (0, 0, 0, self.shape[0] - known))
             return self.normalizer.normalize(self.key, whole)[:, :known]
         x = self.normalizer.normalize(self.key, x)
         return x if self.layout is None else self.layout.to_network(x)
 
     def denormalize(self, x: Tensor) -> Tensor:
-        """The inverse, for whole data."""
+        """The inverse of ``normalize``, for whole data."""
         return self.normalizer.denormalize(self.key, x if self.layout is None else self.layout.to_data(x))

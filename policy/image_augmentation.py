@@ -1,4 +1,4 @@
-"""Pictures a little shifted, turned and scaled, so that a network cannot learn each of them by heart."""
+"""Small random shifts, rotations and scalings of images, so that a network cannot memorize them."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ def sample_augmentation(
     angle: float = math.radians(15),
     scale: float = 0.1,
 ) -> Tensor:
-    """Draws (B, 4), evenly spread: shift right, shift down (fractions of the side), angle (radians), scale (factor).
+    """Uniform parameters (B, 4): shift right and shift down (fractions of the side), angle (radians), scale (factor).
 
-    The default shift is one pixel of eight. A picture with the draws (0, 0, 0, 1) stays as it is.
+    shift, angle, scale: the largest deviations from (0, 0, 0, 1), which leaves an image unchanged. The default shift is one
+    pixel of eight.
     """
     unit = 2 * torch.rand(batch_size, 4, generator=generator) - 1  # in [-1, 1)
     return unit * torch.tensor([shift, shift, angle, scale]) + torch.tensor([0.0, 0.0, 0.0, 1.0])
 
 
-def augment(images: Tensor, draws: Tensor) -> Tensor:
-    """Pictures (B, C, H, W) in [-1, 1], turned about their centre, scaled and shifted by ``draws`` (B, 4).
+def augment(images: Tensor, parameters: Tensor) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1], rotated about their center, scaled and shifted by ``parameters`` (B, 4).
 
-    What comes in from outside repeats the border. Cubic interpolation, because linear blurs small pictures.
+    Beyond the border its pixels are repeated. Cubic interpolation, because linear interpolation blurs small images.
     """
-    grid = F.affine_grid(sampling_map(draws.to(images), images.shape[-1] / images.shape[-2]), list(images.shape), False)
+    matrix = inverse_affine_matrix(parameters.to(images), aspect=images.shape[-1] / images.shape[-2])
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
-    return moved.clamp(-1.0, 1.0)  # cubics overshoot
+    return moved.clamp(-1.0, 1.0)  # cubic interpolation overshoots
 
 
-def sampling_map(draws: Tensor, aspect: float) -> Tensor:
-    """(B, 2, 3) where each output pixel is taken from: the inverse of the motion, in coordinates from -1 to 1.
+def inverse_affine_matrix(parameters: Tensor, *, aspect: float) -> Tensor:
+    """(B, 2, 3) matrices from output to input coordinates, both from -1 to 1: the inverse of the transform.
 
-    aspect: width over height, so that a turn is a turn in pixels.
+    parameters: (B, 4), see ``sample_augmentation``. aspect: width / height, so that a rotation is one in pixels.
     """
-    right, down, angle, scale = draws.unbind(1)
+    right, down, angle, scale = parameters.unbind(1)
     cos, sin = angle.cos() / scale, angle.sin() / scale
-    turn = torch.stack([cos, sin / aspect, -sin * aspect, cos], dim=1).view(-1, 2, 2)
-    shift = 2 * torch.stack([right, down], dim=1)[..., None]  # a side is two long
-    return torch.cat([turn, -turn @ shift], dim=2)
+    rotation = torch.stack([cos, sin / aspect, -sin * aspect, cos], dim=1).view(-1, 2, 2)
+    shift = 2 * torch.stack([right, down], dim=1)[..., None]  # a side has length 2
+    return torch.cat([rotation, -rotation @ shift], dim=2)

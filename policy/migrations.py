@@ -1,4 +1,4 @@
-"""Checkpoints of earlier formats as today's: fields and weights that were renamed."""
+"""Migration of checkpoints of earlier formats: fields and weights that were renamed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ VISION = {"shared": "share_weights", "picture_steps": "image_steps", "colour_jit
 """Options of image encoders: the names of format 1, and of some early checkpoints of format 2."""
 
 
-def migrated(description: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of a checkpoint in today's words. Format 1 had sampling options beside the others."""
+def migrate_description(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a checkpoint in the current format. In format 1 sampling options were among the others."""
     if not isinstance(description.get("config"), Mapping):
         return dict(description)
     config = dict(description["config"])
@@ -28,8 +28,8 @@ def migrated(description: Mapping[str, Any]) -> dict[str, Any]:
     return {**description, "config": config}
 
 
-def migrated_name(name: str, format_version: int) -> str:
-    """The name of a weight in today's words: in format 1 the network was no part of a model."""
+def migrate_weight_name(name: str, format_version: int) -> str:
+    """The name of a weight in the current format. In format 1 the network was not part of a model."""
     if format_version == 1 and name.startswith("network."):
         return f"model.{name}"
     return name

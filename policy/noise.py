@@ -1,4 +1,4 @@
-"""Everything random in one training step, as dataclasses of tensors with a row per sample."""
+"""All random numbers of a training step, as dataclasses of tensors with a row per sample."""
 
 from __future__ import annotations
 
@@ -9,42 +9,47 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from flowchunk.datasets.shape_repr import shape_repr
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Noise:
-    """Base of them: fields are tensors (B, …), None, mappings of tensors, or such dataclasses themselves."""
+    """Base class. Fields are tensors (B, …), None, mappings of names to tensors, or ``Noise`` again."""
+
+    def __repr__(self) -> str:
+        return shape_repr(self)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same with the function of every tensor."""
-        return replace(self, **{field.name: mapped(getattr(self, field.name), function) for field in fields(self)})
+        """A copy with the function applied to every tensor."""
+        return replace(self, **{field.name: map_tensors(getattr(self, field.name), function) for field in fields(self)})
 
     def tensors(self) -> list[Tensor]:
-        """All tensors."""
+        """All its tensors."""
         found: list[Tensor] = []
         self.map(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
         return found
 
     def rows(self, rows: slice, device: torch.device | str | None = None) -> Self:
-        """Some rows of every tensor, on the device."""
+        """These rows of every tensor, on the device (by default, where they are)."""
         return self.map(lambda tensor: tensor[rows].to(device))
 
-    def part(self, number: int, parts: int) -> Self:
-        """One of so many equal parts."""
-        return self.map(lambda tensor: tensor.chunk(parts)[number])
+    def micro_batch(self, index: int, count: int) -> Self:
+        """The rows of one of ``count`` equal parts."""
+        return self.map(lambda tensor: tensor.chunk(count)[index])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PathNoise(Noise):
-    """Where on which path training looks: x_0 (B, …) and t (B,)."""
+    """Noise x_0 (B, …), the start of each path, and times t (B,) on it."""
 
     x_0: Tensor
     t: Tensor
 
 
-def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """``Noise.map`` for one field."""
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """``Noise.map`` for the value of a field."""
     if isinstance(value, Noise):
         return value.map(function)
     if isinstance(value, Mapping):
-        return {name: mapped(entry, function) for name, entry in value.items()}
+        return {name: map_tensors(entry, function) for name, entry in value.items()}
     return value if value is None else function(value)

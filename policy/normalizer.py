@@ -1,7 +1,7 @@
-"""Put every number in a common range, and back: fitted once, stored with the policy, never guessed.
+"""Normalization of observations and actions: fitted once, stored with the policy, never guessed.
 
-Each key has one mode: ``min_max`` (to [-1, 1]), ``gaussian`` (mean 0, standard deviation 1), ``quantile`` (the 1st and
-99th percentile to ±1) or ``identity``. A dimension that never changes is shifted to 0 and not scaled.
+Each key has a mode: ``min_max`` (to [-1, 1]), ``gaussian`` (mean 0, standard deviation 1), ``quantile`` (the 1st and
+99th percentile to ±1) or ``identity``. A constant dimension is shifted to 0 and not scaled.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
+from flowchunk.datasets.shape_repr import shape_repr
 
 Mode = Literal["min_max", "gaussian", "quantile", "identity"]
 MODES: tuple[Mode, ...] = ("min_max", "gaussian", "quantile", "identity")
@@ -22,10 +23,10 @@ RESERVOIR_ROWS = 200_000
 
 
 class RunningStatistics:
-    """Statistics of rows (N, …) that pass by once, in float64: minimum, maximum, mean, standard deviation and quantiles.
+    """Minimum, maximum, mean, standard deviation and quantiles of rows (N, …) in one pass, in float64.
 
-    Quantiles are exact up to 200,000 rows, beyond that from a uniform reservoir of so many rows (Vitter's algorithm R).
-    keep_sample: false where no quantiles are wanted: nothing is kept of the rows then.
+    Quantiles are exact up to 200,000 rows, beyond that from a uniform sample of 200,000 (Vitter's algorithm R, with this
+    seed). keep_sample: False if no quantiles are needed; then no rows are kept in memory.
     """
 
     def __init__(self, *, seed: int = 0, keep_sample: bool = True) -> None:
@@ -35,7 +36,7 @@ class RunningStatistics:
         self._reservoir = np.empty((0,))
 
     def update(self, rows: np.ndarray) -> None:
-        """Take in rows (N, …) of finite numbers."""
+        """Add rows (N, …) of finite numbers."""
         rows = np.asarray(rows, dtype=np.float64)
         if not len(rows):
             return
@@ -63,16 +64,16 @@ class RunningStatistics:
     def _sample(self, rows: np.ndarray) -> None:
         room = RESERVOIR_ROWS - len(self._reservoir)
         self._reservoir = np.concatenate([self._reservoir, rows[:room]]) if room > 0 else self._reservoir
-        late = rows[max(room, 0) :]
-        seen = self.count + max(room, 0) + np.arange(1, len(late) + 1)
-        place = self._random.integers(0, seen)
-        chosen = place < RESERVOIR_ROWS
-        self._reservoir[place[chosen]] = late[chosen]
+        rest = rows[max(room, 0) :]
+        counts = self.count + max(room, 0) + np.arange(1, len(rest) + 1)  # of rows up to each
+        index = self._random.integers(0, counts)
+        is_kept = index < RESERVOIR_ROWS
+        self._reservoir[index[is_kept]] = rest[is_kept]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scaling:
-    """One key's map ``(x - offset) · scale``, and the range that training saw; arrays of one frame's shape."""
+    """The map ``(x - offset) · scale`` of a key, and the range of the training data; arrays of the shape of one value."""
 
     mode: Mode
     offset: np.ndarray
@@ -80,37 +81,46 @@ class Scaling:
     low: np.ndarray
     high: np.ndarray
 
+    def __repr__(self) -> str:
+        return shape_repr(self)
+
     @classmethod
     def fit(cls, mode: Mode, blocks: Iterable[np.ndarray], *, identity: tuple[int, ...] = ()) -> Scaling:
-        """Fit to blocks (N, …) in one pass. identity: flattened dimensions left as they are (angles that wrap)."""
+        """Fit to blocks (N, …) in one pass.
+
+        identity: flattened indices of dimensions that are not normalized (angles that wrap). Raises ConfigurationError for an
+        unknown mode.
+        """
         if mode not in MODES:
-            raise ConfigurationError(f"unknown normaliser mode {mode!r}; there are {', '.join(MODES)}")
+            raise ConfigurationError(f"unknown normalizer mode {mode!r}; there are {', '.join(MODES)}")
         statistics = RunningStatistics(keep_sample=mode == "quantile")
         for block in blocks:
             statistics.update(block)
         low, high = statistics.low, statistics.high
         if mode == "gaussian":
-            center, reach = statistics.mean, statistics.std
+            center, half_range = statistics.mean, statistics.std
         else:
             ends = (statistics.quantile(0.01), statistics.quantile(0.99)) if mode == "quantile" else (low, high)
-            center, reach = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2
-        constant = reach <= 1e-6 * np.maximum(1.0, np.abs(center))
-        offset, scale = center.copy(), 1.0 / np.where(constant, 1.0, reach)
-        as_is = slice(None) if mode == "identity" else list(identity)
-        offset.reshape(-1)[as_is], scale.reshape(-1)[as_is] = 0.0, 1.0
+            center, half_range = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2
+        is_constant = half_range <= 1e-6 * np.maximum(1.0, np.abs(center))
+        offset, scale = center.copy(), 1.0 / np.where(is_constant, 1.0, half_range)
+        unchanged = slice(None) if mode == "identity" else list(identity)
+        offset.reshape(-1)[unchanged], scale.reshape(-1)[unchanged] = 0.0, 1.0
         return cls(mode, offset, scale, low, high)
 
     def to_json(self) -> dict[str, Any]:
+        """A value that ``json.dumps`` accepts and ``from_json`` reads."""
         arrays = {name: getattr(self, name).tolist() for name in ("offset", "scale", "low", "high")}
         return {"mode": self.mode, **arrays}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Scaling:
+        """The scaling that ``to_json`` described."""
         return cls(value["mode"], *(np.asarray(value[name]) for name in ("offset", "scale", "low", "high")))
 
 
 class Normalizer(nn.Module):
-    """The scalings of all keys of a policy; tensors live where the policy lives and are not part of its weights."""
+    """The scalings of all keys of a policy. Their tensors move with the policy, but are no part of its state dictionary."""
 
     def __init__(self, scalings: Mapping[str, Scaling]) -> None:
         super().__init__()
@@ -120,8 +130,11 @@ class Normalizer(nn.Module):
                 values = torch.as_tensor(getattr(scaling, name), dtype=torch.float32)
                 self.register_buffer(_buffer(key, name), values, persistent=False)
 
+    def __repr__(self) -> str:
+        return f"Normalizer({self.scalings})"
+
     def normalize(self, key: str, values: Tensor) -> Tensor:
-        """Physical values (…, *frame) to the common range. Raises SpecMismatchError for a key that was not fitted."""
+        """Values (…, *shape) in physical units, normalized. Raises SpecMismatchError for a key that was not fitted."""
         return (values - self._tensor(key, "offset")) * self._tensor(key, "scale")
 
     def denormalize(self, key: str, values: Tensor) -> Tensor:
@@ -129,9 +142,10 @@ class Normalizer(nn.Module):
         return values / self._tensor(key, "scale") + self._tensor(key, "offset")
 
     def out_of_range(self, key: str, values: Tensor, *, tolerance: float = 1e-3, wraps: tuple[int, ...] = ()) -> float:
-        """Fraction of physical values (…, *frame) outside the range seen in training, give or take tolerance of its width.
+        """The fraction of values (…, *shape), in physical units, that are outside the range of the training data.
 
-        wraps: flattened dimensions that are angles: they are never outside. What is not finite always is.
+        tolerance: added at both ends, as a fraction of the range. wraps: flattened indices of angles that wrap, which are
+        never outside. Values that are not finite always are.
         """
         low, high = self._tensor(key, "low"), self._tensor(key, "high")
         slack = tolerance * (high - low) + 1e-6
@@ -141,12 +155,12 @@ class Normalizer(nn.Module):
         return float((is_outside | ~values.isfinite()).float().mean())
 
     def max_abs(self, key: str) -> float:
-        """The largest normalised value that training saw, either sign."""
+        """The largest absolute value of the normalized training data."""
         ends = [self.normalize(key, self._tensor(key, name)).abs().max() for name in ("low", "high")]
         return float(max(ends))
 
     def with_scaling(self, key: str, scaling: Scaling) -> Normalizer:
-        """The same normaliser with another scaling for ``key``."""
+        """The same normalizer with another scaling for ``key``."""
         return Normalizer({**self.scalings, key: scaling})
 
     def to_json(self) -> dict[str, Any]:
@@ -155,12 +169,12 @@ class Normalizer(nn.Module):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Normalizer:
-        """The normaliser that ``to_json`` described."""
+        """The normalizer that ``to_json`` described."""
         return cls({key: Scaling.from_json(scaling) for key, scaling in value.items()})
 
     def _tensor(self, key: str, name: str) -> Tensor:
         if key not in self.scalings:
-            raise SpecMismatchError(f"the normaliser was never fitted to {key!r}; it knows {sorted(self.scalings)}")
+            raise SpecMismatchError(f"the normalizer was not fitted to {key!r}, only to {sorted(self.scalings)}")
         return self.get_buffer(_buffer(key, name))
 
 

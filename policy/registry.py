@@ -1,7 +1,7 @@
-"""Names for what can be chosen by an option: what the package brings, what was registered, and installed plug-ins.
+"""Names for what an option can choose: what the package contains, what was registered, and installed plug-ins.
 
-A plug-in is one file and one line: ``SOLVERS.register("mine", MySolver())`` in that file, for whoever imports it, or an entry
-point in the plug-in's ``pyproject.toml``, for every command::
+A plug-in is one file and one line: ``SOLVERS.register("mine", MySolver())`` in that file, for programs that import it, or an
+entry point in the plug-in's ``pyproject.toml``, for every command::
 
     [project.entry-points."flowchunk.solvers"]
     mine = "my_package.my_solver:MY_SOLVER"
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Name → thing, in the order of ``built_in``, registration, entry points. Unknown names raise ConfigurationError.
+    """A mapping of names to values: the built-in, the registered, then entry points. Unknown names raise ConfigurationError.
 
-    kind: what the things are, in the singular ("solver"); their entry points are those of the group ``flowchunk.KINDs``.
-    built_in: name → the thing, or ``module:attribute``, imported when it is asked for.
+    kind: what the values are, in the singular ("solver"); their entry points are in the group ``flowchunk.KINDs``.
+    built_in: name → value, or ``module:attribute``, which is imported on first use.
     """
 
     def __init__(self, kind: str, built_in: Mapping[str, T | str]) -> None:
@@ -32,29 +32,28 @@ class Registry(Mapping[str, T], Generic[T]):
         self._built_in = dict(built_in)
         self._registered: dict[str, T] = {}
         self._sources: dict[str, str] = {}
-        self._found: dict[str, EntryPoint] | None = None
+        self._installed: dict[str, EntryPoint] | None = None
 
-    def register(self, name: str, thing: T) -> T:
-        """Make the thing known by this name. Raises ConfigurationError if another one has it."""
-        if name in self and (name not in self._registered or self._registered[name] is not thing):
-            raise ConfigurationError(f"there is a {self.kind} {name!r} already; choose another name")
-        self._registered[name] = thing
-        self._sources[name] = str(
-            sys._getframe(1).f_globals.get("__name__", "__main__")
-        )  # so that checkpoints can name it
-        return thing
+    def register(self, name: str, value: T) -> T:
+        """Make the value available by this name, and return it. Raises ConfigurationError if the name is taken."""
+        if name in self and (name not in self._registered or self._registered[name] is not value):
+            raise ConfigurationError(f"there is already a {self.kind} {name!r}; choose another name")
+        self._registered[name] = value
+        caller = sys._getframe(1).f_globals
+        self._sources[name] = str(caller.get("__name__", "__main__"))  # so that checkpoints can name it
+        return value
 
     def unregister(self, name: str) -> None:
-        """Forget what was registered by this name."""
+        """Remove what was registered by this name."""
         del self._registered[name]
 
     def __getitem__(self, name: str) -> T:
         if name in self._built_in:
-            thing = self._built_in[name]
-            if isinstance(thing, str):
-                module, _, attribute = thing.partition(":")
-                thing = self._built_in[name] = getattr(import_module(module), attribute)
-            return thing
+            value = self._built_in[name]
+            if isinstance(value, str):
+                module, _, attribute = value.partition(":")
+                value = self._built_in[name] = getattr(import_module(module), attribute)
+            return value
         if name in self._registered:
             return self._registered[name]
         if name in self._entry_points:
@@ -71,7 +70,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(list(iter(self)))
 
     def source(self, name: str) -> str | None:
-        """The module that a plug-in comes from; None for what the package brings itself."""
+        """The module that a plug-in comes from; None for what the package contains."""
         if name in self._built_in:
             return None
         if name in self._registered:
@@ -80,16 +79,16 @@ class Registry(Mapping[str, T], Generic[T]):
 
     @property
     def _entry_points(self) -> dict[str, EntryPoint]:
-        if self._found is None:
-            self._found = {entry.name: entry for entry in entry_points(group=f"flowchunk.{self.kind}s")}
-        return self._found
+        if self._installed is None:
+            self._installed = {entry.name: entry for entry in entry_points(group=f"flowchunk.{self.kind}s")}
+        return self._installed
 
     def _load(self, name: str) -> T:
         entry = self._entry_points[name]
         try:
-            thing: T = entry.load()
+            value: T = entry.load()
         except Exception as error:  # whatever the plug-in's import raises
             raise ConfigurationError(
                 f"the {self.kind} {name!r} of the installed plug-in {entry.value} cannot be imported: {error!r}"
             ) from error
-        return thing
+        return value

@@ -1,7 +1,7 @@
-"""Actions relative to what the robot saw last: a chunk's precision is then that of the motion, not of the workspace.
+"""Actions relative to the latest observation: their precision is then that of the motion, not of the workspace.
 
-Every action of a chunk is taken relative to the *same* observation, the one at the chunk's start (Chi et al., UMI,
-2402.10329), so errors do not add up along the chunk as they do with step-to-step deltas.
+All actions of a chunk are relative to the *same* observation, the one at its start (Chi et al., UMI, 2402.10329), so errors
+do not accumulate along the chunk as they do with step-to-step deltas.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RelativeTo = Sequence[str | None]
 
 
 def check_relative_to(relative_to: RelativeTo, observation_spec: ObservationSpec, action_size: int) -> None:
-    """Raise ConfigurationError unless ``relative_to`` names one observed value, as KEY.INDEX, or None for each action."""
+    """Raise ConfigurationError unless ``relative_to`` has a value, as KEY.INDEX, or None for each action dimension."""
     if len(relative_to) != action_size:
         raise ConfigurationError(
             f"policy.relative_to has {len(relative_to)} entries for {action_size} action dimensions"
@@ -39,15 +39,16 @@ def check_relative_to(relative_to: RelativeTo, observation_spec: ObservationSpec
             )
         if field is not None and int(index) in field.wraps:
             raise ConfigurationError(
-                f"policy.relative_to: {entry} is an angle that wraps, so a chunk across ±π would be torn apart; give null "
+                f"policy.relative_to: {entry} is an angle that wraps, so a chunk across ±π would have a jump; give null "
                 "for this action dimension"
             )
 
 
 def reference(observation: Mapping[str, Tensor], relative_to: RelativeTo) -> Tensor:
-    """(B, 1, D): for each action dimension the observed value at the chunk's start, 0 where there is none.
+    """(B, 1, D): for each action dimension the observed value at the chunk's start, or 0 if it is absolute.
 
-    observation: raw values {key: (B, To, …)}. relative_to: per action dimension ``"KEY.INDEX"`` (index flattened) or None.
+    observation: {key: (B, To, …)} in physical units. relative_to: per action dimension ``"KEY.INDEX"``, with the flattened
+    index, or None.
     """
     columns = []
     for entry in relative_to:
@@ -60,8 +61,8 @@ def reference(observation: Mapping[str, Tensor], relative_to: RelativeTo) -> Ten
 
 
 def relative_chunks(windows: Windows, relative_to: RelativeTo, *, block: int = 8192) -> Iterator[np.ndarray]:
-    """All chunks of the windows, relative, in blocks (N, H, D): what their normaliser is fitted to."""
-    windows = replace(windows, images=None)  # actions are relative to values alone
+    """All chunks of the windows, relative, in blocks (N, H, D) of at most ``block``: what their normalizer is fitted to."""
+    windows = replace(windows, images=None)  # actions are relative to values, never to images
     for start in range(0, len(windows), block):
         batch = windows.batch(torch.arange(start, min(start + block, len(windows)), device=windows.frames.device))
         observation = {key: batch[f"observation.{key}"] for key in windows.observations}

@@ -10,12 +10,13 @@ from flowchunk.datasets.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a trained model is sampled; saved with it, and no weight depends on it.
+    """How a trained model is sampled; saved with it, though no weight depends on it.
 
-    solver: of ``SOLVERS``; None for the objective's own. nfe: network evaluations; None for the model's own number (chunk
-    policies 4, generated data 16), or the only one that the objective admits. eta: of the ancestral solver, 0 (DDIM) to 1
-    (DDPM). guidance: classifier-free guidance, beyond 1 more typical of the class, at two network calls per step.
-    noise_scale: what the starting noise is multiplied by: below 1, samples are more alike and nearer to the mean.
+    solver: its name in ``SOLVERS``; None for the objective's default. nfe: network evaluations; None for the model's default
+    (chunk policies 4, generated data 16), or the only number that the objective admits. eta: of the ancestral solver, from
+    0 (DDIM) to 1 (DDPM). guidance: scale of classifier-free guidance; above 1 samples are more typical of their class, at two
+    network evaluations per step. noise_scale: factor of the starting noise; below 1 samples are less diverse and closer to
+    the mean. Raises ConfigurationError for values out of range.
     """
 
     solver: str | None = None
@@ -33,5 +34,5 @@ class SamplingOptions:
             )
 
     def with_given(self, **options: Any) -> Self:
-        """These options with those in place of them that are not None."""
+        """These options, replaced by those of ``options`` that are not None."""
         return replace(self, **{name: value for name, value in options.items() if value is not None})

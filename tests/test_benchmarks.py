@@ -1,4 +1,4 @@
-"""Benchmarks are resumable as they say: what was interrupted is trained to its end and not measured half-way."""
+"""Benchmarks resume as documented: what was interrupted is trained to its end, not evaluated halfway."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_an_interrupted_model_of_generated_data_goes_on(steps: list[int], tmp_path: Path) -> None:
+def test_an_interrupted_model_of_generated_data_is_resumed(steps: list[int], tmp_path: Path) -> None:
     generated = load("generated")
     generated.RUNS["tiny"] = (["task=toy2d", "evaluation.samples=0", *TINY, *OFTEN], ["n=20", "nfe=2", "floor_pairs=2"])
     with pytest.raises(SystemExit):
@@ -53,7 +53,7 @@ def test_an_interrupted_model_of_generated_data_goes_on(steps: list[int], tmp_pa
     assert generated.row("tiny", tmp_path) == line
 
 
-def test_an_interrupted_policy_goes_on_and_its_checkpoint_is_named(
+def test_an_interrupted_policy_is_resumed_and_its_checkpoint_is_named(
     steps: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pickplace = load("pickplace")

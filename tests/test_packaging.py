@@ -78,7 +78,7 @@ def test_the_wheel_holds_what_the_folders_hold(wheel: set[str]) -> None:
     assert {Path(name).suffix for name in shipped} >= {".py", ".yaml", ".xml", ".typed"}
 
 
-def test_the_wheel_takes_one_name_alone(wheel: set[str]) -> None:
+def test_the_wheel_takes_only_one_name(wheel: set[str]) -> None:
     assert "flowchunk/__init__.py" not in wheel
     tops = {name.split("/")[0] for name in wheel}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"flowchunk"}

@@ -49,7 +49,7 @@ def test_imports_run_one_way(module: Path) -> None:
     room = module.relative_to(REPOSITORY).parts[0]
     rooms = {name: room_of(name) for name in imported(module)}
     wrong = {name for name, other in rooms.items() if other is not None and other not in allowed(room)}
-    assert not wrong, f"{room} may import {sorted(allowed(room))} alone"
+    assert not wrong, f"{room} may import only {sorted(allowed(room))}"
 
 
 @each_module
@@ -57,7 +57,7 @@ def test_the_package_is_imported_by_its_full_name(module: Path) -> None:
     assert not {name for name in imported(module) if name.split(".")[0] in (*ROOMS, "configs")}
 
 
-def test_datasets_need_torch_for_windows_alone() -> None:
+def test_datasets_need_torch_only_for_windows() -> None:
     with_torch = {
         str(module.relative_to(REPOSITORY / "datasets"))
         for module in MODULES

@@ -23,7 +23,7 @@ from flowchunk.datasets.generated.image_dataset import (
     stratified_subset,
 )
 from flowchunk.policy.data_model import DataModel
-from flowchunk.policy.evaluation.generative import copied_share, kernel_distance, nearest_neighbour_ratio
+from flowchunk.policy.evaluation.generative_metrics import copied_fraction, kernel_distance, nearest_neighbor_ratio
 from flowchunk.policy.evaluation.image_classifier import ImageClassifier, train_classifier
 
 COLUMNS = 10  # of the grid
@@ -92,8 +92,8 @@ class Images:
         train, held_out = (_samples(pictures).x.flatten(1) for pictures in (self.mine, self.other))  # equally many
         flat = generated.x.flatten(1)
         return {
-            "nearer_to_training_share": (nearest_neighbour_ratio(flat, train, held_out), 0.5),
-            "copied_share": (copied_share(flat, train), copied_share(held_out, train)),
+            "nearer_to_training_share": (nearest_neighbor_ratio(flat, train=train, held_out=held_out), 0.5),
+            "copied_share": (copied_fraction(flat, train=train), copied_fraction(held_out, train=train)),
         }
 
     def draw(self, model: DataModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:

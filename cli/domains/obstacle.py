@@ -14,7 +14,7 @@ from flowchunk.cli.domains.domain import Samples, bare, figure, save
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.generated.obstacle import collides, passed_left, sample_chunks, sample_obstacle_chunks
 from flowchunk.policy.data_model import DataModel
-from flowchunk.policy.evaluation.generative import energy_distance, sliced_wasserstein
+from flowchunk.policy.evaluation.generative_metrics import energy_distance, sliced_wasserstein
 
 TRAINING_CHUNKS = 20_000
 SCENES, CHUNKS_A_SCENE = 4, 24  # in the picture

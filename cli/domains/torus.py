@@ -19,7 +19,7 @@ from flowchunk.datasets.generated.arm_kinematics import (
     sample_arm_poses,
 )
 from flowchunk.policy.data_model import DataModel
-from flowchunk.policy.evaluation.generative import angular_energy_distance
+from flowchunk.policy.evaluation.generative_metrics import angular_energy_distance
 
 TRAINING_POSES = 50_000
 POSES, ANSWERS = 4, 30  # in the picture

@@ -15,7 +15,7 @@ from torch import Tensor
 from flowchunk.cli.domains.domain import Samples, bare, figure, save
 from flowchunk.datasets.generated.toys import sample_toy
 from flowchunk.policy.data_model import DataModel
-from flowchunk.policy.evaluation.generative import energy_distance, sliced_wasserstein
+from flowchunk.policy.evaluation.generative_metrics import energy_distance, sliced_wasserstein
 
 TRAINING_POINTS = 50_000
 MARGIN = 1.25  # of the pictures, round the data

@@ -1,1 +1,1 @@
-"""The mathematics under ``policy/flow.py``: paths from noise to data, what networks predict on them, solvers, objectives."""
+"""The mathematics that ``policy/flow.py`` builds on: paths from noise to data, predictions, solvers, objectives."""

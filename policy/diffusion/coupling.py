@@ -1,4 +1,4 @@
-"""Which noise goes with which datum."""
+"""Which noise sample is paired with which datum."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
-def optimal_coupling(x_0: Tensor, x_1: Tensor) -> Tensor:
-    """x_0 (B, …) in the order that makes the squared distances to x_1 (B, …) smallest: minibatch optimal transport.
+def optimal_coupling(*, x_0: Tensor, x_1: Tensor) -> Tensor:
+    """Noise x_0 (B, …) reordered to minimize the sum of squared distances to data x_1 (B, …): minibatch optimal transport.
 
-    Tong et al. 2302.00482, Pooladian et al. 2304.14772. For unconditional data alone: with a condition the noise that a
-    datum gets would come to depend on the condition, and at inference it does not.
+    Tong et al. 2302.00482, Pooladian et al. 2304.14772. Only for unconditional data: the noise that a datum is paired with
+    would otherwise depend on the condition, which it does not at inference.
     """
     cost = torch.cdist(x_0.flatten(1), x_1.flatten(1)).square()
     rows, columns = linear_sum_assignment(cost.cpu().numpy())

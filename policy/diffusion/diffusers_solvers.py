@@ -1,4 +1,4 @@
-"""The schedulers of `diffusers` as solvers, for networks trained here: the baselines as others know them."""
+"""The schedulers of `diffusers` as solvers for networks trained here: the reference implementations of DDPM and DDIM."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ NUM_GRID_STEPS = 100
 
 
 def make_scheduler(kind: str, path: GaussianPath, num_steps: int) -> Any:
-    """The scheduler of that class of `diffusers` for this path, set to so many steps.
+    """The scheduler of `diffusers` whose class is called ``kind``, for this path and ``num_steps`` steps.
 
-    Their step k stands at noise level (k + 1)/100, our t = 1 - (k + 1)/100. With fewer than 100 steps their default
-    spacing ("leading") begins a little way into the grid, and takes the noise for what it finds there.
+    Their step k is at noise level (k + 1)/100, our t = 1 - (k + 1)/100. With fewer than 100 steps their default spacing
+    ("leading") starts a little after the beginning of the grid, and treats pure noise as x_t of that time.
     """
     import diffusers  # slow to load
 
@@ -38,23 +38,23 @@ def make_scheduler(kind: str, path: GaussianPath, num_steps: int) -> Any:
 
 
 def time_grid(nfe: int, path: GaussianPath, *, kind: str) -> Tensor:
-    """(nfe + 1,) the times of the scheduler's steps, and 1."""
+    """(nfe + 1,) the times of the scheduler's steps, then 1. Raises ValueError for more steps than its grid has."""
     if nfe > NUM_GRID_STEPS:
         raise ValueError(f"nfe={nfe}: the solvers of diffusers take from 1 to {NUM_GRID_STEPS} steps")
-    numbers = make_scheduler(kind, path, nfe).timesteps
-    return torch.tensor([*(1 - (float(number) + 1) / NUM_GRID_STEPS for number in numbers), 1.0])
+    timesteps = make_scheduler(kind, path, nfe).timesteps
+    return torch.tensor([*(1 - (float(k) + 1) / NUM_GRID_STEPS for k in timesteps), 1.0])
 
 
 def step(field: VectorField, x: Tensor, t: Tensor, t_end: Tensor, *, kind: str) -> Tensor:
-    """One step of the scheduler; one generator, or one per row, makes the noise that DDPM adds."""
+    """One step of the scheduler. The noise that DDPM adds comes from the field's generator, or one generator per row."""
     if field.memory is None:
         scheduler = make_scheduler(kind, field.gaussian, field.num_steps)
         field.memory = scheduler, iter(scheduler.timesteps.tolist())
-    scheduler, numbers = field.memory
+    scheduler, timesteps = field.memory
     output = field.network(x, t.expand(len(x)), field.condition)
     generator = list(field.generator) if isinstance(field.generator, Sequence) else field.generator
-    moved: Tensor = scheduler.step(output, next(numbers), x, generator=generator).prev_sample
-    return moved
+    x_end: Tensor = scheduler.step(output, next(timesteps), x, generator=generator).prev_sample
+    return x_end
 
 
 def _solver(kind: str) -> Solver:

@@ -1,7 +1,7 @@
-"""Paths from noise to data: a point x_t of the path, the target there, and the network's output as a velocity.
+"""Paths from noise to data: the point x_t at time t, the training target there, and the network's output as a velocity.
 
-Every Euclidean domain uses a ``GaussianPath``: a schedule, which mixes noise and data, and a prediction, which the network is
-asked for (see predictions.py). Angles use the geodesics of the torus.
+Euclidean data use a ``GaussianPath``: a schedule, which mixes noise and data, and a prediction, which is what the network
+is asked for (see predictions.py). Angles use a ``WrappedPath``, the geodesics of the torus.
 """
 
 from __future__ import annotations
@@ -18,50 +18,55 @@ from torch import Tensor
 from flowchunk.policy.diffusion.predictions import Endpoints, Prediction, VelocityPrediction
 from flowchunk.policy.diffusion.schedules import LINEAR, Schedule
 
-MIN_ALPHA = 0.08  # below this, a noise prediction tells nothing of the data: their estimate is its error over alpha
+MIN_ALPHA = (
+    0.08  # below it a noise prediction carries no information about the data: their estimate is its error / alpha
+)
 
 Generators = torch.Generator | Sequence[torch.Generator]
 """One generator for a whole batch, or one for each row, so that a row does not depend on its neighbors."""
 
 
 class PathSample(NamedTuple):
-    """A point of the path, and what the network should answer there."""
+    """A point x_t (B, …) of the path, and the target of the network there, like x_t."""
 
     x_t: Tensor
     target: Tensor
 
 
 class ProbabilityPath(Protocol):
-    """From noise to data. x_0, x_1, x_t: (B, …); t: (B,), or (B, H) with a time per token."""
+    """From noise to data: what training (``sample_noise``, ``sample``, ``errors``) and sampling (the others) need.
+
+    x_0, x_1, x_t: (B, …); t: (B,), or (B, H) with a time per token.
+    """
 
     def sample_noise(self, size: tuple[int, ...], *, generator: Generators | None = None) -> Tensor:
-        """x_0, the start of the path."""
+        """Noise x_0 of this size (B, …), the start of the path."""
 
     def sample(self, *, x_0: Tensor, x_1: Tensor, t: Tensor) -> PathSample:
-        """x_t between the two, and what the network should answer there."""
+        """x_t between the two, and the target of the network there."""
 
     def errors(self, output: Tensor, target: Tensor, t: Tensor) -> Tensor:
         """Weighted squared errors, like x."""
 
     def velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The network's output as dx/dt."""
+        """The network's output at x_t as dx/dt."""
 
     def step(self, x: Tensor, displacement: Tensor) -> Tensor:
-        """Where a displacement leads from x."""
+        """x moved by a displacement, velocity times duration."""
 
 
 def broadcast_time(t: Tensor, x: Tensor) -> Tensor:
-    """View t, (B,) or (B, H), with as many axes as x."""
+    """t, (B,) or (B, H), viewed with as many axes as x."""
     return t.reshape(*t.shape, *(1,) * (x.ndim - t.ndim))
 
 
 def sample_normal(size: tuple[int, ...], *, generator: Generators | None = None) -> Tensor:
-    """Standard normal numbers of this size (B, …)."""
-    return sample_rows(torch.randn, size, generator)
+    """Standard normal samples of this size (B, …)."""
+    return sample_rows(torch.randn, size, generator=generator)
 
 
-def sample_rows(sample: Callable[..., Tensor], size: tuple[int, ...], generator: Generators | None) -> Tensor:
-    """``sample(size, generator=…)`` with one generator, or row by row with several."""
+def sample_rows(sample: Callable[..., Tensor], size: tuple[int, ...], *, generator: Generators | None) -> Tensor:
+    """``sample(size, generator=…)`` with one generator, or row by row with one generator per row."""
     if generator is None or isinstance(generator, torch.Generator):
         return sample(size, generator=generator)
     return torch.stack([sample(size[1:], generator=row) for row in generator])
@@ -69,20 +74,20 @@ def sample_rows(sample: Callable[..., Tensor], size: tuple[int, ...], generator:
 
 @dataclass(frozen=True)
 class GaussianPath:
-    """``x_t = alpha·x_1 + sigma·x_0`` with standard normal x_0, and what the network is asked for there."""
+    """``x_t = alpha·x_1 + sigma·x_0`` with standard normal x_0, and the prediction that the network is asked for."""
 
     schedule: Schedule = LINEAR
     prediction: Prediction = VelocityPrediction()  # noqa: RUF009 -- frozen, without fields
 
     @cached_property
     def first_informative_time(self) -> float:
-        """The first instant (to 1e-3) at which alpha is MIN_ALPHA: until there x_t is noise to within that share."""
+        """The first time, on a grid of 1e-3, at which alpha reaches ``MIN_ALPHA``: before it x_t is practically noise."""
         t = torch.linspace(0, 1, 1001, dtype=torch.float64)
         return float(t[self.schedule.alpha(t) >= MIN_ALPHA][0])
 
     @property
     def has_velocity_at_end(self) -> bool:
-        """Whether the velocity can be read at t = 1: not if the noise's slope is infinite, or sigma divides the output."""
+        """Whether the velocity is known at t = 1: not if sigma's slope is infinite there, or the output divided by sigma."""
         return self.schedule.is_straight and self.prediction.has_velocity_at_end
 
     def sample_noise(self, size: tuple[int, ...], *, generator: Generators | None = None) -> Tensor:
@@ -99,7 +104,7 @@ class GaussianPath:
         return errors if weight is None else weight * errors
 
     def endpoints(self, output: Tensor, x_t: Tensor, t: Tensor) -> Endpoints:
-        """Both ends, read from the output at x_t."""
+        """Both ends of the path, as the network's output at x_t implies them."""
         return self.prediction.to_endpoints(self.schedule, output, x_t=x_t, t=broadcast_time(t, x_t))
 
     def velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -110,16 +115,16 @@ class GaussianPath:
 
 
 FLOW = GaussianPath()
-"""Flow matching as the package means it: straight lines, and the network predicts ``x_1 - x_0``."""
+"""Flow matching as this package defines it: straight paths, and the network predicts ``x_1 - x_0``."""
 
 
-def posterior_kl(schedule: Schedule, x_1: Tensor, estimated_x_1: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
-    """KL (nats, like x) of the model's step from t to t_end against the true posterior, both with its variance.
+def posterior_kl(schedule: Schedule, *, x_1: Tensor, estimated_x_1: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
+    """KL divergence (nats, like x) between the posterior and the model's step from t to t_end, both with its variance.
 
-    Equal to ½·(SNR(t_end) - SNR(t))·(x_1 - estimate)²: what Sohl-Dickstein et al. (1503.03585) sum over the steps.
+    It equals ½·(SNR(t_end) - SNR(t))·(x_1 - estimated_x_1)², which Sohl-Dickstein et al. (1503.03585) sum over the steps.
     """
     posterior = schedule.posterior(broadcast_time(t, x_1), broadcast_time(t_end, x_1))
-    return 0.5 * (posterior.x_1_share * (x_1 - estimated_x_1) / posterior.std) ** 2
+    return 0.5 * (posterior.x_1_weight * (x_1 - estimated_x_1) / posterior.std) ** 2
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class WrappedPath:
     """Geodesics between angles (radians), from the uniform distribution on the torus (Chen and Lipman 2302.03660)."""
 
     def sample_noise(self, size: tuple[int, ...], *, generator: Generators | None = None) -> Tensor:
-        return math.pi * (2 * sample_rows(torch.rand, size, generator) - 1)
+        return math.pi * (2 * sample_rows(torch.rand, size, generator=generator) - 1)
 
     def sample(self, *, x_0: Tensor, x_1: Tensor, t: Tensor) -> PathSample:
         velocity = wrap(x_1 - x_0)

@@ -1,6 +1,6 @@
-"""How data and noise are mixed along the way: ``x_t = alpha(t)·x_1 + sigma(t)·x_0``, noise at t = 0 and data at t = 1.
+"""How data and noise are mixed along the path: ``x_t = alpha(t)·x_1 + sigma(t)·x_0``, noise at t = 0, data at t = 1.
 
-The papers' schedules run over the noise level u = 1 - t; here they are read on our clock, with their derivatives in t.
+The papers' schedules are functions of the noise level u = 1 - t; here they are functions of t, with derivatives in t.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 TimeFunction = Callable[[Tensor], Tensor]
-TIME_EPSILON = 1e-3  # how near to an end of the path a division by alpha or sigma may come
+TIME_EPSILON = 1e-3  # the smallest distance from an end of the path at which alpha or sigma is divided by
 
 
 class Posterior(NamedTuple):
-    """p(x_{t_end} | x_t, x_1) of a Gaussian path: mean ``x_t_share·x_t + x_1_share·x_1``, standard deviation ``std``."""
+    """p(x_{t_end} | x_t, x_1) of a Gaussian path: mean ``x_t_weight·x_t + x_1_weight·x_1``, standard deviation ``std``."""
 
-    x_t_share: Tensor
-    x_1_share: Tensor
+    x_t_weight: Tensor
+    x_1_weight: Tensor
     std: Tensor
 
 
@@ -39,38 +39,38 @@ class Schedule:
     is_straight: bool = False
 
     def snr(self, t: Tensor) -> Tensor:
-        """Signal to noise, (alpha/sigma)²; infinite at t = 1."""
+        """The signal-to-noise ratio (alpha/sigma)²; infinite at t = 1."""
         return (self.alpha(t) / self.sigma(t)) ** 2
 
     def log_ratio(self, t: Tensor) -> Tensor:
-        """log(alpha/sigma), the clock of DPM-Solver: half the log-SNR."""
+        """log(alpha/sigma), half the log-SNR: the time variable of DPM-Solver."""
         return self.alpha(t).log() - self.sigma(t).log()
 
     def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_dot and sigma_dot, ``TIME_EPSILON`` away from the ends, where they may be infinite."""
+        """alpha_dot and sigma_dot at t, kept ``TIME_EPSILON`` away from the ends, where they may be infinite."""
         inside = t.clamp(TIME_EPSILON, 1 - TIME_EPSILON)
         return self.alpha_dot(inside), self.sigma_dot(inside)
 
     def posterior(self, t: Tensor, t_end: Tensor) -> Posterior:
-        """Where x_{t_end}, cleaner than x_t, lies when x_t and x_1 are known."""
+        """The distribution of x_{t_end} given x_t and x_1, for t <= t_end."""
         alpha, sigma, alpha_end, sigma_end = self.alpha(t), self.sigma(t), self.alpha(t_end), self.sigma(t_end)
-        kept = alpha / alpha_end
-        added = sigma**2 - (kept * sigma_end) ** 2  # variance of the noise between the two times
+        ratio = alpha / alpha_end
+        variance = sigma**2 - (ratio * sigma_end) ** 2  # of the noise between the two times
         return Posterior(
-            kept * (sigma_end / sigma) ** 2,
-            alpha_end * added / sigma**2,
-            added.clamp(min=0).sqrt() * sigma_end / sigma,
+            x_t_weight=ratio * (sigma_end / sigma) ** 2,
+            x_1_weight=alpha_end * variance / sigma**2,
+            std=variance.clamp(min=0).sqrt() * sigma_end / sigma,
         )
 
     def next_posterior(self, t: Tensor, *, num_grid_steps: int) -> Posterior:
-        """The posterior one grid step later; the last step, whose SNR has no end, repeats the one before."""
+        """The posterior of the next grid step; the last step, at whose end the SNR is infinite, repeats the one before."""
         step = 1 / num_grid_steps
         t = t.clamp(max=1 - 2 * step)
         return self.posterior(t, t + step)
 
 
 def variance_preserving(alpha_squared: TimeFunction, sigma_squared: TimeFunction, slope: TimeFunction) -> Schedule:
-    """The schedule with alpha² + sigma² = 1, from both squares (exact where they are small) and d(alpha²)/dt."""
+    """The schedule with alpha² + sigma² = 1, from both squares (each accurate where it is small) and d(alpha²)/dt."""
     return Schedule(
         alpha=lambda t: alpha_squared(t).sqrt(),
         sigma=lambda t: sigma_squared(t).sqrt(),
@@ -80,7 +80,7 @@ def variance_preserving(alpha_squared: TimeFunction, sigma_squared: TimeFunction
 
 
 def _linear_beta() -> Schedule:
-    """DDPM's beta from 0.1 to 20 (Ho et al. 2006.11239, in Song's continuous time): alpha² = exp(-(0.1·u + 9.95·u²))."""
+    """DDPM's beta from 0.1 to 20 in continuous time (Ho 2006.11239, Song 2011.13456): alpha² = exp(-(0.1·u + 9.95·u²))."""
 
     def exponent(t: Tensor) -> Tensor:
         return -(0.1 * (1 - t) + 9.95 * (1 - t) ** 2)
@@ -107,20 +107,20 @@ def _cosine(offset: float = 0.008) -> Schedule:
     )
 
 
-def _sigmoid(reach: float = 3.0) -> Schedule:
-    """Jabri et al. 2212.11972, start -3, end 3, temperature 1: alpha² falls with the sigmoid of the noise level.
+def _sigmoid(end: float = 3.0) -> Schedule:
+    """Jabri et al. 2212.11972, from -end to end at temperature 1: alpha² falls with the sigmoid of the noise level.
 
-    sigma² = (sg(6u - 3) - sg(-3))/(sg(3) - sg(-3)), written without differences so that small values stay exact.
+    sigma² = (sg(6u - 3) - sg(-3))/(sg(3) - sg(-3)) for end = 3, without differences, for accurate small values.
     """
-    scale = 2 * math.sinh(reach / 2)
+    scale = 2 * math.sinh(end / 2)
 
-    def share(u: Tensor) -> Tensor:
-        return (reach * u).sinh() / (scale * (reach * (u - 0.5)).cosh())
+    def squared(u: Tensor) -> Tensor:
+        return (end * u).sinh() / (scale * (end * (u - 0.5)).cosh())
 
     return variance_preserving(
-        lambda t: share(t),
-        lambda t: share(1 - t),
-        lambda t: reach * math.cosh(reach / 2) / (scale * (reach * (t - 0.5)).cosh() ** 2),
+        lambda t: squared(t),
+        lambda t: squared(1 - t),
+        lambda t: end * math.cosh(end / 2) / (scale * (end * (t - 0.5)).cosh() ** 2),
     )
 
 
@@ -134,9 +134,9 @@ SCHEDULES = {"linear": LINEAR, "linear_beta": _linear_beta(), "cosine": _cosine(
 
 
 def discrete_betas(schedule: Schedule, steps: int) -> Tensor:
-    """(steps,) betas whose running products of (1 - beta) are alpha² at u = 1/steps … 1: what `diffusers` calls for.
+    """(steps,) betas, whose cumulative products of (1 - beta) are alpha² at u = 1/steps … 1: the input of `diffusers`.
 
-    The last is capped at 0.999, as there, where alpha² ends at zero. For schedules with alpha² + sigma² = 1.
+    If alpha² ends at zero the last is capped at 0.999, as there. For schedules with alpha² + sigma² = 1.
     """
     t = 1 - torch.arange(0, steps + 1, dtype=torch.float64) / steps
     alpha_bar = schedule.alpha(t) ** 2

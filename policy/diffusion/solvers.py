@@ -1,8 +1,9 @@
-"""From one instant to the next: every sampler is a function ``step(field, x, t, t_end)``, and a value ``Solver`` around it.
+"""Samplers: each is a function ``step(field, x, t, t_end)`` and a ``Solver`` that describes it.
 
-The first group follows the velocity, the second the endpoints of the path (x_1 and x_0) that the network believes in; all of
-them ask the same field, so that any objective can be sampled by any of them. A solver of your own is a step function and
-a line ``SOLVERS.register("name", Solver(step, …))``.
+The first group follows the velocity, the second the network's estimate of the endpoints x_1 and x_0. All of them evaluate
+the network through a ``VectorField``, so any solver can sample any objective that has what it follows. Steps are stateless,
+except for what a multistep method leaves in ``field.memory``. A solver of your own is a step function and a line
+``SOLVERS.register("name", Solver(step, …))``.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from flowchunk.policy.registry import Registry
 
 @dataclass
 class VectorField:
-    """What solvers ask: a network on its path, with the condition and the known prefix (B, d, D) filled in.
+    """What solvers evaluate: a network on its path, with the condition and the known prefix (B, d, D) filled in.
 
-    eta: how much of the noise that the ancestral sampler takes away it adds again. generator: of that noise. num_steps: of
-    the whole integration. is_last_step: whether this step reaches the data. memory: what a solver keeps between its steps.
+    eta: the standard deviation of the noise that the ancestral sampler adds, as a fraction of the posterior's. generator: of
+    that noise. num_steps: of the whole integration. is_last_step: whether this step reaches the data. memory: what a solver
+    keeps from step to step of one integration; None before the first.
     """
 
     network: Callable[..., Tensor]
@@ -39,34 +41,35 @@ class VectorField:
     memory: Any = None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Velocity at x and the scalar time t."""
+        """The velocity at x (B, …) and the scalar time t, like x."""
         x, times = self.with_prefix(x), self.token_times(x, t)
         return self.path.velocity(self.network(x, times, self.condition), x, times)
 
     def endpoints(self, x: Tensor, t: Tensor) -> Endpoints:
-        """Both ends of the path through x."""
+        """The network's estimate of both ends of the path through x at time t. Raises ValueError without a Gaussian path."""
         x, times = self.with_prefix(x), self.token_times(x, t)
         return self.gaussian.endpoints(self.network(x, times, self.condition), x, times)
 
     def mean_velocity(self, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
-        """Mean velocity from t to t_end, of networks trained as flow maps."""
+        """The mean velocity from t to t_end, for networks trained as flow maps."""
         x, times = self.with_prefix(x), self.token_times(x, t)
         return self.network(x, times, self.condition, t_end=self.token_times(x, t_end))
 
     def step(self, x: Tensor, displacement: Tensor) -> Tensor:
+        """x moved by a displacement, on the path's manifold."""
         return self.path.step(x, displacement)
 
     @property
     def has_velocity_at_end(self) -> bool:
-        """Whether the velocity can be read where this step ends: at t = 1 of some paths only errors would be."""
+        """Whether the velocity is known where this step ends: on some paths it is not at t = 1."""
         return not self.is_last_step or not isinstance(self.path, GaussianPath) or self.path.has_velocity_at_end
 
     def with_prefix(self, x: Tensor) -> Tensor:
-        """x with its known first tokens set."""
+        """x with its first tokens replaced by the prefix."""
         return x if self.prefix is None else torch.cat([self.prefix, x[:, self.prefix.shape[1] :]], dim=1)
 
     def token_times(self, x: Tensor, t: Tensor) -> Tensor:
-        """(B,) t for every sample, or (B, H) with time 1 on the known tokens."""
+        """(B,) times t, or with a prefix (B, H), 1 for the known tokens."""
         if self.prefix is None:
             return t.expand(x.shape[0])
         known = self.prefix.shape[1]
@@ -74,6 +77,7 @@ class VectorField:
 
     @property
     def gaussian(self) -> GaussianPath:
+        """The path. Raises ValueError if it is not Gaussian."""
         if not isinstance(self.path, GaussianPath):
             raise ValueError("this solver needs a Gaussian path; on the torus there are euler, midpoint, heun and rk4")
         return self.path
@@ -85,18 +89,18 @@ Step = Callable[[VectorField, Tensor, Tensor, Tensor], Tensor]
 
 
 def euler_step(field: VectorField, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
-    """First order, one evaluation."""
+    """Euler's method: first order, one evaluation."""
     return field.step(x, (t_end - t) * field(x, t))
 
 
 def midpoint_step(field: VectorField, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
-    """Second order, two evaluations."""
+    """The midpoint method: second order, two evaluations."""
     h = t_end - t
     return field.step(x, h * field(field.step(x, h / 2 * field(x, t)), t + h / 2))
 
 
 def heun_step(field: VectorField, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
-    """Second order, two evaluations: the mean of the slopes at both ends; where the end has none, the midpoint's."""
+    """Heun's method: second order, two evaluations, at both ends. If the end has no velocity, the midpoint method."""
     if not field.has_velocity_at_end:
         return midpoint_step(field, x, t, t_end)
     h = t_end - t
@@ -105,7 +109,7 @@ def heun_step(field: VectorField, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor
 
 
 def rk4_step(field: VectorField, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
-    """Fourth order, four evaluations: the classical Runge-Kutta step; where the end has no slope, two of the midpoint."""
+    """The classical Runge-Kutta method: fourth order, four evaluations. If the end has no velocity, two midpoint steps."""
     h = t_end - t
     if not field.has_velocity_at_end:
         return midpoint_step(field, midpoint_step(field, x, t, t + h / 2), t + h / 2, t_end)
@@ -117,11 +121,11 @@ def rk4_step(field: VectorField, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
 
 
 def flow_map_step(field: VectorField, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
-    """One evaluation, of any length: the network predicts the mean velocity from t to t_end."""
+    """One evaluation for a step of any length: the network predicts the mean velocity from t to t_end."""
     return field.step(x, (t_end - t) * field.mean_velocity(x, t, t_end))
 
 
-# -- along the endpoints ----------------------------------------------------------------------------------
+# -- along the endpoints ----------------------------------------------------------------------------------------------
 
 
 def ddim_step(field: VectorField, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
@@ -132,26 +136,28 @@ def ddim_step(field: VectorField, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor
 
 
 def ancestral_step(field: VectorField, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
-    """DDPM's sampler at eta 1 (Ho et al. 2006.11239), DDIM at eta 0: noise of the posterior's width is added again."""
+    """DDPM's sampler at eta 1 (Ho et al. 2006.11239), DDIM at eta 0: adds noise of eta times the posterior's std.
+
+    Raises ValueError without a generator.
+    """
     if field.generator is None:
-        raise ValueError("the ancestral sampler draws noise in every step: give integrate a generator")
+        raise ValueError("the ancestral solver samples noise in every step: give integrate a generator")
     x_1, x_0 = field.endpoints(x, t)
     schedule, std = field.gaussian.schedule, field.eta * field.gaussian.schedule.posterior(t, t_end).std
-    kept = (schedule.sigma(t_end) ** 2 - std**2).clamp(min=0).sqrt()
-    return (
-        schedule.alpha(t_end) * x_1 + kept * x_0 + std * sample_normal(tuple(x.shape), generator=field.generator).to(x)
-    )
+    sigma_kept = (schedule.sigma(t_end) ** 2 - std**2).clamp(min=0).sqrt()
+    noise = sample_normal(tuple(x.shape), generator=field.generator).to(x)
+    return schedule.alpha(t_end) * x_1 + sigma_kept * x_0 + std * noise
 
 
 def dpm_solver_step(field: VectorField, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2211.01095), second order; the first and the last step are of first order."""
+    """DPM-Solver++(2M) (Lu et al. 2211.01095): second order, but first order in the first and the last step."""
     schedule = field.gaussian.schedule
     x_1 = direction = field.endpoints(x, t).x_1
     ratio, ratio_end = schedule.log_ratio(t), schedule.log_ratio(t_end)
     if field.memory is not None and ratio_end.isfinite():
-        ratio_before, x_1_before = field.memory
-        gain = (ratio_end - ratio) / (2 * (ratio - ratio_before))  # 0 where the step before began at alpha = 0
-        direction = (1 + gain) * x_1 - gain * x_1_before
+        previous_ratio, previous_x_1 = field.memory
+        gain = (ratio_end - ratio) / (2 * (ratio - previous_ratio))  # 0 if the previous step began at alpha = 0
+        direction = (1 + gain) * x_1 - gain * previous_x_1
     field.memory = (ratio, x_1)
     noise = (x - schedule.alpha(t) * direction) / schedule.sigma(t)
     return schedule.alpha(t_end) * direction + schedule.sigma(t_end) * noise
@@ -159,12 +165,12 @@ def dpm_solver_step(field: VectorField, x: Tensor, t: Tensor, t_end: Tensor) -> 
 
 @dataclass(frozen=True)
 class Solver:
-    """A step function, its network evaluations (``stages``), and what of the network it follows.
+    """A step function, its network evaluations per step (``stages``), and what it follows.
 
     follows: "velocity" (any path, but on curved schedules it stays away from the ends, where slopes may be infinite),
     "endpoints" (Gaussian paths) or "flow_map" (networks trained as flow maps). keeps_prefix: whether known first tokens
-    come back exactly. grid: its own time grid, ``grid(nfe, path)``, in place of equal steps. diffusers_only: it knows only
-    the predictions that `diffusers` knows, on curved schedules.
+    are returned exactly. grid: its own time grid, ``grid(nfe, path)``, in place of equal steps. diffusers_only: it takes only
+    the predictions that `diffusers` has, on curved schedules.
     """
 
     step: Step
@@ -175,12 +181,12 @@ class Solver:
     diffusers_only: bool = False
 
     def times(self, nfe: int, path: ProbabilityPath, *, name: str = "the solver") -> Tensor:
-        """The grid 0 … 1 that costs ``nfe`` network evaluations. Raises ValueError if there is none.
+        """The grid 0 … 1 that takes ``nfe`` network evaluations. Raises ValueError if there is none.
 
-        A prediction of the noise (or of the posterior) says nothing of the data while alpha is about 0: its estimate of
-        the data is its error divided by alpha, and a first step of 1/nfe would carry that along. Such grids begin where
-        alpha reaches ``MIN_ALPHA``; x is noise until there. Solvers on the velocity begin there too on curved schedules,
-        whose slopes may be infinite at an end, and stay 1e-3 away from t = 1.
+        While alpha is about 0, a prediction of the noise (or of the posterior) carries no information about the data: its
+        estimate of the data is its error divided by alpha, and a first step of 1/nfe would keep that error. Such grids start
+        where alpha reaches ``MIN_ALPHA``; before it x is practically noise. On curved schedules, whose slopes may be infinite
+        at an end, solvers that follow the velocity start there too, and stop 1e-3 before t = 1.
         """
         if nfe < 1 or nfe % self.stages:
             raise ValueError(f"nfe={nfe}: {name} needs a positive multiple of {self.stages} evaluations")
@@ -196,7 +202,7 @@ class Solver:
         return torch.linspace(start, end, nfe // self.stages + 1)
 
     def objection(self, path: ProbabilityPath, *, is_flow_map: bool = False) -> str | None:
-        """Why it cannot sample what was trained on this path; None if it can."""
+        """Why it cannot sample a model that was trained on this path; None if it can."""
         if self.diffusers_only:
             is_known = isinstance(path, GaussianPath) and path.prediction.diffusers_name is not None
             if not is_known or not isinstance(path, GaussianPath) or path.schedule.is_straight:
@@ -205,8 +211,8 @@ class Solver:
         if self.follows == "flow_map" and not is_flow_map:
             return "needs objective=flow_map"
         if self.follows == "endpoints" and not isinstance(path, GaussianPath):
-            of_any_path = [name for name, solver in SOLVERS.items() if solver.follows == "velocity"]
-            return f"needs a Gaussian path; on angles there are {', '.join(of_any_path)}"
+            for_any_path = [name for name, solver in SOLVERS.items() if solver.follows == "velocity"]
+            return f"needs a Gaussian path; on angles there are {', '.join(for_any_path)}"
         return None
 
 

@@ -1,1 +1,1 @@
-"""Observation encoders: from a dictionary of observation histories to one condition vector."""
+"""Observation encoders: from a dictionary of observation histories to a condition vector."""

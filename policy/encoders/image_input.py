@@ -1,4 +1,4 @@
-"""What a network trained on other pictures expects of ours: its size, and its mean and deviation."""
+"""The input of pretrained vision networks: image size, mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class PictureInput(nn.Module):
-    """Pictures (N, 3, h, w) in [0, 1], resized to ``size`` where one is given, less the mean, over the deviation."""
+class ImageInput(nn.Module):
+    """Images (N, 3, h, w) in [0, 1], resized to ``size`` (height, width) if given, minus ``mean``, divided by ``std``."""
 
     def __init__(
         self,
         *,
         size: Sequence[int] | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
-        deviation: Sequence[float] = IMAGENET_DEVIATION,
+        std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
         self.size = None if size is None else list(size)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(deviation).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        if self.size is not None and list(pictures.shape[-2:]) != self.size:
-            pictures = nn.functional.interpolate(pictures, self.size, mode="bilinear", antialias=True)
-        return (pictures - self.get_buffer("mean")) / self.get_buffer("deviation")
+    def forward(self, images: Tensor) -> Tensor:
+        if self.size is not None and list(images.shape[-2:]) != self.size:
+            images = nn.functional.interpolate(images, self.size, mode="bilinear", antialias=True)
+        return (images - self.get_buffer("mean")) / self.get_buffer("std")
 
 
-def whole_patches(picture_size: Sequence[int], patch: int, resize: int | None) -> list[int]:
-    """(height, width) in whole patches: ``resize`` a side, by default the smallest that holds the picture."""
-    return [-(-(resize or side) // patch) * patch for side in picture_size]
+def whole_patches(image_size: Sequence[int], patch: int, resize: int | None) -> list[int]:
+    """(height, width) in pixels, rounded up to whole patches: of ``resize`` on each side, by default of the image."""
+    return [-(-(resize or side) // patch) * patch for side in image_size]

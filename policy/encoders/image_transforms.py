@@ -1,4 +1,4 @@
-"""Which part of a picture a policy looks at, and in which light: drawn anew for each sample while it learns."""
+"""Crops and color jitter of images, both sampled for each sample in training."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: how much each of red, green and blue adds to brightness
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in the gray value, ITU-R BT.601
 
 
-def cropped(pictures: Tensor, size: Sequence[int], places: Tensor | None = None) -> Tensor:
-    """Parts (B, T, h, w, C) of pictures (B, T, H, W, C), the same part of all T pictures of a sample.
+def crop_images(images: Tensor, size: Sequence[int], positions: Tensor | None = None) -> Tensor:
+    """Crops (B, T, h, w, C) of images (B, T, H, W, C), at the same position in all T images of a sample.
 
-    places: (B, 2) in [0, 1): how far down and to the right of all the places that there are; the middle by default.
+    size: (h, w) in pixels. positions: (B, 2) in [0, 1), from top to bottom and from left to right; centered by default.
     """
     height, width = size
-    free_y, free_x = pictures.shape[2] - height, pictures.shape[3] - width
-    if places is None:
+    free_y, free_x = images.shape[2] - height, images.shape[3] - width
+    if positions is None:
         top, left = free_y // 2, free_x // 2
-        return pictures[:, :, top : top + height, left : left + width]
-    corners = (places * places.new_tensor([free_y + 1, free_x + 1])).long()  # (B, 2)
-    corners = corners.repeat_interleave(pictures.shape[1], dim=0)  # (B · T, 2)
-    frame = torch.arange(len(corners), device=pictures.device)[:, None, None]
-    rows = corners[:, :1, None] + torch.arange(height, device=pictures.device)[:, None]  # (B · T, h, 1)
-    columns = corners[:, 1:, None] + torch.arange(width, device=pictures.device)  # (B · T, 1, w)
-    return pictures.flatten(0, 1)[frame, rows, columns].reshape(*pictures.shape[:2], height, width, -1)
+        return images[:, :, top : top + height, left : left + width]
+    y, x = positions.repeat_interleave(images.shape[1], dim=0)[:, :, None, None].unbind(1)  # (B · T, 1, 1) each
+    index = torch.arange(len(y), device=images.device)[:, None, None]
+    rows = (y * (free_y + 1)).long() + torch.arange(height, device=images.device)[:, None]  # (B · T, h, 1)
+    columns = (x * (free_x + 1)).long() + torch.arange(width, device=images.device)  # (B · T, 1, w)
+    return images.flatten(0, 1)[index, rows, columns].reshape(*images.shape[:2], height, width, -1)
 
 
-def jitter_colors(pictures: Tensor, factors: Tensor) -> Tensor:
-    """Pictures (B, T, C, h, w) in [0, 1] with another brightness, contrast and saturation.
+def jitter_colors(images: Tensor, factors: Tensor) -> Tensor:
+    """Images (B, T, 3, h, w) in [0, 1] with changed brightness, contrast and saturation, clipped to [0, 1].
 
-    factors: (B, 3), 1 leaves as it is: brightness times the first, then contrast about the mean grey, then colours about
-    each pixel's grey. The result is kept in [0, 1].
+    factors: (B, 3), 1 for no change: of all values, then of differences from the mean gray value, then of differences from
+    the gray value of each pixel.
     """
     brightness, contrast, saturation = factors[:, :, None, None, None, None].unbind(1)
-    bright = pictures * brightness
-    mean = _grey(bright).mean((2, 3, 4), keepdim=True)
+    bright = images * brightness
+    mean = _gray(bright).mean((2, 3, 4), keepdim=True)
     contrasted = mean + contrast * (bright - mean)
-    grey = _grey(contrasted)
-    return (grey + saturation * (contrasted - grey)).clamp(0, 1)
+    gray = _gray(contrasted)
+    return (gray + saturation * (contrasted - gray)).clamp(0, 1)
 
 
-def _grey(pictures: Tensor) -> Tensor:
-    return (pictures * pictures.new_tensor(LUMA).view(3, 1, 1)).sum(2, keepdim=True)
+def _gray(images: Tensor) -> Tensor:
+    red, green, blue = images[:, :, 0:1], images[:, :, 1:2], images[:, :, 2:3]
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue

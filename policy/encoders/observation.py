@@ -1,4 +1,4 @@
-"""From all that a robot observes to one condition vector: pictures through a network, everything else as it is."""
+"""From everything that a robot observes to one condition vector: images by a vision network, values unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.specs import ObservationField, ObservationSpec
-from flowchunk.policy.encoders.image_transforms import cropped, jitter_colors
+from flowchunk.policy.encoders.image_transforms import crop_images, jitter_colors
 from flowchunk.policy.encoders.resnet import ResNet18
 from flowchunk.policy.encoders.small_conv import SmallConv
 from flowchunk.policy.encoders.state import StateEncoder
@@ -23,18 +23,18 @@ VISION: dict[str, Callable[..., Any]] = {
     "timm": TimmBackbone,
     "transformers": TransformersBackbone,
 }
-NEED_SIZE = ("timm", "transformers")
-ESCAPED = "camera:"  # begins the name of a network whose camera's own name torch does not allow
+NEED_IMAGE_SIZE = ("timm", "transformers")
+ESCAPE_PREFIX = "camera:"  # of modules whose camera has a name that torch does not allow
 
 
 class ObservationEncoder(nn.Module):
-    """Observations {key: (B, To, …)}, pictures raw and all else normalised, to a condition (B, condition_size).
+    """Observations {key: (B, To, …)}, images as uint8 and values normalized, to a condition (B, condition_size).
 
-    vision: the network that sees, from ``VISION``; options: for it, and
-    - share_weights: whether all cameras look through the same weights (default: each through its own);
-    - image_steps: pictures of how many of the last frames are looked at (default: all To; the other values have all);
-    - color_jitter: brightness, contrast and saturation change by up to this factor in training (default: 0).
-    Raises ConfigurationError where the vision network and the observation do not go together.
+    vision: the vision network, a name in ``VISION``. options: its arguments, and
+    - share_weights: whether all cameras share the weights of one network (default: each has its own);
+    - image_steps: of how many of the latest steps images are encoded (default: of all To, as for values);
+    - color_jitter: the largest relative change of brightness, contrast and saturation in training (default: 0).
+    Raises ConfigurationError if the vision network or its options do not fit the observation.
     """
 
     def __init__(
@@ -46,97 +46,98 @@ class ObservationEncoder(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.pictures = observation_spec.images
-        check_vision(vision, self.pictures)
-        settings = dict(options or {})
-        self.shares_weights = bool(settings.pop("share_weights", False))
-        self.image_steps = settings.pop("image_steps", None) or observation_steps
-        self.color_jitter = float(settings.pop("color_jitter", 0.0))
-        self._check_settings(observation_steps)
+        self.images = observation_spec.images
+        check_vision(vision, self.images)
+        arguments = dict(options or {})
+        self.shares_weights = bool(arguments.pop("share_weights", False))
+        self.image_steps = arguments.pop("image_steps", None) or observation_steps
+        self.color_jitter = float(arguments.pop("color_jitter", 0.0))
+        self._check_options(observation_steps)
         self.state = StateEncoder(ObservationSpec(observation_spec.values), observation_steps=observation_steps)
         self.cameras = nn.ModuleDict()
         self.condition_size = self.state.condition_size
-        for key, field in self.pictures.items():
+        for key, field in self.images.items():
             if not self.shares_weights or not self.cameras:
-                network = self.cameras[_module_name(key)] = _make(str(vision), field, settings)
+                network = self.cameras[_module_name(key)] = _make_network(str(vision), field, arguments)
             self.condition_size += self.image_steps * network.features
 
-    def sample_views(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """For each image of a training step where its crop lies (B, 2), and its color jitter (B, 3)."""
-        views = {}
-        for key, field in self.pictures.items():
+    def sample_augmentation(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """For each image of a training step the position of its crop (B, 2), and the factors of its color jitter (B, 3)."""
+        augmentation = {}
+        for key, field in self.images.items():
             if field.crop is not None:
-                views[f"place.{key}"] = torch.rand((batch_size, 2), generator=generator)
+                augmentation[f"crop.{key}"] = torch.rand((batch_size, 2), generator=generator)
             if self.color_jitter:
-                span = 2 * torch.rand((batch_size, 3), generator=generator) - 1
-                views[f"light.{key}"] = 1 + self.color_jitter * span
-        return views
+                unit = 2 * torch.rand((batch_size, 3), generator=generator) - 1  # in [-1, 1)
+                augmentation[f"color.{key}"] = 1 + self.color_jitter * unit
+        return augmentation
 
-    def forward(self, observation: Mapping[str, Tensor], views: Mapping[str, Tensor] | None = None) -> Tensor:
-        """views: of ``sample_views``, in training; without them images stay as they are, and are cropped in the middle."""
+    def forward(self, observation: Mapping[str, Tensor], augmentation: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The condition (B, condition_size).
+
+        augmentation: from ``sample_augmentation``, in training; without it crops are centered and colors do not change.
+        """
         parts = [self.state(observation)] if self.state.condition_size else []
-        parts += [self._see(key, observation[key], views or {}) for key in self.pictures]
+        parts += [self._encode_images(key, observation[key], augmentation or {}) for key in self.images]
         return torch.cat(parts, dim=-1)
 
     def camera(self, key: str) -> nn.Module:
-        """The network that looks at this picture."""
+        """The network that encodes the images of this key."""
         return next(iter(self.cameras.values())) if self.shares_weights else self.cameras[_module_name(key)]
 
     def load_weights(self, weights: str) -> None:
-        """Let every vision network start from these weights. Raises CheckpointError or ConfigurationError."""
+        """Initialize every vision network with these weights. Raises CheckpointError or ConfigurationError if it cannot."""
         for network in self.cameras.values():
             network.load_weights(weights)  # type: ignore[operator]  # every one in VISION has it
 
-    def _see(self, key: str, pictures: Tensor, views: Mapping[str, Tensor]) -> Tensor:
-        """Pictures (B, To, H, W, 3), uint8, to (B, image_steps · features)."""
-        pictures = pictures[:, -self.image_steps :]
-        if (crop := self.pictures[key].crop) is not None:
-            pictures = cropped(pictures, crop, views.get(f"place.{key}"))
-        seen = pictures.permute(0, 1, 4, 2, 3).float() / 255  # channels last in memory, which convolutions like
-        if (light := views.get(f"light.{key}")) is not None:
-            seen = jitter_colors(seen, light)
-        features: Tensor = self.camera(key)(seen.flatten(0, 1))
-        return features.reshape(len(seen), -1)
+    def _encode_images(self, key: str, images: Tensor, augmentation: Mapping[str, Tensor]) -> Tensor:
+        """Images (B, To, H, W, 3), uint8, to (B, image_steps · features)."""
+        images = images[:, -self.image_steps :]
+        if (size := self.images[key].crop) is not None:
+            images = crop_images(images, size, augmentation.get(f"crop.{key}"))
+        images = images.permute(0, 1, 4, 2, 3).float() / 255  # channels last in memory, which is fast for convolutions
+        if (factors := augmentation.get(f"color.{key}")) is not None:
+            images = jitter_colors(images, factors)
+        features: Tensor = self.camera(key)(images.flatten(0, 1))
+        return features.reshape(len(images), -1)
 
-    def _check_settings(self, observation_steps: int) -> None:
+    def _check_options(self, observation_steps: int) -> None:
         if not 1 <= self.image_steps <= observation_steps:
             raise ConfigurationError(
                 f"vision.image_steps={self.image_steps} must be from 1 to observation_steps={observation_steps}"
             )
         if not 0 <= self.color_jitter < 1:
             raise ConfigurationError(f"vision.color_jitter={self.color_jitter} must be at least 0 and below 1")
-        sizes = {field.crop or field.shape[:2] for field in self.pictures.values()}
+        sizes = {field.crop or field.shape[:2] for field in self.images.values()}
         if self.shares_weights and len(sizes) > 1:
             raise ConfigurationError(
-                f"vision.share_weights=true needs pictures of one size, but these have {sorted(sizes)}"
+                f"vision.share_weights=true needs images of the same size, but these have {sorted(sizes)}"
             )
 
 
-def check_vision(vision: str | None, pictures: Mapping[str, ObservationField]) -> None:
-    """Raise ConfigurationError unless this vision network and these pictures go together, or neither is there."""
+def check_vision(vision: str | None, images: Mapping[str, ObservationField]) -> None:
+    """Raise ConfigurationError unless there are both a known vision network and observed images, or neither."""
     if vision is not None and vision not in VISION:
         raise ConfigurationError(f"unknown vision {vision!r}; there are {', '.join(VISION)}")
-    if pictures and vision is None:
+    if images and vision is None:
+        raise ConfigurationError(f"the observation has images ({', '.join(images)}): choose vision=small_conv|resnet18")
+    if vision is not None and not images:
         raise ConfigurationError(
-            f"the observation has pictures ({', '.join(pictures)}): choose vision=small_conv|resnet18"
-        )
-    if vision is not None and not pictures:
-        raise ConfigurationError(
-            f"vision={vision}, but nothing observed is a picture; leave it out, or use another task"
+            f"vision={vision}, but the observation has no images; leave it out, or use another task"
         )
 
 
 def _module_name(key: str) -> str:
-    """The camera's name where torch allows it for a module, which weights are named by; otherwise escaped, each uniquely."""
-    if key and "." not in key and not hasattr(nn.ModuleDict(), key) and not key.startswith(ESCAPED):
+    """The name of the camera's module, which is part of the names of its weights: its key, escaped if torch forbids it."""
+    if key and "." not in key and not hasattr(nn.ModuleDict(), key) and not key.startswith(ESCAPE_PREFIX):
         return key
-    return ESCAPED + key.replace("%", "%25").replace(".", "%2E")
+    return ESCAPE_PREFIX + key.replace("%", "%25").replace(".", "%2E")
 
 
-def _make(vision: str, field: ObservationField, options: Mapping[str, Any]) -> Any:
-    size = {"picture_size": field.crop or field.shape[:2]} if vision in NEED_SIZE else {}
+def _make_network(vision: str, field: ObservationField, arguments: Mapping[str, Any]) -> Any:
+    size = {"image_size": field.crop or field.shape[:2]} if vision in NEED_IMAGE_SIZE else {}
     try:
-        return VISION[vision](**size, **options)
+        return VISION[vision](**size, **arguments)
     except ConfigurationError:
         raise
     except (TypeError, ValueError) as error:

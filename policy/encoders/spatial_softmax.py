@@ -1,4 +1,4 @@
-"""Where in the picture things are: a map for each keypoint, and the place its weight centres on (Levine, 1504.00702)."""
+"""Spatial softmax: the positions of learned keypoints in an image (Levine et al. 1504.00702)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 
 class SpatialSoftmax(nn.Module):
-    """Features (N, channels, h, w) to the places of keypoints (N, 2 · keypoints), x and y of each, in [-1, 1]."""
+    """Features (N, channels, h, w) to positions of keypoints (N, 2 · keypoints): x and y of each, in [-1, 1].
+
+    Each keypoint has a heat map, a linear function of the channels; its position is the mean under the map's softmax.
+    """
 
     def __init__(self, channels: int, *, keypoints: int = 32) -> None:
         super().__init__()
@@ -16,7 +19,7 @@ class SpatialSoftmax(nn.Module):
         self.features = 2 * keypoints
 
     def forward(self, features: Tensor) -> Tensor:
-        maps = self.maps(features).float()  # a place needs more than bfloat16's 8 bits
+        maps = self.maps(features).float()  # positions need more than the 8 bits of bfloat16
         weights = (maps.flatten(2) * self.sharpness).softmax(-1).view_as(maps)  # (N, keypoints, h, w)
         height, width = maps.shape[-2:]
         x = (weights.sum(2) * _axis(width, maps.device)).sum(-1)
@@ -25,5 +28,5 @@ class SpatialSoftmax(nn.Module):
 
 
 def _axis(size: int, device: torch.device) -> Tensor:
-    """Middles of ``size`` cells between -1 and 1."""
+    """(size,) centers of equal cells of [-1, 1]."""
     return (torch.arange(size, device=device) + 0.5) * (2 / size) - 1

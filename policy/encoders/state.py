@@ -1,4 +1,4 @@
-"""Encode low-dimensional observations: angles become cosine and sine, and the history one vector."""
+"""The encoder of low-dimensional observations: angles as cosine and sine, the history as one vector."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from flowchunk.datasets.specs import ObservationSpec
 
 
 class StateEncoder(nn.Module):
-    """Flatten normalised observations {key: (B, To, …)} into a condition (B, condition_size); nothing to learn."""
+    """Flattens normalized observations {key: (B, To, …)} to a condition (B, condition_size); it has no weights.
+
+    Dimensions that wrap, unnormalized and in radians, are replaced by their cosine and sine.
+    """
 
     def __init__(self, observation_spec: ObservationSpec, *, observation_steps: int) -> None:
         super().__init__()
@@ -25,7 +28,7 @@ class StateEncoder(nn.Module):
             values = observation[key].flatten(2)  # (B, To, size)
             if wraps:
                 angles = values[..., wraps]
-                kept = [index for index in range(values.shape[-1]) if index not in wraps]
-                values = torch.cat([values[..., kept], angles.cos(), angles.sin()], dim=-1)
+                others = [index for index in range(values.shape[-1]) if index not in wraps]
+                values = torch.cat([values[..., others], angles.cos(), angles.sin()], dim=-1)
             parts.append(values.flatten(1))
         return torch.cat(parts, dim=-1)

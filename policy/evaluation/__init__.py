@@ -1,1 +1,1 @@
-"""How sure a result is: intervals and comparisons."""
+"""Measures of models and of what they generate, and the uncertainty of results."""

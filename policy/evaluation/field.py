@@ -1,4 +1,4 @@
-"""What a trained model's field looks like: how bent its ways are, and where in time its loss comes from."""
+"""The vector field of a trained model: the curvature of its trajectories, and the loss as a function of time."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from torch import Tensor
 from flowchunk.policy.data_model import DataModel
 
 
-def straightness(way: Tensor) -> float:
-    """0 where every way is a straight line walked at constant speed; what one Euler step gets wrong (Liu 2209.03003).
+def straightness(trajectory: Tensor) -> float:
+    """Curvature of trajectories: 0 for straight lines at constant speed, for which one Euler step is exact (Liu 2209.03003).
 
-    way: (instants, n, d) at equal times. Mean of |velocity - mean velocity|², over mean |mean velocity|².
+    trajectory: (T, n, d), n points at T equally spaced times from 0 to 1. Mean of |velocity - mean velocity|² over mean of
+    |mean velocity|²; no unit.
     """
-    velocity = (way[1:] - way[:-1]) * (len(way) - 1)
-    mean = way[-1] - way[0]
-    bent = (velocity - mean).square().sum(-1).mean()
-    return float(bent / mean.square().sum(-1).mean())
+    velocity = (trajectory[1:] - trajectory[:-1]) * (len(trajectory) - 1)
+    mean_velocity = trajectory[-1] - trajectory[0]
+    curvature = (velocity - mean_velocity).square().sum(-1).mean()
+    return float(curvature / mean_velocity.square().sum(-1).mean())
 
 
 @torch.inference_mode()
@@ -28,7 +29,7 @@ def loss_over_time(
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over samples of the training loss at each of the times (T,): both (T,).
 
-    batch: as for training, the same samples and noise at every time. For objectives that look at a random time.
+    batch: as for training. Samples and noise are the same at every time. Only for objectives whose loss depends on t.
     """
     size = len(next(iter(batch.values())))
     losses = []
@@ -36,5 +37,5 @@ def loss_over_time(
         noise = model.sample_noise(size, torch.Generator().manual_seed(seed))
         noise = noise if model.pair_noise is None else model.pair_noise(batch, noise)
         losses.append(model.loss(batch, replace(noise, path=replace(noise.path, t=t.expand(size)))).errors)
-    each = torch.stack(losses)  # (T, B)
-    return each.mean(1), each.std(1)
+    stacked = torch.stack(losses)  # (T, B)
+    return stacked.mean(1), stacked.std(1)

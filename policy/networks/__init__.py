@@ -1,8 +1,8 @@
 """Networks for action chunks, all with one signature: ``network(x, t, condition, *, t_end=None) -> like x``.
 
-x: noisy chunk (B, H, D). t: times (B,), or (B, H) with a time a token. condition: (B, C). t_end: the second time of
-flow maps, (B,) or (B, H), equal to t where it is not given. Every network starts as the zero velocity: its output layer
-and its residual gates are initialised to zero.
+x: noisy chunk (B, H, D). t: times (B,), or (B, H) with a time per token. condition: (B, C). t_end: the second time of
+flow maps, like t; by default equal to t. Every network starts as the zero velocity: its output layer and its residual
+gates are initialized to zero.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A network on the torus: it sees angles as points on circles, and answers along the circles."""
+"""A network on the torus: angles enter as points on circles, and velocities are tangent to the circles."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 
 class AngleNetwork(nn.Module):
-    """Velocity of angles (B, H, D) in rad/s by a network of 2·D coordinates: what it says is projected on the tangents.
+    """Velocity of angles (B, H, D), in radians per unit of t, continuous where an angle wraps.
 
-    make: ``make(action_size) -> network``; so that nothing jumps where an angle wraps.
+    A network on the 2·D coordinates of the points, whose output is projected on the tangents. make: ``make(action_size) ->
+    network``.
     """
 
     def __init__(self, make: Callable[[int], nn.Module], *, angles: int) -> None:

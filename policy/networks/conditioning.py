@@ -1,4 +1,4 @@
-"""How time and condition enter every network: one embedding, and adaptive layer norm with a zero-initialised gate."""
+"""How time and condition enter every network: an embedding, and adaptive layer norm with gates initialized to zero."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def sinusoidal_embedding(t: Tensor, size: int, *, shortest: float = 4e-3, longes
 
 
 class TimeAndCondition(nn.Module):
-    """Embed times and condition into one vector a sample or a token.
+    """Embeds times and condition in a vector per sample or per token.
 
     forward(t (B,) or (B, H), condition (B, C), t_end like t or None) -> (B, width) or (B, H, width)
     """
@@ -36,15 +36,15 @@ class TimeAndCondition(nn.Module):
 
 
 class AdaptiveLayerNorm(nn.Module):
-    """Layer norm whose shift and scale come from the condition, with gates for the branches behind it (DiT, 2212.09748).
+    """Layer norm whose shift and scale come from the condition, with gates for the branches that follow (DiT, 2212.09748).
 
-    forward(x (B, …, width), c (B, …, width)) -> normalised x, and ``gates`` tensors that start at zero.
+    forward(x (B, …, width), c (B, …, width)) -> normalized x, and ``gates`` tensors that start at zero.
     """
 
     def __init__(self, width: int, *, gates: int = 1) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = nn.Sequential(nn.SiLU(), zero_initialised(nn.Linear(width, (2 + gates) * width)))
+        self.modulation = nn.Sequential(nn.SiLU(), zero_initialized(nn.Linear(width, (2 + gates) * width)))
         self.gates = gates
 
     def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, ...]:
@@ -52,23 +52,23 @@ class AdaptiveLayerNorm(nn.Module):
         return (self.norm(x) * (1 + scale) + shift, *gates)
 
 
-def token_times(t: Tensor, horizon: int) -> Tensor:
-    """(B, H) times, whether t came for a sample or for a token."""
+def time_per_token(t: Tensor, horizon: int) -> Tensor:
+    """(B, H) times, from times (B,) per sample or (B, H) per token."""
     return t if t.ndim == 2 else t[:, None].expand(-1, horizon)
 
 
-def per_token(c: Tensor) -> Tensor:
-    """View an embedding (B, width) as (B, 1, width), one for all tokens; (B, H, width) stays as it is."""
+def embedding_per_token(c: Tensor) -> Tensor:
+    """An embedding (B, width) as (B, 1, width), the same for all tokens; (B, H, width) is returned unchanged."""
     return c if c.ndim == 3 else c[:, None]
 
 
-def sample_time(t: Tensor | None) -> Tensor | None:
-    """(B,) the time of the tokens still to be made: known prefixes stand at 1, so it is the earliest."""
+def time_per_sample(t: Tensor | None) -> Tensor | None:
+    """(B,) the time of the tokens that are not known yet: known ones are at 1, so it is the smallest."""
     return t if t is None or t.ndim == 1 else t.amin(dim=1)
 
 
-def zero_initialised(layer: nn.Linear | nn.Conv1d) -> nn.Linear | nn.Conv1d:
-    """The layer, with weight and bias set to zero."""
+def zero_initialized(layer: nn.Linear | nn.Conv1d) -> nn.Linear | nn.Conv1d:
+    """The layer, with weight and bias set to zero in place."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

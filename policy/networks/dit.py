@@ -10,7 +10,7 @@ from flowchunk.policy.networks.token_network import TokenNetwork
 
 
 class DiT(TokenNetwork):
-    """Velocity of a chunk by a transformer; every token's adaptive norms see that token's own time."""
+    """Velocity of a chunk by a transformer; each token's adaptive norms depend on its own time."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class TransformerBlock(nn.Module):
         return x + gate * self.mlp(h)
 
     def attend(self, h: Tensor) -> Tensor:
-        """Multi-head self-attention, (B, H, width) to the same."""
+        """Multi-head self-attention, (B, H, width) to (B, H, width)."""
         batch, horizon, width = h.shape
         qkv = self.query_key_value(h).view(batch, horizon, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, H, width / heads)

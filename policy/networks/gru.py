@@ -1,4 +1,4 @@
-"""A bidirectional GRU over the chunk: smooth along time, and small."""
+"""A bidirectional GRU over the chunk: smooth along time, and few weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flowchunk.policy.networks.token_network import TokenNetwork
 
 
 class GRU(TokenNetwork):
-    """Velocity of a chunk by gated residual bidirectional GRUs; every token sees its own time."""
+    """Velocity of a chunk by gated residual bidirectional GRUs; each token has its own time."""
 
     def __init__(
         self, *, action_size: int, horizon: int, condition_size: int, width: int = 256, blocks: int = 2

@@ -1,8 +1,8 @@
-"""Networks for pictures, all with one signature: ``network(x, t, condition, *, t_end=None) -> like x``.
+"""Networks for images, all with one signature: ``network(x, t, condition, *, t_end=None) -> like x``.
 
-x: noisy pictures (B, C, size, size). t: times (B,). condition: (B, condition_size), such as the embedding of a class.
-t_end: the second time of flow maps, (B,), equal to t where it is not given. Constructors take ``channels``, ``size``
-and ``condition_size`` by keyword; every network starts as the zero velocity.
+x: noisy images (B, C, size, size). t: times (B,). condition: (B, condition_size), such as the embedding of a class.
+t_end: the second time of flow maps, (B,), by default equal to t. Constructors take ``channels``, ``size`` and
+``condition_size`` by keyword; every network starts as the zero velocity.
 """
 
 from __future__ import annotations

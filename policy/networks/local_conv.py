@@ -1,7 +1,7 @@
-"""A convolutional network that sees only the surroundings of each pixel, on purpose (Kamb & Ganguli 2412.20292).
+"""A convolutional network with a deliberately small receptive field (Kamb & Ganguli 2412.20292).
 
-Trained on the same loss, a network that is local and nearly translation-equivariant cannot store whole pictures: it
-composes new ones of patches that it has seen. The signature is
+A network that is local and nearly translation-equivariant cannot memorize whole images: it composes new ones of patches
+of the training data. The signature is
 ``network(x (B, C, size, size), t (B,), condition (B, condition_size), *, t_end=None) -> like x``.
 """
 
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from flowchunk.policy.networks.conditioning import AdaptiveLayerNorm, TimeAndCondition, zero_initialised
+from flowchunk.policy.networks.conditioning import AdaptiveLayerNorm, TimeAndCondition, zero_initialized
 
 
 class LocalConv(nn.Module):
-    """Velocity of a picture, each pixel's from the square of ``receptive_field`` pixels round it.
+    """Velocity of an image, at each pixel a function of the square of ``receptive_field`` pixels around it.
 
-    No attention, no pooling, and norms over the channels of one pixel. The first blocks convolve 3 x 3 until the
-    receptive field is reached, the others 1 x 1. Zeros beyond the edge tell a pixel near it where it is. Pictures may
-    have any size: ``size`` is there because every network takes it. Raises ValueError unless the receptive field is an
-    odd number from 1 to 2·blocks + 1.
+    No attention, no pooling, and norms over the channels of a single pixel. The first blocks have 3 x 3 convolutions until
+    the receptive field is reached, the others 1 x 1. Zero padding gives pixels near the edge their position. Images may have
+    any size: ``size`` is an argument only because every network takes it. Raises ValueError unless the receptive field is
+    an odd number from 1 to 2·blocks + 1.
     """
 
     def __init__(
@@ -33,21 +33,21 @@ class LocalConv(nn.Module):
         expansion: int = 2,
     ) -> None:
         super().__init__()
-        looks = (receptive_field - 1) // 2  # each 3 x 3 convolution adds a pixel on every side
-        if receptive_field % 2 == 0 or not 0 <= looks <= blocks:
+        radius = (receptive_field - 1) // 2  # each 3 x 3 convolution adds a pixel on every side
+        if receptive_field % 2 == 0 or not 0 <= radius <= blocks:
             raise ValueError(
                 f"receptive_field={receptive_field} must be an odd number from 1 to {2 * blocks + 1}, "
                 f"since each of blocks={blocks} adds at most two pixels"
             )
         self.embedding = TimeAndCondition(condition_size, width)
         self.input = nn.Linear(channels, width)
-        self.blocks = nn.ModuleList(LocalBlock(width, expansion, 3 if i < looks else 1) for i in range(blocks))
+        self.blocks = nn.ModuleList(LocalBlock(width, expansion, 3 if i < radius else 1) for i in range(blocks))
         self.norm = AdaptiveLayerNorm(width, gates=0)
-        self.output = zero_initialised(nn.Linear(width, channels))
+        self.output = zero_initialized(nn.Linear(width, channels))
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor, *, t_end: Tensor | None = None) -> Tensor:
         c = self.embedding(t, condition, t_end)[:, None, None]  # (B, 1, 1, width)
-        h = self.input(x.movedim(1, -1))  # (B, size, size, width): channels last, as norms and linear layers want them
+        h = self.input(x.movedim(1, -1))  # (B, size, size, width): channels last for norms and linear layers
         for block in self.blocks:
             h = block(h, c)
         return self.output(self.norm(h, c)[0]).movedim(-1, 1)

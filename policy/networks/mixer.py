@@ -1,4 +1,4 @@
-"""An MLP-mixer over the chunk: tokens are actions, mixed along time and along channels in turn (Tolstikhin 2105.01601)."""
+"""An MLP-mixer over the chunk: tokens are actions, mixed along time and channels in turn (Tolstikhin 2105.01601)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flowchunk.policy.networks.token_network import TokenNetwork
 
 
 class Mixer(TokenNetwork):
-    """Velocity of a chunk by an MLP-mixer; every token's adaptive norm sees that token's own time."""
+    """Velocity of a chunk by an MLP-mixer; each token's adaptive norms depend on its own time."""
 
     def __init__(
         self,
@@ -47,4 +47,4 @@ class MixerBlock(nn.Module):
 
 
 def _mlp(size: int, hidden: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(size, hidden), nn.SiLU(), nn.Linear(hidden, size))  # GELU costs more
+    return nn.Sequential(nn.Linear(size, hidden), nn.SiLU(), nn.Linear(hidden, size))  # faster than GELU

@@ -1,4 +1,4 @@
-"""A residual MLP with adaptive layer norm: the whole chunk is one vector. The fastest on a CPU."""
+"""A residual MLP with adaptive layer norm over the chunk as one vector; the fastest network on a CPU."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from flowchunk.policy.networks.conditioning import (
     AdaptiveLayerNorm,
     TimeAndCondition,
-    sample_time,
-    token_times,
-    zero_initialised,
+    time_per_sample,
+    time_per_token,
+    zero_initialized,
 )
 
 
 class MLP(nn.Module):
     """Velocity of a chunk by a residual MLP.
 
-    Per-token time enters as one more channel a token; the adaptive norms see the time of the tokens still to be made.
+    Per-token times enter as an additional channel; the adaptive norms depend on the time of the tokens not known yet.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class MLP(nn.Module):
         self.input = nn.Linear(horizon * (action_size + 1) + condition_size, width)
         self.blocks = nn.ModuleList(ResidualBlock(width, expansion) for _ in range(blocks))
         self.norm = AdaptiveLayerNorm(width, gates=0)
-        self.output = zero_initialised(nn.Linear(width, horizon * action_size))
+        self.output = zero_initialized(nn.Linear(width, horizon * action_size))
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor, *, t_end: Tensor | None = None) -> Tensor:
-        tokens = torch.cat([x, token_times(t, x.shape[1])[..., None]], dim=-1)  # (B, H, D + 1)
-        c = self.embedding(sample_time(t), condition, sample_time(t_end))
+        tokens = torch.cat([x, time_per_token(t, x.shape[1])[..., None]], dim=-1)  # (B, H, D + 1)
+        c = self.embedding(time_per_sample(t), condition, time_per_sample(t_end))
         h = self.input(torch.cat([tokens.flatten(1), condition], dim=-1))
         for block in self.blocks:
             h = block(h, c)

@@ -1,4 +1,4 @@
-"""A diffusion transformer over the patches of a picture (Peebles & Xie 2212.09748): the chunk's DiT, with places.
+"""A diffusion transformer over the patches of an image (Peebles & Xie 2212.09748): the DiT of chunks on patches.
 
 The signature is ``network(x (B, C, size, size), t (B,), condition (B, condition_size), *, t_end=None) -> like x``.
 """
@@ -14,10 +14,10 @@ from flowchunk.policy.networks.dit import DiT
 
 
 class PatchDiT(nn.Module):
-    """Velocity of a picture by a transformer whose tokens are its patches, row by row.
+    """Velocity of an image by a transformer whose tokens are its patches, row by row.
 
-    The cost grows with the square of ``size / patch``: 2 is right for 8 pixels, 4 for 28 or 32. Raises ValueError
-    where ``patch`` does not divide the size, or 4 the width (a sine and a cosine for each of two axes).
+    The number of tokens is ``(size / patch)²``: use a patch of 2 for 8 pixels, 4 for 28 or 32. Raises ValueError unless
+    ``patch`` divides the size, and 4 (a sine and a cosine for each of two axes) and ``heads`` the width.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class PatchDiT(nn.Module):
     ) -> None:
         super().__init__()
         if size % patch:
-            raise ValueError(f"patch={patch} does not divide pictures of size={size}: choose a patch that does")
+            raise ValueError(f"patch={patch} does not divide images of size={size}: choose a patch that does")
         if width % 4 or width % heads:
             raise ValueError(f"width={width} must be a multiple of 4 and of heads={heads}")
         self.patch, self.side = patch, size // patch
@@ -47,7 +47,7 @@ class PatchDiT(nn.Module):
             heads=heads,
             expansion=expansion,
         )
-        with torch.no_grad():  # learnt from there on
+        with torch.no_grad():  # only the initial value: they are learned
             self.transformer.position.copy_(grid_positions(self.side, width))
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor, *, t_end: Tensor | None = None) -> Tensor:
@@ -57,8 +57,8 @@ class PatchDiT(nn.Module):
 
 
 def grid_positions(side: int, width: int) -> Tensor:
-    """Sines and cosines of row and column, (side², width), with periods from two cells to four sides."""
-    place = torch.arange(side) / side
-    axis = sinusoidal_embedding(place, width // 2, shortest=2 / side, longest=4.0)  # (side, width / 2)
+    """Sines and cosines of row and column, (side², width), with periods from 2 patches to 4 sides."""
+    position = torch.arange(side) / side
+    axis = sinusoidal_embedding(position, width // 2, shortest=2 / side, longest=4.0)  # (side, width / 2)
     rows, columns = axis[:, None].expand(-1, side, -1), axis.expand(side, -1, -1)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""The frame that networks over action tokens share: only the block in the middle differs."""
+"""The base of the networks over action tokens, which differ only in their blocks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from flowchunk.policy.networks.conditioning import AdaptiveLayerNorm, TimeAndCondition, per_token, zero_initialised
+from flowchunk.policy.networks.conditioning import (
+    AdaptiveLayerNorm,
+    TimeAndCondition,
+    embedding_per_token,
+    zero_initialized,
+)
 
 
 class TokenNetwork(nn.Module):
-    """Velocity of a chunk, an action a token: embed, pass the blocks, project; every token sees its own time.
+    """Velocity of a chunk, whose tokens are its actions: embedding, blocks, projection. Each token has its own time.
 
     blocks: modules ``block(h (B, H, width), c (B, H or 1, width)) -> like h``.
     """
@@ -25,10 +30,12 @@ class TokenNetwork(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(horizon, width))
         self.blocks = nn.ModuleList(blocks)
         self.norm = AdaptiveLayerNorm(width, gates=0)
-        self.output = zero_initialised(nn.Linear(width, action_size))
+        self.output = zero_initialized(nn.Linear(width, action_size))
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor, *, t_end: Tensor | None = None) -> Tensor:
-        c = per_token(self.embedding(t, condition, t_end))  # (B, H, width), or (B, 1, width) for one time a sample
+        c = embedding_per_token(
+            self.embedding(t, condition, t_end)
+        )  # (B, H, width), or (B, 1, width) with one time per sample
         h = self.input(x) + self.position
         for block in self.blocks:
             h = block(h, c)

@@ -8,14 +8,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from flowchunk.policy.networks.conditioning import TimeAndCondition, sample_time, token_times, zero_initialised
+from flowchunk.policy.networks.conditioning import TimeAndCondition, time_per_sample, time_per_token, zero_initialized
 
 
 class UNet1D(nn.Module):
     """Velocity of a chunk by a U-Net of convolutions along time.
 
-    Per-token time enters as one more input channel; FiLM sees the time of the tokens still to be made. The horizon must
-    be divisible by 2 to the number of levels less one.
+    Per-token times enter as an additional input channel; FiLM depends on the time of the tokens not known yet. channels: of
+    each level. Raises ValueError unless 2^(levels - 1) divides the horizon.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class UNet1D(nn.Module):
         self.middle = block(channels[-1], channels[-1])
         self.grow = nn.ModuleList(nn.ConvTranspose1d(c, c, 4, stride=2, padding=1) for c in channels[:0:-1])
         self.up = nn.ModuleList(block(below + here, here) for here, below in reversed(list(pairwise(channels))))
-        self.output = zero_initialised(nn.Conv1d(channels[0], action_size, 1))
+        self.output = zero_initialized(nn.Conv1d(channels[0], action_size, 1))
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor, *, t_end: Tensor | None = None) -> Tensor:
-        c = self.embedding(sample_time(t), condition, sample_time(t_end))  # (B, width)
-        h = torch.cat([x, token_times(t, x.shape[1])[..., None]], dim=-1).mT  # (B, D + 1, H)
+        c = self.embedding(time_per_sample(t), condition, time_per_sample(t_end))  # (B, width)
+        h = torch.cat([x, time_per_token(t, x.shape[1])[..., None]], dim=-1).mT  # (B, D + 1, H)
         skips = []
         for level, down in enumerate(self.down):
             h = down(h, c)
@@ -75,9 +75,9 @@ class FiLMPair(nn.Module):
 
 
 class FiLMBlock(nn.Module):
-    """Two convolutions with group norm; the condition scales and shifts the channels between them; residual.
+    """A residual block of two convolutions; between them the condition scales and shifts the channels (FiLM, 1709.07871).
 
-    FiLM and the second convolution start at zero: the block starts as its skip connection.
+    FiLM and the second convolution are initialized to zero: the block starts as its skip connection.
     """
 
     def __init__(self, inputs: int, outputs: int, width: int, *, kernel: int, groups: int) -> None:
@@ -85,8 +85,8 @@ class FiLMBlock(nn.Module):
         self.first = nn.Sequential(
             nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2), nn.GroupNorm(groups, outputs)
         )
-        self.film = nn.Sequential(nn.SiLU(), zero_initialised(nn.Linear(width, 2 * outputs)))
-        self.second = zero_initialised(nn.Conv1d(outputs, outputs, kernel, padding=kernel // 2))
+        self.film = nn.Sequential(nn.SiLU(), zero_initialized(nn.Linear(width, 2 * outputs)))
+        self.second = zero_initialized(nn.Conv1d(outputs, outputs, kernel, padding=kernel // 2))
         self.skip = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.activation = nn.SiLU()
 

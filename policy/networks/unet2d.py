@@ -1,4 +1,4 @@
-"""A two-dimensional U-Net over pictures: diffusers' ``UNet2DModel``, conditioned as every other network here is.
+"""A two-dimensional U-Net over images: the ``UNet2DModel`` of diffusers, conditioned like every other network here.
 
 The signature is ``network(x (B, C, size, size), t (B,), condition (B, condition_size), *, t_end=None) -> like x``.
 """
@@ -11,15 +11,14 @@ from torch import Tensor, nn
 
 from flowchunk.policy.networks.conditioning import TimeAndCondition
 
-SMALLEST, MOST_LEVELS = 4, 4
+MIN_SIZE, MAX_LEVELS = 4, 4  # pixels at the lowest level, default number of levels
 
 
 class UNet2D(nn.Module):
-    """Velocity of a picture by a U-Net of residual convolutions, with attention in the middle, at its lowest level, alone.
+    """Velocity of an image by a U-Net of residual convolutions, with attention only at its lowest level.
 
-    widths: channels of each level, a multiple of ``groups``; by default one level for each halving of ``size`` that
-    leaves at least 4 pixels, the first half as wide as the others. Raises ValueError where the size cannot be halved so
-    often.
+    widths: channels of each level, multiples of ``groups``; by default see ``default_widths``. blocks: per level. Raises
+    ValueError if the size cannot be halved for every level.
     """
 
     def __init__(
@@ -32,7 +31,9 @@ class UNet2D(nn.Module):
         blocks: int = 1,
         groups: int = 8,
     ) -> None:
-        from diffusers.models.unets.unet_2d import UNet2DModel  # seconds to import, and only this network needs it
+        from diffusers.models.unets.unet_2d import (
+            UNet2DModel,  # takes seconds to import, and only this network needs it
+        )
 
         super().__init__()
         widths = default_widths(size) if widths is None else tuple(widths)
@@ -62,20 +63,20 @@ class UNet2D(nn.Module):
 
 
 def default_widths(size: int, *, width: int = 32) -> tuple[int, ...]:
-    """Widths of the levels that a size admits: (32, 64) for 8 pixels, (32, 64, 64) for 28, four levels for 32."""
+    """Widths of up to four levels, the lowest of at least 4 pixels: (32, 64) for 8 pixels, (32, 64, 64) for 28."""
     levels = 1
-    while levels < MOST_LEVELS and size % 2 == 0 and size // 2 >= SMALLEST:
+    while levels < MAX_LEVELS and size % 2 == 0 and size // 2 >= MIN_SIZE:
         size, levels = size // 2, levels + 1
     return (width,) + (2 * width,) * (levels - 1)
 
 
 def check_widths(widths: Sequence[int], size: int, groups: int) -> None:
-    """Raise ValueError unless every level halves the size evenly and its width splits into the groups of the norms."""
+    """Raise ValueError unless the size can be halved for every level, and ``groups`` divides every width."""
     reduction = 2 ** (len(widths) - 1)
     if not widths or size % reduction:
         raise ValueError(
             f"size={size} must be a multiple of {reduction} for {len(widths)} U-Net levels: give fewer widths, "
-            "or pad the pictures"
+            "or pad the images"
         )
     if any(width % groups for width in widths):
         raise ValueError(f"widths={tuple(widths)} must be multiples of groups={groups}")

@@ -1,1 +1,1 @@
-"""The training loop and what it stands on: order of samples, averages, prefetching, optimizer state, logs."""
+"""The training loop and what it uses: order of samples, averages, prefetching, optimizer state, logs."""

@@ -17,10 +17,11 @@ class TrainingConfig:
     """How long and how to train.
 
     batch_size: over all processes. warmup_steps: by default min(500, steps / 10). evaluate_every: by default a fifth of
-    the steps. num_micro_batches: in how many parts a batch is learned from, for less memory. channels_last: how convolutions'
-    weights lie in memory. compile: by ``torch.compile``. prefetch: prepare the next batch in a thread (by default where
-    another device than the CPU does the learning). precision: of ``PRECISIONS``. matmul_precision: of products in float32,
-    see ``torch.set_float32_matmul_precision``.
+    the steps. num_micro_batches: parts of a batch whose gradients are summed, for less memory. channels_last: memory format
+    of convolutions. compile: use ``torch.compile``; cuda_graphs: on a GPU also launch all kernels at once, if there are one
+    process and one micro-batch. prefetch: prepare the next batch in a thread (by default on all devices but the CPU).
+    precision: a name in ``PRECISIONS``. matmul_precision: of products in float32, see
+    ``torch.set_float32_matmul_precision``. Raises ConfigurationError for values out of range.
     """
 
     steps: int = 10_000
@@ -36,6 +37,7 @@ class TrainingConfig:
     num_micro_batches: int = 1
     channels_last: bool = False
     compile: bool = False
+    cuda_graphs: bool = False
     prefetch: bool | None = None
     precision: str = "fp32"
     matmul_precision: str = "highest"

@@ -22,7 +22,7 @@ from torch import nn
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.devices import choose_device
 from flowchunk.policy.training.config import PRECISIONS, TrainingConfig
-from flowchunk.policy.training.sample_order import seeded
+from flowchunk.policy.training.sample_order import seeded_generator
 from flowchunk.policy.training.trainer import Data, Evaluate, Trainer
 
 CHECKPOINTS = ("last", ".last.previous")
@@ -172,7 +172,7 @@ def _seconds_per_step(trainer: Trainer, *, steps: int = 3) -> float:
     model, device, parts = copy.deepcopy(trainer.module), trainer.accelerator.device, trainer.config.num_micro_batches
     size = trainer.config.batch_size // (trainer.accelerator.num_processes * parts)
     batch = trainer.data.batch(torch.arange(size, device=device) % len(trainer.data))
-    noise = model.sample_noise(size, seeded(0, 0)).rows(slice(None), device)
+    noise = model.sample_noise(size, seeded_generator(0, 0)).rows(slice(None), device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     times = []
     for _ in range(steps + 1):

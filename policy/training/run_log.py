@@ -1,4 +1,4 @@
-"""What a training run leaves to look at: JSON lines, TensorBoard, and Weights & Biases by a switch."""
+"""The metrics of a training run: JSON lines, TensorBoard and, optionally, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ METRICS, WANDB_ID = "metrics.jsonl", "wandb_id.txt"
 
 
 class RunLog:
-    """Append metrics of a run to ``metrics.jsonl``, ``tensorboard/`` and, if asked, W&B.
+    """Appends the metrics of a run to ``metrics.jsonl``, ``tensorboard/`` and, with wandb=True, W&B.
 
-    start: the step a resumed run continues from; lines past it come from work that a crash lost, and are dropped, and if
-    it ``is_evaluated`` not yet, that of its evaluation too. A resumed run goes on in the same W&B run.
+    start: the step that a resumed run continues from; later lines are of work that was lost, and are removed, and so is the
+    evaluation of that step unless it ``is_evaluated``. A resumed run continues the same W&B run. Raises ConfigurationError
+    if W&B is not installed.
     """
 
     def __init__(self, output_dir: Path, *, start: int = 0, is_evaluated: bool = True, wandb: bool = False) -> None:
@@ -38,7 +39,7 @@ class RunLog:
         self._wandb = _start_wandb(output_dir) if wandb else None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log metrics of a step; the line is on disk when this returns."""
+        """Log the metrics of a step; its line is written to the file before this returns."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
@@ -47,7 +48,7 @@ class RunLog:
             self._wandb.log(dict(metrics), step=step)
 
     def close(self) -> None:
-        """Flush and close all of them."""
+        """Flush and close all logs."""
         self._file.close()
         self._tensorboard.close()
         if self._wandb is not None:
@@ -55,7 +56,7 @@ class RunLog:
 
 
 def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``, in order; a last line cut short by a crash is left out."""
+    """The lines of a run's ``metrics.jsonl``, in order; a last line that a crash cut off is ignored."""
     file = output_dir / METRICS
     entries = []
     for line in file.read_text().splitlines() if file.exists() else ():

@@ -1,4 +1,4 @@
-"""All randomness of training as a function of a seed and a step: a resumed run sees what an uninterrupted one sees."""
+"""All randomness of training as a function of seed and step, so that a resumed run repeats an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 class SampleOrder:
-    """Which samples make the batch of a step: epoch after epoch of permutations drawn from (seed, epoch)."""
+    """Which samples are in the batch of a step: epochs, each a permutation that is a function of (seed, epoch).
+
+    samples: their number. A batch may span two epochs.
+    """
 
     def __init__(self, samples: int, batch_size: int, seed: int) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
@@ -17,22 +20,24 @@ class SampleOrder:
     def indices(self, step: int) -> Tensor:
         """(batch_size,) indices of the samples of this step."""
         positions = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, places = positions // self.samples, positions % self.samples
-        return torch.cat([self._permutation(int(e))[places[epochs == e]] for e in torch.unique(epochs)])
+        epochs, offsets = positions // self.samples, positions % self.samples
+        return torch.cat([self._permutation(int(e))[offsets[epochs == e]] for e in torch.unique(epochs)])
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch not in self._permutations:
             self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
-            self._permutations[epoch] = torch.randperm(self.samples, generator=seeded(self.seed, epoch, stream=1))
+            self._permutations[epoch] = torch.randperm(
+                self.samples, generator=seeded_generator(self.seed, epoch, stream=1)
+            )
         return self._permutations[epoch]
 
 
-def mixed_seed(seed: int, number: int, *, stream: int = 0) -> int:
-    """A seed that is a function of a seed, a step or epoch, and a stream that keeps different uses apart."""
+def derive_seed(seed: int, number: int, *, stream: int = 0) -> int:
+    """A seed from a seed, a number (of a step or an epoch), and a stream, which separates different uses."""
     mixed = np.random.SeedSequence([seed, number, stream]).generate_state(2)
     return int(mixed[0]) << 31 ^ int(mixed[1])
 
 
-def seeded(seed: int, number: int, *, stream: int = 0) -> torch.Generator:
-    """A generator of its own for each ``mixed_seed``."""
-    return torch.Generator().manual_seed(mixed_seed(seed, number, stream=stream))
+def seeded_generator(seed: int, number: int, *, stream: int = 0) -> torch.Generator:
+    """A generator seeded with ``derive_seed``."""
+    return torch.Generator().manual_seed(derive_seed(seed, number, stream=stream))

@@ -317,11 +317,11 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     "odd nfe of Heun": (lambda at: at.generate(at.toy, "solver=heun", "nfe=3"), ["nfe=3", "heun", "multiple of 2"]),
     "odd nfe with guidance": (
         lambda at: at.generate(at.pictures, "guidance=1.5", "nfe=3"),
-        ["nfe=3", "two network calls", "even number"],
+        ["nfe=3", "two network evaluations", "even number"],
     ),
     "guidance of what knows no classes": (
         lambda at: at.generate(at.toy, "guidance=1.5"),
-        ["guidance=1.5", "knows no classes"],
+        ["guidance=1.5", "has no classes"],
     ),
     "guidance of what was never without": (
         lambda at: at.generate(at.unguidable, "guidance=1.5"),
@@ -378,7 +378,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
         lambda at: at.sweep(at.policy, "nfe=[2,4]"),
         ["none of nfe=[2, 4] is admitted", "admits only 1"],
     ),
-    "sweep with guidance of no class": (lambda at: at.sweep(at.toy, "guidance=2"), ["guidance=2", "knows no classes"]),
+    "sweep with guidance of no class": (lambda at: at.sweep(at.toy, "guidance=2"), ["guidance=2", "has no classes"]),
     "sweep of no samples": (lambda at: at.sweep(at.toy, "n=0"), ["n=0", "at least 2"]),
     "sweep of no episodes": (lambda at: at.sweep(at.policy, "episodes=0"), ["episodes=0", "at least 1"]),
 }

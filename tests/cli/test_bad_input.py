@@ -384,7 +384,7 @@ def test_a_full_disk_leaves_the_former_checkpoint(interrupted_run: Path, places:
     assert "resuming from step 2" in done.stdout
     assert done.stderr.startswith("error: cannot write ")
     assert done.stderr.count("\n") == 1, done.stderr
-    for part in (str(run / "checkpoints"), "the former checkpoint is untouched", "free some disk space"):
+    for part in (str(run / "checkpoints"), "the previous checkpoint is unchanged", "free some disk space"):
         assert part in done.stderr
     assert contents(run / "checkpoints") == checkpoints
     ChunkPolicy.load(run / "checkpoints" / "last")

@@ -169,9 +169,9 @@ def refusal(task: str, key: str, value: str) -> str | None:
     if key == "network" and value == "unet1d" and task in ("torus", "toy2d"):
         return "must be a multiple of 4 for 3 levels; give fewer network.channels"
     if key == "vision" and is_seen and value == "none":
-        return r"the observation has pictures .*: choose vision="
+        return "the recipe is for observations with images: choose vision="
     if key == "vision" and not is_seen and value != "none":
-        return "nothing observed is a picture; leave it out, or use another task"
+        return "the observation has no images; leave it out, or use another task"
     return None
 
 
@@ -223,7 +223,7 @@ def test_the_command_runs_once_with_each(
     command = ["train", f"task={task}", f"output_dir={tmp_path / 'run'}", "device=cpu", "training.steps=1"]
     command += [argument(task, key, value), *more, "training.batch_size=2"]
     if task == "images":
-        command += ["dataset=digits", "samples=20", "evaluation.samples=10"]
+        command += ["dataset=digits", "dataset.samples=20", "evaluation.samples=10"]
     else:
         store = seen_store if task == "pusht_image" else pusht_store
         command += [f"dataset.path={store}", f"evaluation.episodes={int(key == 'objective')}"]

@@ -21,6 +21,7 @@ from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.checkpoint import find_checkpoint
 from flowchunk.policy.chunk_policy import PolicyConfig
 from flowchunk.policy.devices import choose_device
+from flowchunk.policy.encoders.observation import VISION
 from flowchunk.policy.training.config import TrainingConfig
 
 NAMES = [
@@ -209,6 +210,8 @@ def test_what_cannot_be_printed_is_refused(
 
 THEN = json.loads((Path(__file__).parent / "options_7c6bd63.json").read_text())
 """What each task came to before options were dataclasses and recipes were apart from tasks, at commit 7c6bd63."""
+SINCE = {"network.expansion", "network.groups", "training.cuda_graphs"}
+"""Options that did not exist then."""
 
 
 def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -229,7 +232,7 @@ def test_a_task_alone_still_gives_its_recipe(words: str) -> None:
         then["dataset.name"] = then.pop("dataset")
     now = flat(read_options(config, [f"task={task}", *more, *required]))
     assert {key: now.get(key) for key in then} == then
-    assert {key for key in now if key not in then} <= {"network.expansion", "network.groups"}, "these came since"
+    assert {key for key in now if key not in then} <= SINCE
 
 
 def test_a_recipe_can_be_left_out_or_be_another_ones() -> None:
@@ -247,6 +250,10 @@ def test_an_unknown_recipe_is_refused() -> None:
 
 
 # Types and defaults are those of the dataclasses
+
+
+def test_every_image_encoder_is_a_choice() -> None:
+    assert {*choices("vision")} == {*VISION, "none"}
 
 
 def test_defaults_are_those_of_the_dataclasses() -> None:

@@ -238,7 +238,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
         ("training.precision=fp8", "training.precision=fp8: there are fp32, bf16"),
         (
             "training.num_micro_batches=3",
-            "cannot be shared evenly by 1 processes in training.num_micro_batches=3 parts each",
+            "cannot be split evenly between 1 processes in training.num_micro_batches=3 parts each",
         ),
         ("training.prefetch=soon", "training.prefetch=soon must be true or false"),
         ("dataset.cache=cloud", "cache=cloud is unknown; choose one of auto, device, disk, ram"),
@@ -260,15 +260,19 @@ def test_a_task_without_pictures_has_nothing_to_look_at(
 ) -> None:
     command = ["train", "task=pusht_state", f"dataset.path={pusht_store}", f"output_dir={tmp_path / 'run'}"]
     assert main([*command, "vision=resnet18"]) == 1
-    assert "vision=resnet18, but nothing observed is a picture" in said(capsys)
+    assert "vision=resnet18, but the observation has no images" in said(capsys)
     assert main([*command, "hardware=gpu"]) == 1
-    assert "nothing observed is a picture" in said(capsys)
+    assert "the observation has no images" in said(capsys)
 
 
 def test_pictures_need_a_network_that_sees(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", "task=pusht_image", f"dataset.path={recorded}", f"output_dir={tmp_path / 'run'}", "vision=none"]
-    assert main([*command, "vision.crop=null"]) == 1
-    assert "the observation has pictures (image): choose vision=small_conv|resnet18" in said(capsys)
+    assert main(command) == 1
+    assert "the recipe is for observations with images: choose vision=resnet18|small_conv|timm|transformers" in said(
+        capsys
+    )
+    assert main([*command, "experiment=none"]) == 1
+    assert "the observation has images (image): choose vision=small_conv|resnet18" in said(capsys)
 
 
 def test_a_store_without_the_camera(pusht_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -231,7 +231,7 @@ def test_noise_that_cannot_be_scaled_is_refused(
     trained_run: Path, toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command, message in (
-        (["eval", str(trained_run), "noise_scale=-1"], "noise_scale=-1 must be at least 0"),
+        (["eval", str(trained_run), "noise_scale=-1"], "noise_scale=-1.0 must be at least 0"),
         (["eval", str(trained_run), "noise_scale=much"], "noise_scale=much must be a number"),
         (["sweep", str(toy_run), "noise_scale=0.5"], "noise_scale=0.5 is for robots' policies"),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,8 @@ def test_training_from_python_gives_the_same_policy(
         device="cpu",
     )
     commanded = ChunkPolicy.load(tmp_path / "command")
-    assert policy.config == commanded.config
+    with_defaults = {**commanded.config.network_options, **policy.config.network_options}
+    assert replace(policy.config, network_options=with_defaults) == commanded.config
     theirs = commanded.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in policy.state_dict().items())
 

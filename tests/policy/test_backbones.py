@@ -1,4 +1,4 @@
-"""Backbones of timm and transformers: made by name without a network, kept with the checkpoint, moved gently."""
+"""Backbones of timm and transformers: made by name without a network, stored with the checkpoint, trained at a lower rate."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from accelerate import Accelerator
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
 from flowchunk.policy.chunk_policy import KIND, ChunkPolicy
 from flowchunk.policy.encoders.timm_backbone import TimmBackbone
-from flowchunk.policy.encoders.transformers_backbone import TransformersBackbone, architecture_of
+from flowchunk.policy.encoders.transformers_backbone import TransformersBackbone, read_architecture
 from flowchunk.policy.training.config import TrainingConfig
-from flowchunk.policy.training.trainer import Trainer, parameter_groups
+from flowchunk.policy.training.parameter_groups import parameter_groups
+from flowchunk.policy.training.trainer import Trainer
 from tests.policy.small_trainers import assert_same, checkpoint_tensors, run_to
 from tests.policy.test_image_policy import Samples
-from tests.policy.test_image_policy import make_policy as make_picture_policy
+from tests.policy.test_image_policy import make_policy as make_image_policy
 
 transformers = pytest.importorskip("transformers", reason="needs the extra vision-backbones")
 pytest.importorskip("timm", reason="needs the extra vision-backbones")
@@ -47,42 +48,42 @@ def folder_of(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
-def test_timm_gives_the_features_it_says(name: str) -> None:
-    network = TimmBackbone(picture_size=(40, 36), backbone=name, keypoints=5).eval()
-    pictures = torch.rand(2, 3, 40, 36)
-    assert network(pictures).shape == (2, network.features) == (2, 10)
-    torch.testing.assert_close(network(pictures)[1:], network(pictures[1:]))
+def test_timm_backbones_have_the_declared_number_of_features(name: str) -> None:
+    network = TimmBackbone(image_size=(40, 36), backbone=name, keypoints=5).eval()
+    images = torch.rand(2, 3, 40, 36)
+    assert network(images).shape == (2, network.features) == (2, 10)
+    torch.testing.assert_close(network(images)[1:], network(images[1:]))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_transformers_give_the_features_they_say(name: str, tmp_path: Path) -> None:
+def test_transformers_backbones_have_the_declared_number_of_features(name: str, tmp_path: Path) -> None:
     backbone = str(folder_of(name, tmp_path))
-    network = TransformersBackbone(picture_size=(40, 36), backbone=backbone, keypoints=5).eval()
+    network = TransformersBackbone(image_size=(40, 36), backbone=backbone, keypoints=5).eval()
     assert network(torch.rand(2, 3, 40, 36)).shape == (2, network.features) == (2, 10)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_what_is_kept_of_a_backbone_makes_it_without_the_hub(name: str, tmp_path: Path) -> None:
+def test_a_stored_architecture_makes_the_backbone_without_the_hub(name: str, tmp_path: Path) -> None:
     backbone = folder_of(name, tmp_path)
-    kept = json.loads(json.dumps(architecture_of(str(backbone))))
-    made = TransformersBackbone(picture_size=(40, 40), backbone=str(backbone))
-    again = TransformersBackbone(picture_size=(40, 40), backbone="a/name/nobody/knows", architecture=kept)
+    kept = json.loads(json.dumps(read_architecture(str(backbone))))
+    made = TransformersBackbone(image_size=(40, 40), backbone=str(backbone))
+    again = TransformersBackbone(image_size=(40, 40), backbone="a/name/nobody/knows", architecture=kept)
     again.load_state_dict(made.state_dict())
-    pictures = torch.rand(1, 3, 40, 40)
-    torch.testing.assert_close(again.eval()(pictures), made.eval()(pictures))
+    images = torch.rand(1, 3, 40, 40)
+    torch.testing.assert_close(again.eval()(images), made.eval()(images))
 
 
 def policy_that_sees(name: str, folder: Path) -> ChunkPolicy:
-    """A policy whose one camera looks through this backbone of transformers."""
+    """A policy whose camera has this backbone of transformers."""
     backbone = str(folder_of(name, folder))
-    settings = {"backbone": backbone, "keypoints": 3, "architecture": architecture_of(backbone)}
-    return make_picture_policy(vision="transformers", vision_options=settings)
+    settings = {"backbone": backbone, "keypoints": 3, "architecture": read_architecture(backbone)}
+    return make_image_policy(vision="transformers", vision_options=settings)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_parameter_that_is_trained_gets_a_gradient(name: str, tmp_path: Path) -> None:
+def test_every_trained_parameter_gets_a_gradient(name: str, tmp_path: Path) -> None:
     """Not so the mask token of DINOv2 and the pooling head of SigLIP."""
-    network = TransformersBackbone(picture_size=(40, 36), backbone=str(folder_of(name, tmp_path)), keypoints=5)
+    network = TransformersBackbone(image_size=(40, 36), backbone=str(folder_of(name, tmp_path)), keypoints=5)
     assert network.training
     network(torch.rand(2, 3, 40, 36)).square().sum().backward()
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -91,17 +92,17 @@ def test_every_parameter_that_is_trained_gets_a_gradient(name: str, tmp_path: Pa
     assert sum(len(group["params"]) for group in parameter_groups(network)) == len(trained)
 
 
-def test_making_a_backbone_draws_no_more_than_its_weights(tmp_path: Path) -> None:
+def test_making_a_backbone_samples_only_its_weights(tmp_path: Path) -> None:
     made = []
     for _ in range(2):
         torch.manual_seed(0)
-        TransformersBackbone(picture_size=(40, 36), backbone=str(folder_of("dinov2", tmp_path)))
+        TransformersBackbone(image_size=(40, 36), backbone=str(folder_of("dinov2", tmp_path)))
         made.append(torch.rand(3))
     assert torch.equal(*made)
 
 
 @pytest.mark.parametrize("name", ["dinov2", "siglip"])
-def test_a_policy_with_such_a_backbone_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
+def test_a_policy_with_a_transformers_backbone_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     def trainer(folder: Path) -> Trainer:
         config = TrainingConfig(steps=4, batch_size=8, checkpoint_every=2, evaluate_every=4, warmup_steps=1)
         model = policy_that_sees(name, tmp_path)
@@ -116,15 +117,15 @@ def test_a_policy_with_such_a_backbone_resumes_bit_for_bit(name: str, tmp_path: 
     assert_same(checkpoint_tensors(tmp_path / "resumed"), checkpoint_tensors(tmp_path / "straight"))
 
 
-def test_pictures_are_enlarged_to_whole_patches(tmp_path: Path) -> None:
+def test_images_are_enlarged_to_whole_patches(tmp_path: Path) -> None:
     backbone = str(folder_of("dinov2", tmp_path))
-    assert TransformersBackbone(picture_size=(40, 36), backbone=backbone).input.size == [42, 42]
-    assert TransformersBackbone(picture_size=(40, 36), backbone=backbone, resize=70).input.size == [70, 70]
-    assert TimmBackbone(picture_size=(40, 36), backbone="resnet10t").input.size == [40, 36]
+    assert TransformersBackbone(image_size=(40, 36), backbone=backbone).input.size == [42, 42]
+    assert TransformersBackbone(image_size=(40, 36), backbone=backbone, resize=70).input.size == [70, 70]
+    assert TimmBackbone(image_size=(40, 36), backbone="resnet10t").input.size == [40, 36]
 
 
-def test_the_backbone_moves_at_a_tenth_of_the_rate() -> None:
-    network = TimmBackbone(picture_size=(32, 32), backbone="resnet10t")
+def test_the_backbone_is_trained_at_a_tenth_of_the_learning_rate() -> None:
+    network = TimmBackbone(image_size=(32, 32), backbone="resnet10t")
     rates = {group["scale"]: sum(p.numel() for p in group["params"]) for group in parameter_groups(network)}
     assert rates == {
         0.1: sum(p.numel() for p in network.body.parameters()),
@@ -132,24 +133,24 @@ def test_the_backbone_moves_at_a_tenth_of_the_rate() -> None:
     }
 
 
-def test_transformers_start_from_a_folder_of_weights(tmp_path: Path) -> None:
+def test_transformers_load_a_folder_of_weights(tmp_path: Path) -> None:
     backbone = folder_of("dinov2", tmp_path)
     torch.manual_seed(1)
     trained = transformers.AutoModel.from_config(CONFIGS["dinov2"]())
     trained.save_pretrained(tmp_path / "trained")
-    network = TransformersBackbone(picture_size=(28, 28), backbone=str(backbone))
+    network = TransformersBackbone(image_size=(28, 28), backbone=str(backbone))
     network.load_weights(str(tmp_path / "trained"))
     expected = trained.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in network.body.state_dict().items())
 
 
-def test_timm_starts_from_a_file_of_weights(tmp_path: Path) -> None:
+def test_timm_loads_a_file_of_weights(tmp_path: Path) -> None:
     import timm
 
     torch.manual_seed(1)
     trained = timm.create_model("resnet10t", pretrained=False)
     torch.save(trained.state_dict(), tmp_path / "weights.pth")
-    network = TimmBackbone(picture_size=(32, 32), backbone="resnet10t")
+    network = TimmBackbone(image_size=(32, 32), backbone="resnet10t")
     network.load_weights(str(tmp_path / "weights.pth"))
     expected = trained.state_dict()
     assert all(
@@ -158,13 +159,13 @@ def test_timm_starts_from_a_file_of_weights(tmp_path: Path) -> None:
 
 
 def load_timm(weights: str) -> None:
-    TimmBackbone(picture_size=(32, 32), backbone="resnet10t").load_weights(weights)
+    TimmBackbone(image_size=(32, 32), backbone="resnet10t").load_weights(weights)
 
 
 def load_transformers(weights: str) -> None:
     config = CONFIGS["dinov2"]().to_dict()
     known = {"config": config, "mean": [0.5] * 3, "deviation": [0.5] * 3}
-    TransformersBackbone(picture_size=(28, 28), backbone="not/here", architecture=known).load_weights(weights)
+    TransformersBackbone(image_size=(28, 28), backbone="not/here", architecture=known).load_weights(weights)
 
 
 class Malice:
@@ -197,14 +198,14 @@ def test_weights_that_cannot_be_loaded(
 def test_backbones_that_are_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(ConfigurationError, match=r"vision.backbone=eyes: timm cannot make it"):
-        TimmBackbone(picture_size=(32, 32), backbone="eyes")
+        TimmBackbone(image_size=(32, 32), backbone="eyes")
     with pytest.raises(ConfigurationError, match=r"vision.backbone=no/eyes: transformers does not know it"):
-        TransformersBackbone(picture_size=(32, 32), backbone="no/eyes")
+        TransformersBackbone(image_size=(32, 32), backbone="no/eyes")
 
 
-def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_about_a_missing_library_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(
         ConfigurationError, match=r"needs the package timm .*pip install 'flowchunk\[vision-backbones\]'"
     ):
-        TimmBackbone(picture_size=(32, 32), backbone="resnet10t")
+        TimmBackbone(image_size=(32, 32), backbone="resnet10t")

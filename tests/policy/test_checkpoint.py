@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, read back bit for bit, and never by unpickling."""
+"""Checkpoints: atomic, read back bit for bit, and never by unpickling."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flowchunk.policy.checkpoint import (
     atomic_directory,
     find_checkpoint,
     load_tensors,
-    previous_of,
+    previous_path,
     read_checkpoint,
     read_json,
     save_tensors,
@@ -70,11 +70,11 @@ def edit(path: Path, **changes: Any) -> None:
     (path / "checkpoint.json").write_text(json.dumps(content))
 
 
-# There and back.
+# Round trips.
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_weights_come_back_bit_for_bit(tmp_path: Path, sharded: bool) -> None:
+def test_weights_are_read_back_bit_for_bit(tmp_path: Path, sharded: bool) -> None:
     write(tmp_path / "a", sharded=sharded)
     description, got = read_checkpoint(tmp_path / "a", kind=KIND)
     assert_same_bits(got, weights())
@@ -107,7 +107,7 @@ def test_many_pieces_keep_their_order(tmp_path: Path, monkeypatch: pytest.Monkey
     assert_same_bits(load_tensors(tmp_path, files), tensors)
 
 
-def test_more_files_go_into_the_same_directory(tmp_path: Path) -> None:
+def test_extra_files_are_written_to_the_same_directory(tmp_path: Path) -> None:
     write(tmp_path / "a", write_extra_files=lambda directory: (directory / "more.json").write_text("{}") and None)
     assert read_json(tmp_path / "a" / "more.json") == {}
 
@@ -142,7 +142,7 @@ def test_a_newer_format(tmp_path: Path) -> None:
 
 def test_another_kind(tmp_path: Path) -> None:
     write(tmp_path / "a")
-    with pytest.raises(CheckpointError, match="holds a 'toy', but a 'chunk_policy' was expected"):
+    with pytest.raises(CheckpointError, match="is a 'toy', but a 'chunk_policy' was expected"):
         ChunkPolicy.load(tmp_path / "a")
 
 
@@ -182,7 +182,7 @@ def test_a_file_that_lacks_a_tensor(tmp_path: Path) -> None:
 def test_a_damaged_description(tmp_path: Path, content: bytes) -> None:
     write(tmp_path / "a")
     (tmp_path / "a" / "checkpoint.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json (cannot be read|holds a \w+, but an object)"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json (cannot be read|contains a \w+, but an object)"):
         read_checkpoint(tmp_path / "a", kind=KIND)
 
 
@@ -228,7 +228,7 @@ def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_crash_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     checkpoints = tmp_path / "run" / "checkpoints"
     write(checkpoints / "last", 1.0)
-    (checkpoints / "last").rename(previous_of(checkpoints / "last"))
+    (checkpoints / "last").rename(previous_path(checkpoints / "last"))
     assert [file.name for file in checkpoints.iterdir()] == [".last.previous"]
     assert note(checkpoints / "last") == 1.0
     assert note(tmp_path / "run") == 1.0
@@ -237,13 +237,13 @@ def test_a_crash_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     assert [file.name for file in checkpoints.iterdir()] == ["last"]
 
 
-def test_a_crash_while_the_former_is_removed_leaves_the_new_one(tmp_path: Path) -> None:
+def test_a_crash_while_the_previous_one_is_removed_keeps_the_new_one(tmp_path: Path) -> None:
     write(tmp_path / "last", 2.0)
-    write(previous_of(tmp_path / "last"), 1.0)
+    write(previous_path(tmp_path / "last"), 1.0)
     assert note(tmp_path / "last") == 2.0
 
 
-def test_a_half_written_folder_is_neither_found_nor_in_the_way(tmp_path: Path) -> None:
+def test_an_incomplete_directory_is_neither_found_nor_an_obstacle(tmp_path: Path) -> None:
     partial = tmp_path / ".a.partial"
     partial.mkdir()
     (partial / "checkpoint.json").write_text('{"format_version": 1')
@@ -255,7 +255,7 @@ def test_a_half_written_folder_is_neither_found_nor_in_the_way(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("a bug"), KeyboardInterrupt()])
-def test_what_fails_while_writing_leaves_the_former_alone(tmp_path: Path, error: BaseException) -> None:
+def test_an_error_while_writing_keeps_the_previous_one(tmp_path: Path, error: BaseException) -> None:
     write(tmp_path / "a", 1.0)
     expected = CheckpointError if isinstance(error, OSError) else type(error)
 
@@ -268,7 +268,7 @@ def test_what_fails_while_writing_leaves_the_former_alone(tmp_path: Path, error:
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_failed_swap_keeps_the_former(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_replacement_keeps_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a", 1.0)
     rename = Path.rename
 
@@ -278,7 +278,9 @@ def test_a_failed_swap_keeps_the_former(tmp_path: Path, monkeypatch: pytest.Monk
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_on_the_second)
-    with pytest.raises(CheckpointError, match=r"cannot write .*Input/output error.*the former checkpoint is untouched"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot write .*Input/output error.*the previous checkpoint is unchanged"
+    ):
         write(tmp_path / "a", 2.0)
     monkeypatch.undo()
     assert note(tmp_path / "a") == 1.0
@@ -286,7 +288,7 @@ def test_a_failed_swap_keeps_the_former(tmp_path: Path, monkeypatch: pytest.Monk
     assert note(tmp_path / "a") == 3.0
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot write .*free some disk space or choose another output_dir"):
         write(tmp_path / "file" / "a")
@@ -315,14 +317,14 @@ except CheckpointError as error:
 
 
 @pytest.mark.parametrize("limit", [100, 2**19])
-def test_a_full_disk_keeps_the_former_checkpoint(tmp_path: Path, limit: int) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, limit: int) -> None:
     write(tmp_path / "a", 1.0)
     result = subprocess.run(
         [sys.executable, "-c", FULL_DISK, tmp_path / "a", str(limit)], capture_output=True, text=True, check=True
     )
     assert "cannot write" in result.stdout
     assert "File too large" in result.stdout
-    assert "the former checkpoint is untouched" in result.stdout
+    assert "the previous checkpoint is unchanged" in result.stdout
     assert note(tmp_path / "a") == 1.0
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
@@ -341,7 +343,7 @@ def frozen_chunks(policy: ChunkPolicy) -> dict[str, np.ndarray]:
     }
 
 
-def test_checkpoints_of_format_1_load_for_ever() -> None:
+def test_checkpoints_of_format_1_still_load() -> None:
     policy = ChunkPolicy.load(FROZEN / "checkpoint")
     expected = json.loads((FROZEN / "expected.json").read_text())["chunks"]
     for name, chunk in frozen_chunks(policy).items():

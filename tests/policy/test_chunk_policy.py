@@ -1,4 +1,4 @@
-"""Chunk policies: shapes and units, the same numbers from the same seed, and refusals that say what was expected."""
+"""Chunk policies: shapes and units, the same numbers from the same seed, and errors that state what was expected."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_chunks_are_in_physical_units() -> None:
     np.testing.assert_allclose(chunk.std((0, 1)) / reach, 1, atol=0.1)
 
 
-def test_the_network_is_integrated_in_normalised_units() -> None:
+def test_the_network_is_integrated_in_normalized_units() -> None:
     policy, aim = make_policy(), torch.tensor([0.5, -1.0])
 
     def towards_aim(x_t: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
@@ -58,7 +58,7 @@ def test_chunks_depend_on_what_is_observed() -> None:
         assert not np.allclose(policy.predict_chunk(changed, seed=0), chunk)
 
 
-def test_observations_may_hold_more_keys() -> None:
+def test_observations_may_have_more_keys() -> None:
     policy, observation = make_policy(), observe()
     more = observation | {"image": np.zeros((3, STEPS, 96, 96, 3), np.uint8)}
     np.testing.assert_array_equal(policy.predict_chunk(more, seed=0), policy.predict_chunk(observation, seed=0))
@@ -91,43 +91,43 @@ def test_an_angle_and_one_turn_more_give_the_same_chunk() -> None:
 def test_the_same_seed_gives_the_same_bits() -> None:
     policy, observation = make_policy(), observe()
     before = torch.get_rng_state()
-    one, same, other = (policy.predict_chunk(observation, seed=seed) for seed in (5, 5, 6))
-    np.testing.assert_array_equal(one, same)
-    assert not np.allclose(one, other)
+    first, same, different = (policy.predict_chunk(observation, seed=seed) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first, same)
+    assert not np.allclose(first, different)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_without_a_seed_every_chunk_has_other_noise() -> None:
+def test_without_a_seed_every_chunk_has_new_noise() -> None:
     policy, observation = make_policy(), observe()
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        one, other = (policy.predict_chunk(observation) for _ in range(2))
+        first, different = (policy.predict_chunk(observation) for _ in range(2))
         torch.manual_seed(3)
         again = policy.predict_chunk(observation)
-    assert not np.allclose(one, other)
-    np.testing.assert_array_equal(again, one)
+    assert not np.allclose(first, different)
+    np.testing.assert_array_equal(again, first)
 
 
-def test_rows_of_one_seed_have_noise_of_their_own() -> None:
+def test_rows_with_the_same_seed_have_different_noise() -> None:
     chunk = make_policy(perturbed=False).predict_chunk(observe(), seed=1)
     assert not np.allclose(chunk[0], chunk[1])
 
 
 @given(st.lists(st.integers(0, 2**31), min_size=2, max_size=4, unique=True), st.data())
 @settings(max_examples=20, deadline=None)
-def test_rows_with_seeds_do_not_depend_on_their_neighbours(seeds: list[int], data: st.DataObject) -> None:
+def test_rows_with_seeds_do_not_depend_on_their_neighbors(seeds: list[int], data: st.DataObject) -> None:
     policy, observation = make_policy(), observe(len(seeds))
     row = data.draw(st.integers(0, len(seeds) - 1))
-    alone = {key: values[row : row + 1] for key, values in observation.items()}
+    single = {key: values[row : row + 1] for key, values in observation.items()}
     together = policy.predict_chunk(observation, seed=seeds)
-    np.testing.assert_allclose(together[row], policy.predict_chunk(alone, seed=[seeds[row]])[0], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(together[row], policy.predict_chunk(single, seed=[seeds[row]])[0], rtol=1e-4, atol=1e-3)
     np.testing.assert_array_equal(
-        policy.predict_chunk(alone, seed=seeds[row]), policy.predict_chunk(alone, seed=[seeds[row]])
+        policy.predict_chunk(single, seed=seeds[row]), policy.predict_chunk(single, seed=[seeds[row]])
     )
 
 
-def test_one_seed_a_row() -> None:
-    with pytest.raises(ConfigurationError, match="2 seeds were given for a batch of 3; give one a row, or a single"):
+def test_there_is_one_seed_per_row() -> None:
+    with pytest.raises(ConfigurationError, match="2 seeds were given for a batch of 3; give one per row, or a single"):
         make_policy().predict_chunk(observe(3), seed=[1, 2])
 
 
@@ -136,7 +136,7 @@ def test_one_seed_a_row() -> None:
 
 @pytest.mark.parametrize("network", ["mlp", "mixer"])
 @pytest.mark.parametrize("length", [0, 1, 3])
-def test_a_prefix_comes_back_unchanged_and_matters(network: str, length: int) -> None:
+def test_a_prefix_is_returned_unchanged_and_changes_the_rest(network: str, length: int) -> None:
     policy = make_policy(network=network, network_options={"width": 16, "blocks": 1}, prefix_max=3)
     prefix = np.random.default_rng(0).uniform(LOW, HIGH, (3, length, 2)).astype(np.float32)
     free = policy.predict_chunk(observe(), seed=0)
@@ -145,18 +145,18 @@ def test_a_prefix_comes_back_unchanged_and_matters(network: str, length: int) ->
     assert np.allclose(chunk[:, length:], free[:, length:], rtol=1e-5, atol=1e-3) == (length == 0)
 
 
-def test_the_network_sees_a_prefix_normalised() -> None:
+def test_the_network_gets_a_normalized_prefix() -> None:
     policy = make_policy(prefix_max=2)
-    prefix, seen = np.tile(HIGH, (3, 2, 1)), []
+    prefix, recorded = np.tile(HIGH, (3, 2, 1)), []
 
-    def look(x_t: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        seen.append((x_t[:, :2].clone(), t[:, :2].clone()))
+    def record(x_t: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        recorded.append((x_t[:, :2].clone(), t[:, :2].clone()))
         return torch.zeros_like(x_t)
 
-    policy.network.forward = look
+    policy.network.forward = record
     policy.predict_chunk(observe(), prefix=prefix, nfe=3, seed=0)
-    assert len(seen) == 3
-    for x_t, t in seen:
+    assert len(recorded) == 3
+    for x_t, t in recorded:
         torch.testing.assert_close(x_t, torch.ones(3, 2, 2))
         assert torch.equal(t, torch.ones(3, 2))
 
@@ -179,7 +179,7 @@ def test_prefixes_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(("nfe", "calls"), [(None, 4), (1, 1), (10, 10)])
-def test_as_many_evaluations_as_asked_for(nfe: int | None, calls: int) -> None:
+def test_the_requested_number_of_evaluations_is_made(nfe: int | None, calls: int) -> None:
     policy, times = make_policy(), []
     policy.network.register_forward_hook(lambda _, inputs, __: times.append(float(inputs[1][0])))
     policy.predict_chunk(observe(), nfe=nfe, seed=0)
@@ -224,8 +224,8 @@ def test_observations_of_another_shape(shape: tuple[int, ...]) -> None:
         make_policy().predict_chunk(observe() | {"state": np.zeros(shape)}, seed=0)
 
 
-def test_observations_that_disagree_about_the_batch() -> None:
-    with pytest.raises(SpecMismatchError, match=r"disagree about the batch size: \[1, 3\]"):
+def test_observations_that_differ_in_batch_size() -> None:
+    with pytest.raises(SpecMismatchError, match=r"differ in batch size: \[1, 3\]"):
         make_policy().predict_chunk(observe(3) | {"forces": observe(1)["forces"]}, seed=0)
 
 
@@ -239,14 +239,16 @@ def test_out_of_range_names_the_key() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(("key", "place"), [("state", (2, 1, 0)), ("state", (2, 0, 2)), ("forces", (0, 1, 1, 1))])
-def test_what_is_not_finite_is_out_of_range_and_moves_nothing(key: str, place: tuple[int, ...], value: float) -> None:
+def test_values_that_are_not_finite_are_out_of_range_and_refused(
+    key: str, place: tuple[int, ...], value: float
+) -> None:
     policy, observation = make_policy(), observe(5)  # the state's third is an angle, of which no value is out of range
     before = policy.out_of_range(observation)[key]
     observation[key][place] = np.clip(observation[key][place], 0, 1)
     observation[key][place] = value
     assert policy.out_of_range(observation)[key] >= before
     assert policy.out_of_range(observation)[key] >= 1 / observation[key].size
-    with pytest.raises(SpecMismatchError, match=rf"observation '{key}' holds values that are not finite"):
+    with pytest.raises(SpecMismatchError, match=rf"observation '{key}' has values that are not finite"):
         policy.predict_chunk(observation, seed=0)
 
 
@@ -272,8 +274,8 @@ def test_the_starting_noise_is_scaled(scale: float, tmp_path: Path) -> None:
 
 def test_without_noise_every_seed_gives_the_same_chunk() -> None:
     policy, observation = make_policy(), observe()
-    one, other = (policy.predict_chunk(observation, seed=seed, noise_scale=0.0) for seed in (1, 2))
-    np.testing.assert_array_equal(one, other)
+    first, different = (policy.predict_chunk(observation, seed=seed, noise_scale=0.0) for seed in (1, 2))
+    np.testing.assert_array_equal(first, different)
 
 
 @pytest.mark.parametrize(
@@ -289,12 +291,12 @@ def test_without_noise_every_seed_gives_the_same_chunk() -> None:
         ),
     ],
 )
-def test_noise_and_prefixes_that_cannot_be(options: dict[str, Any], message: str) -> None:
+def test_impossible_noise_scales_and_prefixes(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make_policy(**options)
 
 
-def test_a_noise_scale_that_cannot_be_is_refused_when_acting() -> None:
+def test_predict_chunk_refuses_an_impossible_noise_scale() -> None:
     with pytest.raises(ConfigurationError, match="noise_scale=-1"):
         make_policy().predict_chunk(observe(), noise_scale=-1, seed=0)
     with pytest.raises(ConfigurationError, match="does not start from noise"):
@@ -309,8 +311,8 @@ def test_out_of_range_refuses_what_predict_chunk_refuses() -> None:
 # Time.
 
 
-def test_the_last_observation_and_the_first_action_share_their_frame() -> None:
-    """The action of frame k repeats what frame k shows: a policy that looks at the last observation has no loss."""
+def test_the_latest_observation_and_the_first_action_share_their_step() -> None:
+    """The action of step k is the observation of step k: a policy that repeats the latest observation has no loss."""
     frames = torch.arange(30.0)
     windows = Windows(
         observations={"state": frames[:, None].repeat(1, 3), "forces": torch.zeros(30, 2, 2)},
@@ -352,7 +354,7 @@ def test_the_loss_counts_tokens_that_are_neither_padding_nor_given(mask_padding:
         prefix_length = torch.tensor([0, 1, 2, 3, 0, 1])
         noise = replace(noise, prefix_length=prefix_length)
         counted &= torch.arange(HORIZON) >= prefix_length[:, None]
-    policy.network.forward = lambda x, t, c: torch.sin(x)  # looks at each token alone
+    policy.network.forward = lambda x, t, c: torch.sin(x)  # each token by itself
     error, weight = policy(batch, noise)
     assert weight == counted.sum()
     ignored = torch.where(counted[..., None], batch["action"], 0)
@@ -365,14 +367,14 @@ def test_the_loss_counts_tokens_that_are_neither_padding_nor_given(mask_padding:
 
 def test_noise_is_reproducible_and_belongs_to_rows() -> None:
     policy = make_policy(prefix_max=3)
-    one, same = (policy.sample_noise(4000, torch.Generator().manual_seed(0)) for _ in range(2))
-    assert [tuple(value.shape) for value in one.tensors()] == [(4000, HORIZON, 2), (4000,), (4000,)]
-    assert all(torch.equal(*pair) for pair in zip(one.tensors(), same.tensors(), strict=True))
-    assert one.prefix_length is not None
-    share = torch.bincount(one.prefix_length) / 4000
+    first, same = (policy.sample_noise(4000, torch.Generator().manual_seed(0)) for _ in range(2))
+    assert [tuple(value.shape) for value in first.tensors()] == [(4000, HORIZON, 2), (4000,), (4000,)]
+    assert all(torch.equal(*pair) for pair in zip(first.tensors(), same.tensors(), strict=True))
+    assert first.prefix_length is not None
+    share = torch.bincount(first.prefix_length) / 4000
     assert share.tolist() == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6], abs=0.03)
     assert make_policy().sample_noise(4, torch.Generator()).prefix_length is None
-    assert float(one.path.t.mean()) == pytest.approx(0.4, abs=0.02)
+    assert float(first.path.t.mean()) == pytest.approx(0.4, abs=0.02)
 
 
 # Configurations.

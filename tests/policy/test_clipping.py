@@ -1,4 +1,4 @@
-"""Clipping: a long gradient is cut to the configured norm, a short one is left exactly as it is."""
+"""Clipping: a large gradient is scaled to the configured norm, a small one does not change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Nothing:
 
 
 @pytest.mark.parametrize(("length", "expected"), [(50.0, 2.0), (2.5, 2.0), (1.5, 1.5)])
-def test_the_gradient_is_cut_to_the_configured_norm(tmp_path: Path, length: float, expected: float) -> None:
+def test_the_gradient_is_scaled_to_the_configured_norm(tmp_path: Path, length: float, expected: float) -> None:
     model = nn.Linear(3, 4)
     config = TrainingConfig(gradient_clip=2.0)
     trainer = Trainer(model, Nothing(), config, output_dir=tmp_path, accelerator=Accelerator(cpu=True))

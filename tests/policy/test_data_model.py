@@ -1,4 +1,4 @@
-"""Models of generated data: shapes, units, the same data from the same seed and checkpoint, guidance, and clear refusals."""
+"""Models of generated data: shapes, units, the same data from the same seed and checkpoint, guidance, and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flowchunk.policy.networks.angles import AngleNetwork
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.sampling import SamplingOptions
 
-TOKENS, PICTURE = (3, 2), (1, 8, 8)
+TOKENS, IMAGE = (3, 2), (1, 8, 8)
 LOW, HIGH = 100.0, 300.0
 SMALL = {"width": 16, "blocks": 1}
 
@@ -66,9 +66,9 @@ def count_calls(model: DataModel) -> list[Tensor]:
     ("shape", "network", "options"),
     [
         (TOKENS, "mlp", SMALL),
-        (PICTURE, "mlp", SMALL),
+        (IMAGE, "mlp", SMALL),
         ((2, 8, 8), "mixer", SMALL),
-        (PICTURE, "patch_dit", SMALL | {"heads": 2}),
+        (IMAGE, "patch_dit", SMALL | {"heads": 2}),
     ],
 )
 def test_data_have_their_shape(shape: tuple[int, ...], network: str, options: dict[str, Any]) -> None:
@@ -96,13 +96,13 @@ def test_every_objective_trains_and_generates(objective: str) -> None:
     assert model.generate(4, label=1).isfinite().all()
 
 
-def test_data_are_in_their_own_units() -> None:
+def test_generated_data_are_unnormalized() -> None:
     data = make_model(perturbed=False).generate(2000)  # zero velocity: what comes out is the noise
     assert float(data.mean()) == pytest.approx((LOW + HIGH) / 2, abs=5)
     assert float(data.std()) == pytest.approx((HIGH - LOW) / 2, rel=0.05)
 
 
-def test_the_callback_sees_data_on_the_way_in_their_own_units() -> None:
+def test_the_callback_gets_unnormalized_data_at_every_time() -> None:
     seen: list[tuple[float, Tensor]] = []
     data = make_model().generate(4, nfe=4, callback=lambda t, x: seen.append((float(t), x)))
     assert [t for t, _ in seen] == [0, 0.25, 0.5, 0.75, 1]
@@ -113,11 +113,11 @@ def test_the_callback_sees_data_on_the_way_in_their_own_units() -> None:
 @pytest.mark.parametrize("solver", ["ancestral", "ddim", "diffusers_ddpm"])
 def test_the_same_seed_gives_the_same_data(solver: str) -> None:
     model, before = make_model(objective="data_prediction", solver=solver), torch.get_rng_state()
-    one, same, other = (model.generate(3, seed=seed, nfe=4) for seed in (5, 5, 6))
+    first, same, different = (model.generate(3, seed=seed, nfe=4) for seed in (5, 5, 6))
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(one, same)
-    assert not torch.allclose(one, other)
-    assert not torch.allclose(one[0], one[1])
+    assert torch.equal(first, same)
+    assert not torch.allclose(first, different)
+    assert not torch.allclose(first[0], first[1])
 
 
 def test_conditions_and_labels_matter() -> None:
@@ -125,29 +125,29 @@ def test_conditions_and_labels_matter() -> None:
     condition = torch.tensor([[1.0, 9.0]]).expand(4, -1)
     data = model.generate(4, condition=condition, label=1)
     assert torch.equal(data, model.generate(4, condition=condition, label=torch.full((4,), 1)))
-    for other in (
+    for different in (
         model.generate(4, condition=condition + 1, label=1),
         model.generate(4, condition=condition, label=2),
         model.generate(4, condition=condition),
     ):
-        assert not torch.allclose(data, other)
+        assert not torch.allclose(data, different)
 
 
-def test_labels_come_as_people_have_them() -> None:
+def test_labels_may_be_numbers_lists_arrays_or_tensors() -> None:
     model = make_model(classes=3)
     expected = model.generate(2, label=torch.tensor([1, 2]), seed=0)
     for labels in ([1, 2], np.array([1, 2]), np.array([1, 2], dtype=np.uint8), torch.tensor([1, 2], dtype=torch.int32)):
         assert torch.equal(model.generate(2, label=labels, seed=0), expected)
-    one = model.generate(2, label=1, seed=0)
+    first = model.generate(2, label=1, seed=0)
     for label in (torch.tensor(1), np.array(1), np.arange(2)[1]):
-        assert torch.equal(model.generate(2, label=label, seed=0), one)
+        assert torch.equal(model.generate(2, label=label, seed=0), first)
     wrong: Any
     for wrong in (1.0, [1.5, 2.0], True):
-        with pytest.raises(ConfigurationError, match="must be whole numbers, from 0 to 2"):
+        with pytest.raises(ConfigurationError, match="must be integers from 0 to 2"):
             model.generate(2, label=wrong, seed=0)
 
 
-def test_the_network_sees_conditions_normalised_and_labels_one_hot() -> None:
+def test_the_network_gets_normalized_conditions_and_one_hot_labels() -> None:
     model = make_model(condition_size=2, classes=2)
     calls = count_calls(model)
     model.generate(1, condition=torch.tensor([[0.0, 10.0]]), label=1, nfe=1)
@@ -155,7 +155,7 @@ def test_the_network_sees_conditions_normalised_and_labels_one_hot() -> None:
     assert [call.tolist() for call in calls] == [[[-1, 1, 0, 1, 0]], [[-1, 1, 0, 0, 1]]]
 
 
-def test_training_hides_as_many_labels_as_it_should() -> None:
+def test_training_hides_the_configured_fraction_of_labels() -> None:
     model = make_model(classes=2, label_dropout=0.25, network_options=SMALL)
     noise = model.sample_noise(4000, seeded(0))
     hidden = noise.is_label_hidden
@@ -167,7 +167,7 @@ def test_training_hides_as_many_labels_as_it_should() -> None:
     assert torch.equal(calls[0][:, 1].bool(), ~hidden)
 
 
-def test_coupled_noise_is_nearer_to_its_data() -> None:
+def test_coupled_noise_is_closer_to_its_data() -> None:
     data, losses = {"x": LOW + (HIGH - LOW) * torch.rand(64, *TOKENS, generator=seeded(0))}, []
     for coupling in ("independent", "ot"):
         model = make_model(coupling=coupling, perturbed=False)  # zero velocity: the loss is the squared distance
@@ -180,7 +180,7 @@ def test_coupled_noise_is_nearer_to_its_data() -> None:
 # Guidance.
 
 
-def test_guidance_of_one_is_none() -> None:
+def test_guidance_of_one_has_no_effect() -> None:
     model = make_model(classes=3)
     calls = count_calls(model)
     data = model.generate(4, label=1, nfe=4)
@@ -202,7 +202,7 @@ def test_guided_network_calls_count_twice(objective: str, nfe: int | None) -> No
     assert sum(bool(call[0, 3]) for call in calls) == len(calls) / 2  # half of them without the label
 
 
-def test_guided_data_may_have_a_condition_besides() -> None:
+def test_guided_data_may_also_have_a_condition() -> None:
     model = make_model(classes=3, condition_size=2)
     calls = count_calls(model)
     model.generate(2, label=1, condition=torch.tensor([[10.0, 0.0]] * 2), nfe=2, guidance=2.0)
@@ -212,19 +212,23 @@ def test_guided_data_may_have_a_condition_besides() -> None:
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        ({}, {"guidance": 2.0}, "guidance=2.0: this model knows no classes, so there is nothing to guide"),
+        ({}, {"guidance": 2.0}, "guidance=2.0: this model has no classes, so it has no unconditional"),
         ({"classes": 3, "label_dropout": 0.0}, {"guidance": 2.0, "label": 1}, "was trained with label_dropout=0, so"),
-        ({"classes": 3}, {"guidance": 2.0, "label": 1, "nfe": 5}, "nfe=5: .* two network calls; give an even number"),
+        (
+            {"classes": 3},
+            {"guidance": 2.0, "label": 1, "nfe": 5},
+            "nfe=5: .* two network evaluations; give an even number",
+        ),
         ({"classes": 3, "objective": "mip"}, {"guidance": 2.0, "label": 1, "nfe": 2}, "nfe=1: .*mip admits only 2"),
         ({"objective": "mip"}, {"nfe": 4}, "nfe=4: a model trained with objective=mip admits only 2"),
         ({"objective": "regression"}, {"nfe": 2}, "nfe=2: a model trained with objective=regression admits only 1"),
         ({"solver": "rk4"}, {"nfe": 6}, "nfe=6: rk4 needs a positive multiple of 4"),
         ({}, {"nfe": 0}, "nfe=0"),
-        ({}, {"label": 1}, "label=1: this model knows no classes"),
+        ({}, {"label": 1}, "label=1: this model has no classes"),
         ({"classes": 3}, {"label": 3}, "label=3 must be from 0 to 2"),
         ({"classes": 3}, {"label": -1}, "label=-1 must be from 0 to 2"),
         ({"classes": 3}, {"label": torch.tensor([0, 1, 3])}, "must be from 0 to 2"),
-        ({"classes": 3}, {"label": torch.tensor([0, 1])}, r"labels of shape \(2,\) for 3 data"),
+        ({"classes": 3}, {"label": torch.tensor([0, 1])}, r"labels of shape \(2,\) for 3 samples"),
         ({"condition_size": 2}, {}, r"needs a condition of shape \(3, 2\), but got None"),
         ({"condition_size": 2}, {"condition": torch.zeros(3, 3)}, r"of shape \(3, 2\), but got \(3, 3\)"),
         ({"condition_size": 2}, {"condition": torch.zeros(2, 2)}, r"of shape \(3, 2\), but got \(2, 2\)"),
@@ -242,9 +246,9 @@ def test_what_a_model_was_not_trained_for_is_refused(
     ("config", "message"),
     [
         ({"coupling": "sinkhorn"}, "unknown coupling 'sinkhorn'; there are independent, ot"),
-        ({"coupling": "ot", "classes": 3}, "coupling=ot is for unconditional data: .* come to depend on the condition"),
+        ({"coupling": "ot", "classes": 3}, "coupling=ot is for unconditional data: .* depend on the condition"),
         ({"coupling": "ot", "condition_size": 2}, "coupling=ot is for unconditional data"),
-        ({"coupling": "ot", "is_wrapped": True}, "coupling=ot measures straight distances; angles need"),
+        ({"coupling": "ot", "is_wrapped": True}, "coupling=ot uses Euclidean distances; angles need"),
         ({"label_dropout": 1.0}, "label_dropout=1.0 must be at least 0 and below 1"),
         ({"augment": True}, "augment=true is only for images"),
         ({"objective": "flow", "schedule": "cosine"}, "objective=flow with schedule=cosine"),
@@ -255,15 +259,15 @@ def test_what_a_model_was_not_trained_for_is_refused(
         ({"shape": (4,)}, "cannot make network 'mlp'"),
     ],
 )
-def test_what_cannot_be_made_is_refused(config: dict[str, Any], message: str) -> None:
+def test_impossible_configurations_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make_model(**config)
 
 
 def test_another_solver_must_fit_the_objective() -> None:
     model = make_model(objective="v")
-    data, other = model.generate(3, nfe=4), model.with_sampling(solver="heun").generate(3, nfe=4)
-    assert not torch.equal(data, other)
+    data, different = model.generate(3, nfe=4), model.with_sampling(solver="heun").generate(3, nfe=4)
+    assert not torch.equal(data, different)
     with pytest.raises(ConfigurationError, match="solver=flow_map needs objective=flow_map, not this v"):
         model.with_sampling(solver="flow_map")
 
@@ -276,7 +280,7 @@ turns = st.lists(st.integers(-3, 3), min_size=6, max_size=6)
 
 @given(angles, turns, st.booleans())
 @settings(max_examples=20, deadline=None)
-def test_whole_turns_do_not_change_what_an_angle_network_says(
+def test_full_turns_do_not_change_the_output_of_an_angle_network(
     angle: list[float], turn: list[int], with_t_end: bool
 ) -> None:
     model = make_model(is_wrapped=True, objective="flow_map")
@@ -290,7 +294,7 @@ def test_whole_turns_do_not_change_what_an_angle_network_says(
 
 
 @pytest.mark.parametrize("objective", ["flow", "flow_map"])
-def test_generated_angles_lie_on_the_torus(objective: str) -> None:
+def test_generated_angles_are_on_the_torus(objective: str) -> None:
     model = make_model(is_wrapped=True, objective=objective)
     data = model.generate(50, nfe=4)
     assert float(data.abs().max()) <= math.pi
@@ -310,11 +314,11 @@ def test_generated_angles_lie_on_the_torus(objective: str) -> None:
         {"objective": "data_prediction", "schedule": "sigmoid", "min_snr_gamma": 5.0},
         {"objective": "mip", "condition_size": 2},
         {"is_wrapped": True, "objective": "flow_map"},
-        {"shape": PICTURE, "network": "patch_dit", "network_options": SMALL | {"heads": 2}, "classes": 3},
-        {"shape": PICTURE, "classes": 2, "time_density": "mode", "time_density_options": {"scale": 1.0}},
+        {"shape": IMAGE, "network": "patch_dit", "network_options": SMALL | {"heads": 2}, "classes": 3},
+        {"shape": IMAGE, "classes": 2, "time_density": "mode", "time_density_options": {"scale": 1.0}},
     ],
 )
-def test_what_is_loaded_generates_the_same(config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_loaded_model_generates_the_same(config: dict[str, Any], tmp_path: Path) -> None:
     model = make_model(**config)
     model.save(tmp_path / "model", training={"step": 3})
     loaded = DataModel.load(tmp_path / "model")
@@ -326,7 +330,7 @@ def test_what_is_loaded_generates_the_same(config: dict[str, Any], tmp_path: Pat
 
 def test_another_kind_of_checkpoint_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "policy", kind="chunk_policy", description={}, weights={"w": torch.ones(1)})
-    with pytest.raises(CheckpointError, match="holds a 'chunk_policy', but a 'generative_model' was expected"):
+    with pytest.raises(CheckpointError, match="is a 'chunk_policy', but a 'generative_model' was expected"):
         DataModel.load(tmp_path / "policy")
 
 

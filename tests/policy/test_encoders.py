@@ -1,4 +1,4 @@
-"""Encoders: what they look at, where and how; and what does not go together."""
+"""Encoders: crops and colors of images, cameras, features, and what does not fit together."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError, SpecMismatchError
 from flowchunk.datasets.specs import ObservationField, ObservationSpec
-from flowchunk.policy.encoders.image_transforms import cropped, jitter_colors
-from flowchunk.policy.encoders.observation import VISION, ObservationEncoder
+from flowchunk.policy.encoders.image_transforms import crop_images, jitter_colors
+from flowchunk.policy.encoders.observation import ObservationEncoder
 from flowchunk.policy.encoders.resnet import ResNet18
 from flowchunk.policy.encoders.small_conv import SmallConv
 from flowchunk.policy.encoders.spatial_softmax import SpatialSoftmax
@@ -30,8 +30,8 @@ SMALL = {"widths": (8, 8, 8), "keypoints": 4}
 
 def make_observation(batch: int = 2, steps: int = 2, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    pictures = torch.randint(0, 256, (2, batch, steps, 20, 24, 3), dtype=torch.uint8, generator=generator)
-    return {"front": pictures[0], "wrist": pictures[1], "hand": torch.randn(batch, steps, 3, generator=generator)}
+    images = torch.randint(0, 256, (2, batch, steps, 20, 24, 3), dtype=torch.uint8, generator=generator)
+    return {"front": images[0], "wrist": images[1], "hand": torch.randn(batch, steps, 3, generator=generator)}
 
 
 def make_encoder(spec: ObservationSpec = SPEC, **options: Any) -> ObservationEncoder:
@@ -39,39 +39,39 @@ def make_encoder(spec: ObservationSpec = SPEC, **options: Any) -> ObservationEnc
     return ObservationEncoder(spec, observation_steps=2, vision="small_conv", options={**SMALL, **options})
 
 
-# -- parts of pictures -----------------------------------------------------------------------------------------------
+# -- crops and colors ----------------------------------------------------------------------------------------------
 
 
-@given(place=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)), steps=st.integers(1, 3))
-def test_a_crop_is_a_part_of_the_picture(place: tuple[float, float], steps: int) -> None:
-    pictures = torch.arange(20 * 24).reshape(1, 1, 20, 24, 1).expand(2, steps, 20, 24, 3)
-    part = cropped(pictures, (16, 18), torch.tensor([place, place]))
+@given(position=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)), steps=st.integers(1, 3))
+def test_a_crop_is_a_part_of_the_image(position: tuple[float, float], steps: int) -> None:
+    images = torch.arange(20 * 24).reshape(1, 1, 20, 24, 1).expand(2, steps, 20, 24, 3)
+    part = crop_images(images, (16, 18), torch.tensor([position, position]))
     assert part.shape == (2, steps, 16, 18, 3)
     top, left = divmod(int(part[0, 0, 0, 0, 0]), 24)
-    assert (top, left) == (int(place[0] * 5), int(place[1] * 7))
-    assert torch.equal(part, pictures[:, :, top : top + 16, left : left + 18])
+    assert (top, left) == (int(position[0] * 5), int(position[1] * 7))
+    assert torch.equal(part, images[:, :, top : top + 16, left : left + 18])
 
 
-def test_without_a_place_it_is_the_middle() -> None:
-    pictures = make_observation()["front"]
-    assert torch.equal(cropped(pictures, (16, 18)), pictures[:, :, 2:18, 3:21])
+def test_crops_are_centered_by_default() -> None:
+    images = make_observation()["front"]
+    assert torch.equal(crop_images(images, (16, 18)), images[:, :, 2:18, 3:21])
 
 
-def test_a_whole_picture_is_its_own_crop() -> None:
-    pictures = make_observation()["front"]
-    assert torch.equal(cropped(pictures, (20, 24), torch.full((2, 2), 0.999)), pictures)
+def test_a_whole_image_is_its_own_crop() -> None:
+    images = make_observation()["front"]
+    assert torch.equal(crop_images(images, (20, 24), torch.full((2, 2), 0.999)), images)
 
 
-def test_light_of_one_changes_nothing_and_less_is_darker() -> None:
-    pictures = torch.rand(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(jitter_colors(pictures, torch.ones(2, 3)), pictures)
-    darker = jitter_colors(pictures, torch.tensor([[0.5, 1, 1], [1, 1, 1]]))
-    torch.testing.assert_close(darker[0], pictures[0] / 2)
-    torch.testing.assert_close(darker[1], pictures[1])
-    grey = jitter_colors(pictures, torch.tensor([[1.0, 1, 0], [1, 0, 1]]))
-    torch.testing.assert_close(grey[0, :, 0], grey[0, :, 1])
-    flat = grey[1].flatten(2)
-    torch.testing.assert_close(flat, flat.mean((1, 2), keepdim=True).expand_as(flat))  # no contrast: one grey
+def test_factors_of_one_change_nothing_and_smaller_brightness_is_darker() -> None:
+    images = torch.rand(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(jitter_colors(images, torch.ones(2, 3)), images)
+    darker = jitter_colors(images, torch.tensor([[0.5, 1, 1], [1, 1, 1]]))
+    torch.testing.assert_close(darker[0], images[0] / 2)
+    torch.testing.assert_close(darker[1], images[1])
+    gray = jitter_colors(images, torch.tensor([[1.0, 1, 0], [1, 0, 1]]))
+    torch.testing.assert_close(gray[0, :, 0], gray[0, :, 1])
+    flat = gray[1].flatten(2)
+    torch.testing.assert_close(flat, flat.mean((1, 2), keepdim=True).expand_as(flat))  # without contrast one gray value
 
 
 def test_spatial_softmax_finds_where_a_bright_cell_is() -> None:
@@ -101,17 +101,17 @@ HARD_NAMES = (
 def test_a_camera_may_have_any_name() -> None:
     spec = ObservationSpec({"hand": HAND, **dict.fromkeys(HARD_NAMES, FRONT)})
     encoder = make_encoder(spec)
-    pictures = make_observation()["front"]
-    observation = {"hand": make_observation()["hand"], **dict.fromkeys(HARD_NAMES, pictures)}
-    assert encoder(observation, encoder.sample_views(2, torch.Generator())).shape == (2, encoder.condition_size)
+    images = make_observation()["front"]
+    observation = {"hand": make_observation()["hand"], **dict.fromkeys(HARD_NAMES, images)}
+    assert encoder(observation, encoder.sample_augmentation(2, torch.Generator())).shape == (2, encoder.condition_size)
     networks = {id(encoder.camera(name)) for name in HARD_NAMES}
-    assert len(networks) == len(HARD_NAMES)  # each its own
+    assert len(networks) == len(HARD_NAMES)  # each has its own
     again = make_encoder(spec)
     again.load_state_dict(encoder.state_dict())
     torch.testing.assert_close(again(observation), encoder(observation))
 
 
-def test_names_that_always_worked_keep_their_weights_names() -> None:
+def test_allowed_camera_names_are_the_names_of_their_weights() -> None:
     spec = ObservationSpec(dict.fromkeys(("image", "front_image", "wrist-image", "images/front"), FRONT))
     names = {name.split(".")[1] for name in make_encoder(spec).state_dict() if name.startswith("cameras.")}
     assert names == set(spec.fields)
@@ -121,32 +121,32 @@ def test_names_that_always_worked_keep_their_weights_names() -> None:
 
 
 @pytest.mark.parametrize("network", [SmallConv(keypoints=5), ResNet18(keypoints=5)], ids=["small_conv", "resnet18"])
-def test_a_vision_network_gives_the_features_it_says(network: SmallConv | ResNet18) -> None:
+def test_vision_networks_have_the_declared_number_of_features(network: SmallConv | ResNet18) -> None:
     network.eval()
-    pictures = torch.rand(3, 3, 40, 36)
-    features = network(pictures)
+    images = torch.rand(3, 3, 40, 36)
+    features = network(images)
     assert features.shape == (3, network.features) == (3, 10)
-    assert features.abs().max() <= 1  # places in the picture
-    torch.testing.assert_close(features[:1], network(pictures[:1]))  # no sample sees its neighbours
-    torch.testing.assert_close(network(pictures.contiguous(memory_format=torch.channels_last)), features)
+    assert features.abs().max() <= 1  # positions in the image
+    torch.testing.assert_close(features[:1], network(images[:1]))  # samples do not depend on each other
+    torch.testing.assert_close(network(images.contiguous(memory_format=torch.channels_last)), features)
 
 
-def test_resnet_has_no_batch_normalisation() -> None:
+def test_resnet_has_no_batch_norm() -> None:
     kinds = {type(module) for module in ResNet18().modules()}
     assert nn.GroupNorm in kinds
     assert nn.BatchNorm2d not in kinds
 
 
-def test_the_condition_has_the_size_it_says() -> None:
-    both = make_encoder()
-    assert both(make_observation()).shape == (2, both.condition_size) == (2, 2 * 4 + 2 * 2 * 8)
-    blind = ObservationEncoder(ObservationSpec({"hand": HAND}), observation_steps=2)
-    assert blind.condition_size == 8
-    seeing = make_encoder(ObservationSpec({"front": FRONT}))
-    assert seeing(make_observation()).shape == (2, seeing.condition_size) == (2, 16)
+def test_the_condition_has_the_declared_size() -> None:
+    encoder = make_encoder()
+    assert encoder(make_observation()).shape == (2, encoder.condition_size) == (2, 2 * 4 + 2 * 2 * 8)
+    state_only = ObservationEncoder(ObservationSpec({"hand": HAND}), observation_steps=2)
+    assert state_only.condition_size == 8
+    images_only = make_encoder(ObservationSpec({"front": FRONT}))
+    assert images_only(make_observation()).shape == (2, images_only.condition_size) == (2, 16)
 
 
-def test_cameras_look_through_their_own_weights_or_through_shared_ones() -> None:
+def test_cameras_have_their_own_weights_or_shared_ones() -> None:
     own, shared = make_encoder(), make_encoder(share_weights=True)
     assert list(own.cameras) == ["front", "wrist"]
     assert list(shared.cameras) == ["front"]
@@ -156,7 +156,7 @@ def test_cameras_look_through_their_own_weights_or_through_shared_ones() -> None
     torch.testing.assert_close(shared(swapped)[:, 8:], torch.cat([wrist, front], dim=1))
 
 
-def test_only_the_last_pictures_are_looked_at() -> None:
+def test_only_the_latest_images_are_encoded() -> None:
     encoder = make_encoder(image_steps=1)
     observation = make_observation()
     assert encoder.condition_size == 2 * 4 + 2 * 8
@@ -168,20 +168,23 @@ def test_only_the_last_pictures_are_looked_at() -> None:
     assert not torch.equal(encoder(observation), before)
 
 
-def test_draws_move_the_crop_and_change_the_light_only_while_learning() -> None:
+def test_augmentation_moves_the_crop_and_changes_the_colors() -> None:
     encoder = make_encoder(color_jitter=0.3)
-    views = encoder.sample_views(2, torch.Generator().manual_seed(0))
-    assert {name: tuple(rows.shape) for name, rows in views.items()} == {
-        "place.front": (2, 2),
-        "light.front": (2, 3),
-        "place.wrist": (2, 2),
-        "light.wrist": (2, 3),
+    augmentation = encoder.sample_augmentation(2, torch.Generator().manual_seed(0))
+    assert {name: tuple(rows.shape) for name, rows in augmentation.items()} == {
+        "crop.front": (2, 2),
+        "color.front": (2, 3),
+        "crop.wrist": (2, 2),
+        "color.wrist": (2, 3),
     }
     observation = make_observation()
-    assert not torch.equal(encoder(observation, views), encoder(observation))
-    middle = {"place.front": torch.full((2, 2), 0.5), "place.wrist": torch.full((2, 2), 0.5)}
+    assert not torch.equal(encoder(observation, augmentation), encoder(observation))
+    middle = {"crop.front": torch.full((2, 2), 0.5), "crop.wrist": torch.full((2, 2), 0.5)}
     assert torch.equal(encoder(observation, middle), encoder(observation))
-    assert make_encoder(ObservationSpec({"front": replace(FRONT, crop=None)})).sample_views(2, torch.Generator()) == {}
+    assert (
+        make_encoder(ObservationSpec({"front": replace(FRONT, crop=None)})).sample_augmentation(2, torch.Generator())
+        == {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,26 +203,25 @@ def test_options_that_cannot_be_used(options: dict[str, Any], message: str) -> N
         make_encoder(**options)
 
 
-def test_pictures_of_two_sizes_do_not_share_weights() -> None:
+def test_images_of_two_sizes_cannot_share_weights() -> None:
     spec = ObservationSpec({"front": FRONT, "wrist": replace(WRIST, crop=None)})
     assert make_encoder(spec).condition_size == 32
     with pytest.raises(
-        ConfigurationError,
-        match=r"vision.share_weights=true needs pictures of one size, but these have \[\(16, 18\), \(",
+        ConfigurationError, match=r"share_weights=true needs images of the same size, but these have \[\(16, 18\), \("
     ):
         make_encoder(spec, share_weights=True)
 
 
-def test_vision_and_observation_have_to_go_together() -> None:
-    with pytest.raises(ConfigurationError, match=r"the observation has pictures \(front, wrist\): choose vision="):
+def test_vision_network_and_observation_must_fit_together() -> None:
+    with pytest.raises(ConfigurationError, match=r"the observation has images \(front, wrist\): choose vision="):
         ObservationEncoder(SPEC, observation_steps=2)
-    with pytest.raises(ConfigurationError, match="vision=resnet18, but nothing observed is a picture"):
+    with pytest.raises(ConfigurationError, match="vision=resnet18, but the observation has no images"):
         ObservationEncoder(ObservationSpec({"hand": HAND}), observation_steps=2, vision="resnet18")
     with pytest.raises(ConfigurationError, match="unknown vision 'eyes'; there are small_conv, resnet18, timm"):
         ObservationEncoder(SPEC, observation_steps=2, vision="eyes")
 
 
-def test_a_crop_is_put_on_pictures_alone_and_has_to_fit() -> None:
+def test_only_images_are_cropped_and_the_crop_must_fit() -> None:
     smaller = SPEC.cropped((8, 9))
     assert (smaller.fields["front"].crop, smaller.fields["hand"]) == ((8, 9), HAND)
     with pytest.raises(SpecMismatchError, match=r"crop=\(21, 9\) must be \(height, width\) in pixels and fit into"):
@@ -243,7 +245,7 @@ def torchvision_weights(folder: Path, suffix: str) -> tuple[Path, dict[str, Tens
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_resnet_starts_from_a_file(suffix: str, tmp_path: Path) -> None:
+def test_resnet_loads_weights_from_a_file(suffix: str, tmp_path: Path) -> None:
     path, weights = torchvision_weights(tmp_path, suffix)
     encoder = ObservationEncoder(SPEC, observation_steps=2, vision="resnet18")
     encoder.load_weights(str(path))
@@ -258,8 +260,8 @@ def test_resnet_starts_from_a_file(suffix: str, tmp_path: Path) -> None:
     [
         ("nowhere.pth", "cannot load vision.weights=.*nowhere.pth: .*give the path of a file, or leave it out"),
         ("broken.pth", "cannot load vision.weights=.*broken.pth"),
-        ("other.pth", "are not a ResNet-18's as torchvision has it"),
-        ("IMAGENET9K", "neither a file nor one of torchvision's: IMAGENET1K_V1"),
+        ("other.pth", "are not those of torchvision's ResNet-18"),
+        ("IMAGENET9K", "neither a file nor a name of torchvision's weights: IMAGENET1K_V1"),
     ],
 )
 def test_weights_that_cannot_be_loaded(
@@ -272,7 +274,7 @@ def test_weights_that_cannot_be_loaded(
         ResNet18().load_weights(weights)
 
 
-def test_published_weights_need_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloading_weights_needs_the_internet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
@@ -283,8 +285,3 @@ def test_published_weights_need_a_network(tmp_path: Path, monkeypatch: pytest.Mo
 def test_small_convolutions_have_no_published_weights() -> None:
     with pytest.raises(ConfigurationError, match="no weights for vision=small_conv"):
         make_encoder().load_weights("IMAGENET1K_V1")
-
-
-def test_every_vision_network_is_a_configuration() -> None:
-    folder = Path(__file__).parents[2] / "configs" / "vision"
-    assert {file.stem for file in folder.glob("*.yaml")} == {*VISION, "none"}

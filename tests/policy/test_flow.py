@@ -22,16 +22,16 @@ from flowchunk.policy import flow
 from flowchunk.policy.diffusion.paths import broadcast_time
 from flowchunk.policy.diffusion.solvers import SOLVERS as ALL_SOLVERS
 from flowchunk.policy.diffusion.time_densities import TIME_DENSITIES, beta_time, uniform_time
-from flowchunk.policy.evaluation import generative
-from flowchunk.policy.evaluation.gaussian_mixture import draw_mixture, mixture_velocity
+from flowchunk.policy.evaluation import generative_metrics
+from flowchunk.policy.evaluation.gaussian_mixture import mixture_velocity, sample_mixture
 from flowchunk.policy.flow import (
     Velocity,
     flow_matching_loss,
-    guided,
     integrate,
     prefix_mask,
     reverse_clock,
     uniform_times,
+    with_guidance,
 )
 
 SOLVERS = {
@@ -39,7 +39,7 @@ SOLVERS = {
 }  # the others: test_solvers
 
 POINTS = 10_000
-RADIUS, DEVIATION = 2.0, 0.15
+RADIUS, STD = 2.0, 0.15
 ANGLES = torch.arange(8) * (math.tau / 8)
 CENTERS = RADIUS * torch.stack([ANGLES.cos(), ANGLES.sin()], dim=-1)  # (8, 2)
 
@@ -52,14 +52,14 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def ring(seed: int) -> Tensor:
-    return draw_mixture(POINTS, CENTERS, DEVIATION, seeded(seed))
+    return sample_mixture(POINTS, CENTERS, STD, seeded(seed))
 
 
-ring_velocity = mixture_velocity(CENTERS, DEVIATION)
+ring_velocity = mixture_velocity(CENTERS, STD)
 
 
-def sliced_wasserstein(one: Tensor, other: Tensor) -> float:
-    return float(generative.sliced_wasserstein(one, other, seed=99))
+def sliced_wasserstein(a: Tensor, b: Tensor) -> float:
+    return float(generative_metrics.sliced_wasserstein(a, b, seed=99))
 
 
 @cache
@@ -97,7 +97,7 @@ def test_the_true_velocity_of_a_pair_has_no_loss() -> None:
     assert flow_matching_loss(lambda x, t, c: x_1 - x_0, x_1, x_0=x_0).mean() == 0
 
 
-def test_the_loss_sees_the_straight_path_and_the_condition() -> None:
+def test_the_loss_evaluates_the_straight_path_with_the_condition() -> None:
     x_0, x_1 = torch.randn(2, 5, 4, 3, generator=seeded(0))
     t, condition = torch.rand(5, generator=seeded(1)), object()
 
@@ -111,7 +111,7 @@ def test_the_loss_sees_the_straight_path_and_the_condition() -> None:
     torch.testing.assert_close(loss, ((x_1 - x_0) ** 2).mean())
 
 
-def test_exact_field_has_the_least_loss() -> None:
+def test_the_exact_velocity_has_the_lowest_loss() -> None:
     def loss(velocity: Velocity) -> float:
         return float(flow_matching_loss(velocity, ring(3), generator=seeded(4)).mean())
 
@@ -121,7 +121,7 @@ def test_exact_field_has_the_least_loss() -> None:
 
 
 def tokenwise(x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
-    """Some velocity that looks at each token and its time alone."""
+    """A velocity that depends only on each token and its time."""
     return torch.sin(3 * x_t) + broadcast_time(t, x_t)
 
 
@@ -131,24 +131,24 @@ lengths = st.lists(st.integers(0, 5), min_size=3, max_size=3)
 
 @given(masks, lengths, st.booleans())
 @settings(max_examples=50, deadline=None)
-def test_what_is_masked_or_given_does_not_count(
+def test_masked_and_known_tokens_do_not_count(
     mask_rows: list[list[bool]], prefix_lengths: list[int], with_prefix: bool
 ) -> None:
     mask, prefix_length = torch.tensor(mask_rows), torch.tensor(prefix_lengths)
-    x_0, x_1, other = torch.randn(3, 3, 6, 2, generator=seeded(0))
-    draws: dict[str, Any] = {"x_0": x_0, "t": torch.rand(3, generator=seeded(1)), "mask": mask}
+    x_0, x_1, replacement = torch.randn(3, 3, 6, 2, generator=seeded(0))
+    random_numbers: dict[str, Any] = {"x_0": x_0, "t": torch.rand(3, generator=seeded(1)), "mask": mask}
     counted = mask.clone()
     if with_prefix:
-        draws["prefix_length"] = prefix_length
+        random_numbers["prefix_length"] = prefix_length
         counted &= torch.arange(6) >= prefix_length[:, None]
     if not counted.any():
         with pytest.raises(ValueError, match="leave no token"):
-            flow_matching_loss(tokenwise, x_1, **draws).mean()
+            flow_matching_loss(tokenwise, x_1, **random_numbers).mean()
         return
-    loss = flow_matching_loss(tokenwise, x_1, **draws).mean()
-    changed = torch.where(counted[..., None], x_1, other)
-    torch.testing.assert_close(flow_matching_loss(tokenwise, changed, **draws).mean(), loss)
-    errors = flow_matching_loss(tokenwise, x_1, **{**draws, "mask": torch.ones(3, 6)}).errors
+    loss = flow_matching_loss(tokenwise, x_1, **random_numbers).mean()
+    changed = torch.where(counted[..., None], x_1, replacement)
+    torch.testing.assert_close(flow_matching_loss(tokenwise, changed, **random_numbers).mean(), loss)
+    errors = flow_matching_loss(tokenwise, x_1, **{**random_numbers, "mask": torch.ones(3, 6)}).errors
     torch.testing.assert_close(loss, errors[counted].mean())
 
 
@@ -158,8 +158,8 @@ def test_a_token_that_counts_does_count() -> None:
     options: dict[str, Any] = {"x_0": x_0, "t": torch.tensor([0.3, 0.6]), "mask": mask}
     changed = x_1.clone()
     changed[1, 0] += 1
-    one, other = (flow_matching_loss(tokenwise, x, **options).mean() for x in (changed, x_1))
-    assert one != other
+    first, different = (flow_matching_loss(tokenwise, x, **options).mean() for x in (changed, x_1))
+    assert first != different
 
 
 def test_whole_samples_can_be_masked() -> None:
@@ -169,7 +169,7 @@ def test_whole_samples_can_be_masked() -> None:
     torch.testing.assert_close(flow_matching_loss(tokenwise, x_1, x_0=x_0, t=t, mask=mask).mean(), alone)
 
 
-def test_a_prefix_enters_clean_and_at_time_one() -> None:
+def test_a_prefix_is_clean_and_at_time_one() -> None:
     x_0, x_1 = torch.randn(2, 3, 6, 2, generator=seeded(0))
     t, prefix_length = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 2, 5])
 
@@ -185,11 +185,13 @@ def test_a_prefix_enters_clean_and_at_time_one() -> None:
 
 def test_the_same_generator_gives_the_same_loss() -> None:
     x_1 = torch.randn(64, 2, generator=seeded(0))
-    one, same, other = (float(flow_matching_loss(tokenwise, x_1, generator=seeded(seed)).mean()) for seed in (5, 5, 6))
-    assert one == same != other
+    first, same, different = (
+        float(flow_matching_loss(tokenwise, x_1, generator=seeded(seed)).mean()) for seed in (5, 5, 6)
+    )
+    assert first == same != different
 
 
-def test_nothing_is_drawn_where_noise_and_time_are_given() -> None:
+def test_nothing_is_sampled_if_noise_and_time_are_given() -> None:
     x_0, x_1 = torch.randn(2, 8, 3, generator=seeded(0))
     before, generator = torch.get_rng_state(), seeded(7)
     state = generator.get_state()
@@ -199,7 +201,7 @@ def test_nothing_is_drawn_where_noise_and_time_are_given() -> None:
     assert torch.equal(generator.get_state(), state)
 
 
-def test_a_generator_is_drawn_from_in_place_of_the_global_one() -> None:
+def test_a_generator_is_used_in_place_of_the_global_one() -> None:
     before = torch.get_rng_state()
     flow_matching_loss(tokenwise, torch.ones(8, 3), generator=seeded(1), time_density=beta_time)
     assert torch.equal(torch.get_rng_state(), before)
@@ -209,7 +211,7 @@ def test_a_generator_is_drawn_from_in_place_of_the_global_one() -> None:
 
 
 @pytest.mark.parametrize(("name", "end", "mean"), [("uniform", 1.0, 0.5), ("beta", 0.999, 0.999 * 0.4)])
-def test_times_have_their_range_and_mean(name: str, end: float, mean: float) -> None:
+def test_times_have_the_expected_range_and_mean(name: str, end: float, mean: float) -> None:
     density = TIME_DENSITIES[name]
     times = density((40_000,), generator=seeded(0))
     assert times.shape == (40_000,)
@@ -220,7 +222,7 @@ def test_times_have_their_range_and_mean(name: str, end: float, mean: float) -> 
     assert not torch.equal(times, density((40_000,), generator=seeded(1)))
 
 
-def test_beta_times_follow_the_distribution_they_are_named_for() -> None:
+def test_beta_times_follow_a_beta_distribution() -> None:
     times = beta_time((40_000,), generator=seeded(0))
     for t in (0.1, 0.3, 0.7):  # P(1 - t/0.999 > b) = 1 - b^1.5
         assert float((times < t).float().mean()) == pytest.approx(1 - (1 - t / 0.999) ** 1.5, abs=0.01)
@@ -250,7 +252,7 @@ def test_solvers_converge_at_their_order(method: str, order: int) -> None:
 
 
 @pytest.mark.parametrize("method", SOLVERS)
-def test_steps_cost_what_the_solver_says(method: str) -> None:
+def test_steps_take_the_declared_number_of_evaluations(method: str) -> None:
     calls = []
 
     def velocity(x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
@@ -265,7 +267,7 @@ def test_steps_cost_what_the_solver_says(method: str) -> None:
 @pytest.mark.parametrize("method", SOLVERS)
 @given(known=st.integers(0, 6), horizon=st.integers(6, 8))
 @settings(max_examples=10, deadline=None)
-def test_a_prefix_comes_back_exactly_and_is_seen_at_time_one(method: str, known: int, horizon: int) -> None:
+def test_a_prefix_is_returned_exactly_and_is_at_time_one(method: str, known: int, horizon: int) -> None:
     x_0, prefix = torch.randn(2, horizon, 3, generator=seeded(0)), torch.randn(2, known, 3, generator=seeded(1))
 
     def velocity(x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
@@ -281,7 +283,7 @@ def test_a_prefix_comes_back_exactly_and_is_seen_at_time_one(method: str, known:
     assert known == horizon or not torch.equal(x_1[:, known:], x_0[:, known:])
 
 
-def test_the_callback_is_called_at_every_instant() -> None:
+def test_the_callback_is_called_at_every_time() -> None:
     seen: list[tuple[float, Tensor]] = []
     x_0, times = torch.ones(2, 3), torch.tensor([0.0, 0.25, 0.75, 1.0])
     x_1 = integrate(lambda x, t, c: x, x_0, times, callback=lambda t, x: seen.append((float(t), x)))
@@ -291,7 +293,7 @@ def test_the_callback_is_called_at_every_instant() -> None:
     assert torch.equal(seen[-1][1], x_1)
 
 
-def test_integrating_leaves_its_input_alone() -> None:
+def test_integrating_does_not_change_its_input() -> None:
     x_0 = torch.ones(2, 3, 1)
     integrate(tokenwise, x_0, uniform_times(2), prefix=torch.zeros(2, 1, 1))
     assert torch.equal(x_0, torch.ones(2, 3, 1))
@@ -324,7 +326,7 @@ def test_grids_run_from_noise_to_data(method: str, steps: int) -> None:
     torch.testing.assert_close(times.diff(), torch.full((steps,), 1 / steps))
 
 
-# The other clock.
+# The opposite clock.
 
 
 def noise_at_one(x: Tensor, t: Tensor, condition: Any) -> Tensor:
@@ -350,7 +352,7 @@ def test_reversed_clocks_follow_the_trajectory_of_diffusers() -> None:
     assert (trajectory[-1] - x_0).abs().max() > 0.5
 
 
-def test_reversed_twice_a_clock_is_as_before() -> None:
+def test_reversing_the_clock_twice_changes_nothing() -> None:
     x, t, condition = torch.randn(8, 2, generator=seeded(0)), torch.linspace(0, 1, 8), torch.ones(2)
     twice: Callable[..., Tensor] = reverse_clock(reverse_clock(noise_at_one))
     torch.testing.assert_close(twice(x, t, condition), noise_at_one(x, t, condition))
@@ -358,22 +360,22 @@ def test_reversed_twice_a_clock_is_as_before() -> None:
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.5, 3.0])
-def test_guidance_goes_away_from_what_is_said_without_the_condition(guidance: float) -> None:
+def test_guidance_extrapolates_away_from_the_unconditional_prediction(guidance: float) -> None:
     x, t = torch.randn(8, 2, generator=seeded(0)), torch.linspace(0, 1, 8)
-    condition, without = torch.tensor([0.3, -0.2]), torch.tensor([-1.0, 2.0])
-    given, base = noise_at_one(x, t, condition), noise_at_one(x, t, without)
-    got = guided(noise_at_one, guidance=guidance, without=without)(x, t, condition)
+    condition, unconditional = torch.tensor([0.3, -0.2]), torch.tensor([-1.0, 2.0])
+    given, base = noise_at_one(x, t, condition), noise_at_one(x, t, unconditional)
+    got = with_guidance(noise_at_one, guidance=guidance, unconditional=unconditional)(x, t, condition)
     torch.testing.assert_close(got, (1 - guidance) * base + guidance * given)  # Ho and Salimans, w = guidance - 1
 
 
-def test_flow_needs_no_more_than_torch() -> None:
+def test_flow_needs_only_torch() -> None:
     heavy = ("diffusers", "mujoco", "gymnasium", "zarr", "hydra", "matplotlib")
     code = f"import sys, flowchunk.policy.flow; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 
-def test_flow_knows_no_network() -> None:
+def test_flow_imports_no_network() -> None:
     imports = [node for node in ast.walk(ast.parse(inspect.getsource(flow))) if isinstance(node, ast.ImportFrom)]
     ours = {str(node.module).split(".")[-1] for node in imports if str(node.module).startswith("flowchunk")}
     assert ours == {"paths", "schedules", "solvers", "time_densities"}

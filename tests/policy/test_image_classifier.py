@@ -1,4 +1,4 @@
-"""The classifier behind the kernel distance: good on real digits, the same for the same seed, and no trace elsewhere."""
+"""The classifier behind the kernel distance: accurate on real digits, the same for the same seed, no global effects."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.policy.evaluation.image_classifier import ImageClassifier, accuracy, train_classifier, turned
+from flowchunk.policy.evaluation.image_classifier import ImageClassifier, accuracy, rotate_four_ways, train_classifier
 
 
 @cache
 def digits() -> tuple[Tensor, Tensor]:
-    """1,797 pictures (N, 1, 8, 8) in [-1, 1] and their labels (N,)."""
+    """1,797 images (N, 1, 8, 8) in [-1, 1] and their labels (N,)."""
     bunch = load_digits()
     return torch.as_tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1, torch.as_tensor(bunch.target)
 
 
-def test_it_names_real_digits_and_its_features_tell_them_apart() -> None:
+def test_it_classifies_real_digits_and_its_features_separate_them() -> None:
     images, labels = digits()
     classifier = train_classifier(images, labels, classes=10, seed=0, epochs=6)
     assert classifier.accuracy >= 0.98
@@ -33,7 +33,7 @@ def test_it_names_real_digits_and_its_features_tell_them_apart() -> None:
     assert (nearest == labels).float().mean() > 0.97
 
 
-def test_without_labels_it_tells_the_four_turns_apart() -> None:
+def test_without_labels_it_classifies_the_four_rotations() -> None:
     images, _ = digits()
     classifier = train_classifier(images[:600], seed=0, epochs=3)
     assert classifier(images[:5]).shape == (5, 4)
@@ -58,20 +58,20 @@ def test_any_size_has_the_same_number_of_features(size: int) -> None:
     assert classifier(images).shape == (2, 4)
 
 
-def test_pictures_are_turned_four_ways() -> None:
-    images, turns = turned(torch.arange(8.0).view(2, 1, 2, 2))
+def test_images_are_rotated_four_ways() -> None:
+    images, turns = rotate_four_ways(torch.arange(8.0).view(2, 1, 2, 2))
     assert turns.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     for image, original, turn in zip(images, images[:2].repeat(4, 1, 1, 1), turns.tolist(), strict=True):
         assert torch.equal(image, original.rot90(turn, (1, 2)))
 
 
-def test_what_cannot_be_learnt_from_is_refused() -> None:
+def test_invalid_images_and_labels_are_refused() -> None:
     images, labels = torch.zeros(10, 1, 8, 8), torch.arange(10)
-    with pytest.raises(ConfigurationError, match="square pictures"):
+    with pytest.raises(ConfigurationError, match="square images"):
         train_classifier(images[..., :7], labels, seed=0)
     with pytest.raises(ConfigurationError, match="a label for each of 10"):
         train_classifier(images, labels[:5], seed=0)
     with pytest.raises(ConfigurationError, match="from 0 to 9"):
         train_classifier(images, labels, classes=5, seed=0)
-    with pytest.raises(ConfigurationError, match="the four turns"):
+    with pytest.raises(ConfigurationError, match="the four rotations"):
         train_classifier(images, classes=10, seed=0)

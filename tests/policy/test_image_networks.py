@@ -1,4 +1,4 @@
-"""What every network for pictures must do: keep shapes, start at zero, see time and condition, and learn."""
+"""What every network for images must do: keep shapes, start at zero, use time and condition, and learn."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def inputs(*, channels: int = 1, size: int = 8) -> tuple[Tensor, Tensor, Tensor]
 
 @each_network
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (16, 3), (28, 1)])
-def test_the_velocity_is_like_the_picture(name: str, size: int, channels: int) -> None:
+def test_the_velocity_has_the_shape_of_the_image(name: str, size: int, channels: int) -> None:
     network = seeded(partial(IMAGE_NETWORKS[name], channels=channels, size=size))
     x, t, condition = inputs(channels=channels, size=size)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_without_a_second_time_it_is_the_first(name: str) -> None:
 
 
 @each_network
-def test_time_condition_and_picture_change_the_velocity(name: str) -> None:
+def test_time_condition_and_image_change_the_velocity(name: str) -> None:
     network, (x, t, condition) = small(name), inputs()
     velocity = network(x, t, condition)
     assert not torch.allclose(network(x, 1 - t, condition), velocity, atol=1e-3)
@@ -90,7 +90,7 @@ def test_time_condition_and_picture_change_the_velocity(name: str) -> None:
 
 
 @each_network
-def test_rows_do_not_see_each_other(name: str) -> None:
+def test_rows_do_not_depend_on_each_other(name: str) -> None:
     network, (x, t, condition) = small(name), inputs()
     together = network(x, t, condition)
     torch.testing.assert_close(together[2:], network(x[2:], t[2:], condition[2:]), rtol=1e-4, atol=1e-5)
@@ -103,7 +103,7 @@ def test_the_gradient_reaches_every_parameter(name: str) -> None:
     loss.mean().backward()  # type: ignore[no-untyped-call]
     for label, parameter in network.named_parameters():
         assert parameter.grad is not None, label
-        if not label.endswith("to_k.bias"):  # the softmax of attention does not see what is added to every key
+        if not label.endswith("to_k.bias"):  # the softmax of attention ignores what is added to every key
             assert parameter.grad.abs().max() > 0, label
 
 
@@ -137,7 +137,7 @@ def test_every_pixel_reaches_every_pixel(name: str) -> None:
 
 
 @pytest.mark.parametrize("receptive_field", [1, 3, 5, 7])
-def test_a_local_network_sees_its_receptive_field_and_no_more(receptive_field: int) -> None:
+def test_a_local_network_depends_only_on_its_receptive_field(receptive_field: int) -> None:
     make = partial(LocalConv, channels=1, size=11, receptive_field=receptive_field, width=16)
     reach = receptive_field // 2
     seen = torch.zeros(11, 11, dtype=torch.bool)
@@ -145,13 +145,13 @@ def test_a_local_network_sees_its_receptive_field_and_no_more(receptive_field: i
     assert torch.equal(influence(seeded(make), size=11), seen)
 
 
-def test_a_local_network_moves_with_the_picture_away_from_the_edge() -> None:
+def test_a_local_network_is_translation_equivariant_away_from_the_edge() -> None:
     network, (x, t, condition) = seeded(partial(LocalConv, channels=1, size=12, width=16)), inputs(size=12)
     moved = network(x.roll(1, dims=3), t, condition)
     torch.testing.assert_close(moved[..., 4:-3], network(x, t, condition)[..., 3:-4], rtol=1e-4, atol=1e-5)
 
 
-def test_positions_tell_patches_apart() -> None:
+def test_positions_distinguish_patches() -> None:
     positions = grid_positions(4, 32)
     assert positions.shape == (16, 32)
     assert (torch.cdist(positions, positions) + 10 * torch.eye(16)).min() > 0.5
@@ -163,7 +163,7 @@ def test_the_u_net_has_the_levels_that_the_size_admits(size: int, levels: int) -
     assert len(default_widths(size)) == levels
 
 
-def test_what_does_not_fit_is_refused_at_construction() -> None:
+def test_options_that_do_not_fit_are_refused_at_construction() -> None:
     shape: dict[str, int] = {"channels": 1, "size": 6, "condition_size": CONDITION}
     with pytest.raises(ValueError, match="multiple of 4 for 3 U-Net levels"):
         UNet2D(**shape, widths=(8, 8, 8))

@@ -1,4 +1,4 @@
-"""A policy that sees: encoded once a chunk, learned from several times, refused what is not a picture; ways to train it."""
+"""Vision policies: images are encoded once per chunk and used with several noise samples; options of their training."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from flowchunk.policy.training.trainer import Trainer
 from tests.policy.small_policies import to_format_1
 from tests.policy.small_trainers import assert_same, checkpoint_tensors, run_to
 
-PICTURE = ObservationField((20, 20, 3), camera="top", crop=(16, 16))
-OBSERVATION = ObservationSpec({"image": PICTURE, "hand": ObservationField((2,))})
+IMAGE = ObservationField((20, 20, 3), camera="top", crop=(16, 16))
+OBSERVATION = ObservationSpec({"image": IMAGE, "hand": ObservationField((2,))})
 ACTION = ActionSpec(tuple(ActionDimension(name, "m", "world") for name in "xy"), control_hz=10.0)
 VISION = {"widths": [8, 8], "keypoints": 3}
 HORIZON = 4
@@ -52,7 +52,7 @@ def make_policy(observation_spec: ObservationSpec = OBSERVATION, **changes: Any)
 
 
 class Samples:
-    """Forty samples; what to do is where the picture's bright spot is."""
+    """Forty samples; the action is the position of the bright spot in the image."""
 
     def __len__(self) -> int:
         return 40
@@ -62,10 +62,10 @@ class Samples:
         places = torch.randint(4, 16, (len(self), 2), generator=generator)
         hands = torch.randn(len(self), 2, 2, generator=generator)
         chosen = places[indices]
-        pictures = torch.zeros(len(indices), 2, 20, 20, 3, dtype=torch.uint8)
-        pictures[torch.arange(len(indices)), :, chosen[:, 1], chosen[:, 0]] = 255
+        images = torch.zeros(len(indices), 2, 20, 20, 3, dtype=torch.uint8)
+        images[torch.arange(len(indices)), :, chosen[:, 1], chosen[:, 0]] = 255
         return {
-            "observation.image": pictures,
+            "observation.image": images,
             "observation.hand": hands[indices],
             "action": (chosen[:, None].float() / 10 - 1).expand(-1, HORIZON, -1),
             "mask": torch.arange(HORIZON) < 1 + indices[:, None] % HORIZON,
@@ -90,18 +90,18 @@ def losses(folder: Path, config: TrainingConfig = CONFIG, **options: Any) -> lis
 
 def observe(changes: Mapping[str, np.ndarray] | None = None, *, batch: int = 3) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
-    seen: dict[str, np.ndarray] = {
+    observation: dict[str, np.ndarray] = {
         "image": random.integers(0, 256, (batch, 2, 20, 20, 3), dtype=np.uint8),
         "hand": random.normal(size=(batch, 2, 2)).astype(np.float32),
     }
-    return {**seen, **(changes or {})}
+    return {**observation, **(changes or {})}
 
 
 # -- acting ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("nfe", [1, 4, 16])
-def test_pictures_are_encoded_once_a_chunk(nfe: int) -> None:
+def test_images_are_encoded_once_per_chunk(nfe: int) -> None:
     policy = make_policy().eval()
     calls: list[tuple[int, ...]] = []
     policy.encoder.cameras["image"].register_forward_hook(lambda _, inputs, __: calls.append(tuple(inputs[0].shape)))
@@ -109,31 +109,31 @@ def test_pictures_are_encoded_once_a_chunk(nfe: int) -> None:
     assert calls == [(6, 3, 16, 16)]
 
 
-def test_what_is_outside_the_middle_is_not_seen() -> None:
-    policy, seen = make_policy().eval(), observe()
+def test_pixels_outside_the_crop_do_not_matter() -> None:
+    policy, observation = make_policy().eval(), observe()
     for parameter in policy.network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)  # fresh networks begin by ignoring what they are told
-    chunk = policy.predict_chunk(seen)
-    seen["image"][:, :, :2] = seen["image"][:, :, :, 18:] = 0
-    np.testing.assert_array_equal(policy.predict_chunk(seen), chunk)
-    seen["image"][:, -1, 10] = 0
-    assert not np.array_equal(policy.predict_chunk(seen), chunk)
+        torch.nn.init.normal_(parameter, std=0.3)  # networks start by ignoring their condition
+    chunk = policy.predict_chunk(observation, seed=0)
+    observation["image"][:, :, :2] = observation["image"][:, :, :, 18:] = 0
+    np.testing.assert_array_equal(policy.predict_chunk(observation, seed=0), chunk)
+    observation["image"][:, -1, 10] = 0
+    assert not np.array_equal(policy.predict_chunk(observation, seed=0), chunk)
 
 
-def test_a_checkpoint_sees_as_it_did(tmp_path: Path) -> None:
+def test_a_loaded_checkpoint_predicts_the_same(tmp_path: Path) -> None:
     policy = make_policy(vision_options={**VISION, "image_steps": 1}).eval()
     policy.save(tmp_path / "policy")
     loaded = ChunkPolicy.load(tmp_path / "policy")
     assert loaded.observation_spec.fields["image"].crop == (16, 16)
-    np.testing.assert_array_equal(loaded.predict_chunk(observe()), policy.predict_chunk(observe()))
+    np.testing.assert_array_equal(loaded.predict_chunk(observe(), seed=0), policy.predict_chunk(observe(), seed=0))
 
 
-def test_pictures_have_no_range_to_be_out_of() -> None:
+def test_images_are_never_out_of_range() -> None:
     assert make_policy().out_of_range(observe()).keys() == {"hand"}
 
 
 @pytest.mark.parametrize(
-    ("seen", "message"),
+    ("changes", "message"),
     [
         (
             {"image": np.zeros((3, 2, 24, 20, 3), np.uint8)},
@@ -147,50 +147,51 @@ def test_pictures_have_no_range_to_be_out_of() -> None:
         ({"image": np.full((3, 2, 20, 20, 3), 300, np.int64)}, r"uint8 from 0 to 255, but is int64 from 300 to 300"),
     ],
 )
-def test_what_is_not_the_picture_of_the_spec_is_refused(seen: dict[str, np.ndarray], message: str) -> None:
+def test_images_that_do_not_match_the_specification_are_refused(changes: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(SpecMismatchError, match=message):
-        make_policy().predict_chunk(observe(seen))
+        make_policy().predict_chunk(observe(changes), seed=0)
 
 
 def test_a_missing_camera_is_named() -> None:
-    seen = observe()
-    del seen["image"]
+    observation = observe()
+    del observation["image"]
     with pytest.raises(
         SpecMismatchError, match=r"needs the observations \['hand', 'image'\], but \['image'\] are missing"
     ):
-        make_policy().predict_chunk(seen)
+        make_policy().predict_chunk(observation, seed=0)
 
 
-# -- several noise draws ---------------------------------------------------------------------------------------------
+# -- several noise samples -------------------------------------------------------------------------------------------
 
 
-def test_by_default_pictures_are_learned_from_four_times() -> None:
+def test_by_default_images_have_four_noise_samples() -> None:
     assert make_policy().config.noise_samples_per_observation == 4
     assert make_policy(num_noise_samples=2).config.noise_samples_per_observation == 2
-    blind = ObservationSpec({"hand": OBSERVATION.fields["hand"]})
-    assert make_policy(blind, vision=None, vision_options={}).config.noise_samples_per_observation == 1
+    state_only = ObservationSpec({"hand": OBSERVATION.fields["hand"]})
+    assert make_policy(state_only, vision=None, vision_options={}).config.noise_samples_per_observation == 1
     with pytest.raises(ConfigurationError, match="num_noise_samples=0 must be at least 1"):
         make_policy(num_noise_samples=0)
 
 
 @pytest.mark.parametrize("mask_padding", [False, True])
-def test_many_draws_are_the_mean_of_single_ones(mask_padding: bool) -> None:
+def test_the_loss_of_many_noise_samples_is_the_mean_of_single_ones(mask_padding: bool) -> None:
     many = make_policy(num_noise_samples=3, mask_padding=mask_padding, prefix_max=2)
-    one = make_policy(num_noise_samples=1, mask_padding=mask_padding, prefix_max=2)
-    one.load_state_dict(many.state_dict())
+    single = make_policy(num_noise_samples=1, mask_padding=mask_padding, prefix_max=2)
+    single.load_state_dict(many.state_dict())
     batch, noise = Samples().batch(torch.arange(5)), many.sample_noise(5, torch.Generator().manual_seed(0))
     assert noise.path.x_0.shape == (5, 3, HORIZON, 2)
     total, weight = many(batch, noise)
     path, lengths = noise.path, noise.prefix_length
     assert lengths is not None
-    each = [
-        one(batch, PolicyNoise(PathNoise(path.x_0[:, i], path.t[:, i]), lengths[:, i], noise.views)) for i in range(3)
+    parts = [
+        single(batch, PolicyNoise(PathNoise(path.x_0[:, i], path.t[:, i]), lengths[:, i], noise.augmentation))
+        for i in range(3)
     ]
-    torch.testing.assert_close(total, sum(error for error, _ in each))
-    torch.testing.assert_close(weight, sum(count for _, count in each))
+    torch.testing.assert_close(total, sum(error for error, _ in parts))
+    torch.testing.assert_close(weight, sum(count for _, count in parts))
 
 
-def test_many_draws_look_once() -> None:
+def test_many_noise_samples_encode_once() -> None:
     policy = make_policy(num_noise_samples=5)
     calls: list[int] = []
     policy.encoder.cameras["image"].register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
@@ -198,7 +199,7 @@ def test_many_draws_look_once() -> None:
     assert calls == [6]
 
 
-# -- ways to train ---------------------------------------------------------------------------------------------------
+# -- training options ------------------------------------------------------------------------------------------------
 
 
 def test_a_policy_learns_where_the_spot_is(tmp_path: Path) -> None:
@@ -207,22 +208,22 @@ def test_a_policy_learns_where_the_spot_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mask_padding", [False, True])
-def test_a_batch_in_parts_is_the_batch(mask_padding: bool, tmp_path: Path) -> None:
+def test_micro_batches_have_the_gradient_of_the_batch(mask_padding: bool, tmp_path: Path) -> None:
     whole = losses(tmp_path, mask_padding=mask_padding)
     parts = losses(tmp_path, replace(CONFIG, num_micro_batches=4), mask_padding=mask_padding)
     np.testing.assert_allclose(parts, whole, rtol=1e-4)
 
 
-def test_parts_have_to_be_equal(tmp_path: Path) -> None:
+def test_micro_batches_must_be_equal(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigurationError, match=r"batch_size=8 .*by 1 processes in training.num_micro_batches=3 parts each"
+        ConfigurationError, match=r"batch_size=8 .*between 1 processes in training.num_micro_batches=3 parts each"
     ):
         make_trainer(tmp_path, replace(CONFIG, num_micro_batches=3))
     with pytest.raises(ConfigurationError, match=r"training.num_micro_batches=0 must be at least 1"):
         replace(CONFIG, num_micro_batches=0)
 
 
-def test_channels_last_changes_memory_and_not_numbers(tmp_path: Path) -> None:
+def test_channels_last_changes_the_memory_format_but_no_number(tmp_path: Path) -> None:
     whole, last = losses(tmp_path), losses(tmp_path, replace(CONFIG, channels_last=True))
     np.testing.assert_allclose(last, whole, rtol=1e-4)
     weight = (
@@ -245,21 +246,23 @@ def test_a_run_in_channels_last_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert_same(checkpoint_tensors(tmp_path / "resumed"), checkpoint_tensors(tmp_path / "straight"))
 
 
-def test_validation_looks_at_the_middle_and_not_at_random(tmp_path: Path) -> None:
+def test_validation_crops_are_centered(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     sample_noise, modes = trainer.averaged.sample_noise, []
-    for parameter in trainer.averaged.parameters():  # the fresh network says nothing, whatever it sees
+    for parameter in trainer.averaged.parameters():  # a new network predicts zero for every observation
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
 
-    def looking_elsewhere(batch_size: int, generator: torch.Generator) -> PolicyNoise:
+    def corner_crops(batch_size: int, generator: torch.Generator) -> PolicyNoise:
         noise: PolicyNoise = sample_noise(batch_size, generator)
-        return replace(noise, views={name: torch.zeros_like(values) for name, values in noise.views.items()})
+        return replace(
+            noise, augmentation={name: torch.zeros_like(values) for name, values in noise.augmentation.items()}
+        )
 
     trainer.averaged.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     trainer.averaged.train()
     trainer.validation = Samples()
     measured = trainer.compute_metrics()
-    trainer.averaged.sample_noise = looking_elsewhere
+    trainer.averaged.sample_noise = corner_crops
     assert trainer.compute_metrics() == measured
     assert not any(modes)
 
@@ -272,7 +275,7 @@ def test_bf16_is_close_to_fp32_and_keeps_its_weights_in_it(tmp_path: Path) -> No
     trainer.module.network.register_forward_hook(lambda _, __, output: chunks.append(output.dtype))
     trainer.train_step()
     assert kinds == [torch.bfloat16]
-    assert chunks == [torch.float32]  # places and actions need more than 8 bits
+    assert chunks == [torch.float32]  # positions and actions need more than 8 bits
     assert {parameter.dtype for parameter in trainer.module.parameters()} == {torch.float32}
     np.testing.assert_allclose(losses(tmp_path, bf16=True), losses(tmp_path), rtol=0.05)
 
@@ -283,7 +286,7 @@ def test_a_compiled_policy_learns_the_same(tmp_path: Path) -> None:
     np.testing.assert_allclose(losses(tmp_path, replace(config, compile=True)), losses(tmp_path, config), rtol=1e-3)
 
 
-def test_a_batch_prepared_ahead_is_the_same_batch(tmp_path: Path) -> None:
+def test_a_prefetched_batch_is_the_same_batch(tmp_path: Path) -> None:
     assert losses(tmp_path, replace(CONFIG, prefetch=True)) == losses(tmp_path)
 
 
@@ -299,7 +302,7 @@ def test_prefetching_is_one_step_ahead_and_ends() -> None:
     prefetched = Prefetched(make, last=4)
     assert [prefetched(step) for step in (0, 1, 2, 3)] == [0, 10, 20, 30]
     assert made == [0, 1, 2, 3]
-    assert prefetched(1) == 10  # out of order: computed anew
+    assert prefetched(1) == 10  # out of order: computed again
     prefetched.close()
     assert threading.active_count() == before
     assert all(name.startswith("prefetch") for name in threads)
@@ -347,4 +350,4 @@ def test_a_checkpoint_with_the_former_names_of_vision_options_acts_as_before(
         "image": random.integers(0, 256, (1, 2, 20, 20, 3), dtype=np.uint8),
         "hand": random.normal(size=(1, 2, 2)).astype(np.float32),
     }
-    np.testing.assert_array_equal(loaded.predict_chunk(seen), policy.predict_chunk(seen))
+    np.testing.assert_array_equal(loaded.predict_chunk(seen, seed=0), policy.predict_chunk(seen, seed=0))

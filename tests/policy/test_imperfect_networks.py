@@ -1,6 +1,6 @@
-"""Samplers with networks that err, as trained ones do: the exact network of a Gaussian, off by up to 0.3 everywhere.
+"""Samplers with imperfect networks, as after training: the exact network of a Gaussian, off by up to 0.3 everywhere.
 
-With the exact network every sampler arrives; what tells them apart in practice is how they carry an error along.
+With the exact network every sampler arrives; in practice they differ in how they propagate its errors.
 """
 
 from __future__ import annotations
@@ -99,13 +99,13 @@ def test_ddim_is_no_worse_than_that_of_diffusers(prediction: str, schedule: str,
     assert error(path, "ddim", nfe) < theirs + 0.03
 
 
-# Where grids begin and end.
+# Start and end of grids.
 
 
 @each_schedule
 @each_prediction
 @pytest.mark.parametrize("method", SOLVERS)
-def test_sampling_begins_where_the_prediction_says_something(method: str, prediction: str, schedule: str) -> None:
+def test_sampling_starts_where_the_prediction_is_informative(method: str, prediction: str, schedule: str) -> None:
     path = path_of(prediction, schedule)
     needs_slopes = SOLVERS[method].follows == "velocity" and schedule != "linear"
     times = uniform_times(4, method=method, path=path).double()
@@ -119,17 +119,17 @@ def test_sampling_begins_where_the_prediction_says_something(method: str, predic
 
 
 @pytest.mark.parametrize("method", ["heun", "rk4"])
-def test_solvers_look_at_the_end_only_where_the_velocity_is_known(method: str) -> None:
+def test_solvers_evaluate_the_end_only_if_the_velocity_is_known(method: str) -> None:
     def latest(path: Any) -> float:
-        seen = []
+        evaluated = []
 
         def network(x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
-            seen.append(float(t.max()))
+            evaluated.append(float(t.max()))
             return x_t.tanh()
 
         integrate(network, SCORES, uniform_times(8, method=method, path=path).double(), method=method, path=path)
-        assert len(seen) == 8
-        return max(seen)
+        assert len(evaluated) == 8
+        return max(evaluated)
 
     assert latest(FLOW) == latest(WrappedPath()) == latest(path_of("v", "linear")) == 1
     for path in (path_of("data_prediction", "linear"), path_of("posterior", "linear"), path_of("v", "cosine")):

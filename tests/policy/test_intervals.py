@@ -15,7 +15,7 @@ def test_eighty_percent_success(trials: int, low: float, high: float) -> None:
 
 
 @given(st.integers(1, 2000), st.data())
-def test_it_holds_the_proportion_and_mirrors(trials: int, data: st.DataObject) -> None:
+def test_the_interval_contains_the_proportion_and_is_symmetric(trials: int, data: st.DataObject) -> None:
     successes = data.draw(st.integers(0, trials))
     low, high = wilson_interval(successes, trials)
     assert 0 <= low <= successes / trials + 1e-12
@@ -40,6 +40,6 @@ def test_all_or_none_is_not_certain() -> None:
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(-1, 10), (11, 10), (0, 0), (0, -3)])
-def test_what_is_no_proportion_is_refused(successes: int, trials: int) -> None:
+def test_numbers_that_are_no_proportion_are_refused(successes: int, trials: int) -> None:
     with pytest.raises(ValueError, match=f"{successes} successes in {trials} trials is not a proportion"):
         wilson_interval(successes, trials)

@@ -1,4 +1,4 @@
-"""What every network must do: keep shapes, start at zero, see each token's time, and learn."""
+"""What every network must do: keep shapes, start at zero, use each token's time, and learn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowchunk.policy.flow import flow_matching_loss
 from flowchunk.policy.networks import NETWORKS
-from flowchunk.policy.networks.conditioning import sample_time, sinusoidal_embedding
+from flowchunk.policy.networks.conditioning import sinusoidal_embedding, time_per_sample
 
 SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"width": 32, "blocks": 2},
@@ -67,7 +67,7 @@ def test_it_starts_as_the_zero_velocity(name: str) -> None:
 
 
 @each_network
-def test_one_time_a_sample_is_the_same_time_for_each_token(name: str) -> None:
+def test_a_time_per_sample_is_the_same_time_for_each_token(name: str) -> None:
     network, (x, t, condition) = make(name), inputs()
     per_token = t[:, None].expand(-1, x.shape[1])
     torch.testing.assert_close(network(x, per_token, condition), network(x, t, condition), rtol=1e-4, atol=1e-5)
@@ -108,7 +108,7 @@ def test_every_token_reaches_every_token(name: str) -> None:
 
 
 @each_network
-def test_rows_do_not_see_each_other(name: str) -> None:
+def test_rows_do_not_depend_on_each_other(name: str) -> None:
     network, (x, t, condition) = make(name), inputs()
     together = network(x, t, condition)
     torch.testing.assert_close(together[2:3], network(x[2:3], t[2:3], condition[2:3]), rtol=1e-4, atol=1e-5)
@@ -140,13 +140,13 @@ def test_it_overfits_a_small_batch(name: str) -> None:
     assert losses[-1] < 0.05 * losses[0]
 
 
-def test_the_time_of_a_sample_is_that_of_the_tokens_still_to_be_made() -> None:
+def test_the_time_of_a_sample_is_that_of_its_unknown_tokens() -> None:
     times = torch.tensor([[1.0, 1.0, 0.3, 0.3], [0.8, 0.8, 0.8, 0.8]])
-    torch.testing.assert_close(sample_time(times), torch.tensor([0.3, 0.8]))
-    assert sample_time(None) is None
+    torch.testing.assert_close(time_per_sample(times), torch.tensor([0.3, 0.8]))
+    assert time_per_sample(None) is None
 
 
-def test_the_embedding_of_time_tells_times_apart() -> None:
+def test_the_embedding_distinguishes_times() -> None:
     t = torch.linspace(0, 1, 101)
     features = sinusoidal_embedding(t, 32)
     assert features.shape == (101, 32)

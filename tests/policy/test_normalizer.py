@@ -1,4 +1,4 @@
-"""Normalisation: a common range and back, fitted in one pass whatever the blocks, and never guessed."""
+"""Normalization: a common range and its inverse, fitted in one pass over blocks of any size, and never guessed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_min_max_fills_minus_one_to_one() -> None:
     np.testing.assert_allclose(values.max(0), 1, atol=1e-4)
 
 
-def test_gaussian_has_mean_zero_and_deviation_one() -> None:
+def test_gaussian_has_mean_zero_and_standard_deviation_one() -> None:
     values = normalized("gaussian")
     np.testing.assert_allclose(values.mean(0), 0, atol=1e-3)
     np.testing.assert_allclose(values.std(0), 1, atol=1e-3)
@@ -66,7 +66,7 @@ def test_identity_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_angles_are_left_as_they_are(mode: Mode) -> None:
+def test_angles_are_not_normalized(mode: Mode) -> None:
     with_angle, without = normalized(mode, identity=(1,)), normalized(mode)
     np.testing.assert_array_equal(with_angle[:, 1], ROWS[:, 1].astype(np.float32))
     np.testing.assert_array_equal(with_angle[:, [0, 2]], without[:, [0, 2]])
@@ -92,16 +92,16 @@ def test_a_constant_dimension_is_shifted_to_zero_and_not_scaled(mode: Mode, cons
 
 
 @pytest.mark.parametrize("mode", ["min_max", "gaussian", "quantile"])
-def test_one_frame_alone_is_constant(mode: Mode) -> None:
+def test_a_single_row_is_constant(mode: Mode) -> None:
     np.testing.assert_array_equal(normalized(mode, ROWS[:1]), np.zeros((1, 3)))
 
 
 def test_unknown_modes_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="unknown normaliser mode 'minmax'; there are min_max, gaussian"):
+    with pytest.raises(ConfigurationError, match="unknown normalizer mode 'minmax'; there are min_max, gaussian"):
         Scaling.fit("minmax", [ROWS])  # type: ignore[arg-type]
 
 
-# There and back.
+# Round trips.
 
 blocks = st.lists(st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=2), min_size=1, max_size=20)
 
@@ -124,7 +124,7 @@ def test_batch_and_time_axes_pass_through() -> None:
     torch.testing.assert_close(together[1, 1], fitted.normalize("key", values[1, 1]))
 
 
-def test_keys_have_scalings_of_their_own() -> None:
+def test_each_key_has_its_own_scaling() -> None:
     fitted = Normalizer({"arm.left": Scaling.fit("min_max", [ROWS]), "arm.right": Scaling.fit("min_max", [10 * ROWS])})
     values = torch.tensor(ROWS[:5], dtype=torch.float32)
     torch.testing.assert_close(fitted.normalize("arm.left", values), fitted.normalize("arm.right", 10 * values))
@@ -132,7 +132,7 @@ def test_keys_have_scalings_of_their_own() -> None:
 
 @pytest.mark.parametrize("method", ["normalize", "denormalize", "out_of_range"])
 def test_keys_that_were_never_fitted_are_refused(method: str) -> None:
-    with pytest.raises(SpecMismatchError, match=r"never fitted to 'other'; it knows \['key'\]"):
+    with pytest.raises(SpecMismatchError, match=r"not fitted to 'other', only to \['key'\]"):
         getattr(normalizer("min_max"), method)("other", torch.zeros(1, 3))
 
 
@@ -140,7 +140,7 @@ def test_statistics_are_not_weights() -> None:
     assert not normalizer("min_max").state_dict()
 
 
-# The range that training saw.
+# The range of the training data.
 
 
 def test_out_of_range_is_the_fraction_outside() -> None:
@@ -159,18 +159,18 @@ def test_angles_that_wrap_are_never_out_of_range() -> None:
     assert fitted.out_of_range("key", values, wraps=(1,)) == pytest.approx(1 / 4)
 
 
-def test_out_of_range_gives_a_little_slack() -> None:
+def test_out_of_range_has_a_tolerance() -> None:
     fitted = normalizer("min_max", np.array([[0.0], [100.0]]))
     assert fitted.out_of_range("key", torch.tensor([[-0.09], [100.09]])) == 0
     assert fitted.out_of_range("key", torch.tensor([[-0.11], [100.11]])) == 1
     assert fitted.out_of_range("key", torch.tensor([[110.0]]), tolerance=0.2) == 0
 
 
-# Keeping.
+# Serialization.
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_json_brings_back_the_same_normalizer(mode: Mode) -> None:
+def test_json_restores_the_same_normalizer(mode: Mode) -> None:
     before = normalizer(mode, identity=(2,))
     after = Normalizer.from_json(json.loads(json.dumps(before.to_json())))
     assert after.to_json() == before.to_json()
@@ -217,7 +217,7 @@ def test_statistics_are_those_of_numpy() -> None:
     np.testing.assert_allclose(statistics.quantile(0.3), np.quantile(ROWS, 0.3, axis=0))
 
 
-def test_a_small_deviation_far_from_zero_is_kept() -> None:
+def test_a_small_standard_deviation_far_from_zero_is_kept() -> None:
     rows = 1e6 + np.random.default_rng(2).normal(0, 1e-2, (1000, 1))
     statistics = RunningStatistics()
     for block in split(rows, [10, 500]):

@@ -1,19 +1,15 @@
-"""Objectives: each of them learns, draws from the generator alone, and refuses what cannot go together."""
+"""Objectives: each of them learns, uses only its generator, and refuses options that do not fit together."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import permutations
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from flowchunk.policy.diffusion.coupling import optimal_coupling
 from flowchunk.policy.diffusion.objectives import IntegratedObjective, make_objective, objective_names
 from flowchunk.policy.diffusion.objectives.direct import MIP_TIME
 from flowchunk.policy.diffusion.objectives.flow_map import FlowMapNoise, flow_map_errors
@@ -24,7 +20,7 @@ from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.noise import PathNoise
 from flowchunk.policy.sampling import SamplingOptions
 
-MEAN, DEVIATION = 0.7, 0.4
+MEAN, STD = 0.7, 0.4
 
 Network = Callable[..., Tensor]
 
@@ -43,19 +39,19 @@ CENTER, SPREAD = torch.tensor([[1.0, -0.5], [0.3, 0.8]]), 0.2
 
 
 @each_objective
-def test_every_objective_learns_where_the_data_are(name: str) -> None:
+def test_every_objective_learns_the_data(name: str) -> None:
     objective = make_objective(name, clip_sample_range=2.0 if name in ("noise_prediction", "posterior") else None)
     torch.manual_seed(0)
     network = NETWORKS["mlp"](action_size=2, horizon=2, condition_size=1, width=32, blocks=1)
-    optimiser, generator = torch.optim.Adam(network.parameters(), lr=1e-2), seeded(0)
+    optimizer, generator = torch.optim.Adam(network.parameters(), lr=1e-2), seeded(0)
     nothing = torch.zeros(128, 1)
     for _ in range(200):
         x_1 = CENTER + SPREAD * torch.randn(128, 2, 2, generator=generator)
         noise = objective.sample_noise((128, 2, 2), generator)
         loss = objective.loss(network, x_1, noise=noise, condition=nothing).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
     x_0 = objective.path.sample_noise((128, 2, 2), generator=seeded(1))
     nfe = 16 if objective.valid_nfe is None else objective.valid_nfe[0]
     with torch.no_grad():
@@ -72,8 +68,8 @@ def expected_ends(path: GaussianPath, x_t: Tensor, t: Tensor) -> tuple[Tensor, T
     """E[x_0 | x_t] and E[x_1 | x_t]."""
     time = broadcast_time(t, x_t)
     alpha, sigma = path.schedule.alpha(time), path.schedule.sigma(time)
-    share = (x_t - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2)
-    return sigma * share, MEAN + alpha * DEVIATION**2 * share
+    share = (x_t - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
+    return sigma * share, MEAN + alpha * STD**2 * share
 
 
 def exact(path: GaussianPath) -> Network:
@@ -87,16 +83,16 @@ def exact(path: GaussianPath) -> Network:
 def exact_map(x: Tensor, t: Tensor, condition: Any, *, t_end: Tensor) -> Tensor:
     """Mean velocity from t to t_end on the straight path, also where both are equal."""
     t, e = broadcast_time(t, x), broadcast_time(t_end, x)
-    spread, spread_end = ((time**2 * DEVIATION**2 + (1 - time) ** 2).sqrt() for time in (t, e))
-    slope = ((e + t) * DEVIATION**2 + e + t - 2) / (spread + spread_end)
+    spread, spread_end = ((time**2 * STD**2 + (1 - time) ** 2).sqrt() for time in (t, e))
+    slope = ((e + t) * STD**2 + e + t - 2) / (spread + spread_end)
     return MEAN + slope / spread * (x - t * MEAN)
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)
-def test_the_exact_network_has_the_least_error(name: str) -> None:
+def test_the_exact_network_has_the_lowest_error(name: str) -> None:
     objective = make_objective(name)
     assert isinstance(objective.path, GaussianPath)
-    best, x_1 = exact(objective.path), MEAN + DEVIATION * torch.randn(20_000, 1, generator=seeded(0))
+    best, x_1 = exact(objective.path), MEAN + STD * torch.randn(20_000, 1, generator=seeded(0))
     noise = objective.sample_noise((20_000, 1), seeded(1))
 
     def error(factor: float) -> float:
@@ -124,10 +120,10 @@ def test_samplers_of_diffusers_carry_noise_to_the_data(name: str, schedule: str,
     assert len(calls) == nfe
     assert calls == sorted(calls)
     assert 0 <= calls[0] < calls[-1] == pytest.approx(0.99)
-    assert [float(x_1.mean()), float(x_1.std())] == pytest.approx([MEAN, DEVIATION], abs=0.1)
+    assert [float(x_1.mean()), float(x_1.std())] == pytest.approx([MEAN, STD], abs=0.1)
 
 
-def test_rows_of_diffusers_may_have_generators_of_their_own() -> None:
+def test_rows_of_diffusers_may_have_their_own_generators() -> None:
     objective, sampling = make_objective("data_prediction"), SamplingOptions(solver="diffusers_ddpm")
     x_0 = torch.randn(3, 2, generator=seeded(0))
     seen: list[float] = []
@@ -143,25 +139,25 @@ def test_rows_of_diffusers_may_have_generators_of_their_own() -> None:
     assert seen[5] == 1
 
 
-# What is drawn.
+# Random numbers.
 
 
 @each_objective
-def test_draws_are_a_function_of_the_generator_alone(name: str) -> None:
+def test_noise_is_a_function_of_the_generator(name: str) -> None:
     objective, before = make_objective(name, time_density="logit_normal"), torch.get_rng_state()
-    one, same, other = (objective.sample_noise((6, 4, 2), seeded(seed)) for seed in (0, 0, 1))
+    first, same, different = (objective.sample_noise((6, 4, 2), seeded(seed)) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
-    assert isinstance(one, FlowMapNoise if name == "flow_map" else PathNoise)
-    assert one.x_0.shape == (6, 4, 2)
-    assert len(one.tensors()) == (4 if name == "flow_map" else 2)
-    for value, again, another in zip(one.tensors(), same.tensors(), other.tensors(), strict=True):
+    assert isinstance(first, FlowMapNoise if name == "flow_map" else PathNoise)
+    assert first.x_0.shape == (6, 4, 2)
+    assert len(first.tensors()) == (4 if name == "flow_map" else 2)
+    for value, again, another in zip(first.tensors(), same.tensors(), different.tensors(), strict=True):
         assert len(value) == 6
         assert torch.equal(value, again)
         assert not torch.equal(value, another)
 
 
 @each_objective
-def test_errors_and_samples_draw_nothing(name: str) -> None:
+def test_losses_and_samples_use_no_global_randomness(name: str) -> None:
     objective, before = make_objective(name), torch.get_rng_state()
     x_1 = torch.randn(6, 4, 2, generator=seeded(0))
     noise = objective.sample_noise((6, 4, 2), seeded(1))
@@ -189,7 +185,7 @@ def test_the_divergence_is_trained_on_its_grid_without_the_last_interval() -> No
 def test_flow_maps_are_trained_forward() -> None:
     noise: Any = make_objective("flow_map").sample_noise((1000,), seeded(0))
     assert (noise.t <= noise.t_end).all()
-    for times in noise.t_end, noise.share:
+    for times in noise.t_end, noise.split:
         assert 0 <= float(times.min()) <= float(times.max()) <= 1
 
 
@@ -215,7 +211,7 @@ def test_the_exact_flow_map_is_consistent(with_prefix: bool) -> None:
     assert float(wrong.mean()) > 1e-3
 
 
-def test_two_steps_teach_one_and_are_not_taught() -> None:
+def test_two_steps_teach_one_without_gradient() -> None:
     weight, taught = torch.tensor(0.5, dtype=torch.float64, requires_grad=True), []
 
     def network(x: Tensor, t: Tensor, condition: Any, *, t_end: Tensor) -> Tensor:
@@ -226,7 +222,7 @@ def test_two_steps_teach_one_and_are_not_taught() -> None:
     errors = flow_map_errors(network, x_1, path=FLOW, noise=noise)
     assert taught == [False, False, True]
     x_t, _ = FLOW.sample(x_0=noise.x_0, x_1=x_1, t=noise.t)
-    share, length = (column[:, None, None] for column in (noise.share, noise.t_end - noise.t))
+    share, length = (column[:, None, None] for column in (noise.split, noise.t_end - noise.t))
     first = 0.5 * x_t
     target = share * first + (1 - share) * 0.5 * (x_t + share * length * first)
     torch.testing.assert_close(errors, (0.5 * x_t - target) ** 2)
@@ -265,7 +261,7 @@ def sample_of(name: str, network: Any, noise: Tensor, condition: Any = None) -> 
     return objective.sample(network, noise, nfe=objective.valid_nfe[0], sampling=DEFAULTS, condition=condition)
 
 
-def test_regression_knows_only_the_condition() -> None:
+def test_regression_depends_only_on_the_condition() -> None:
     x_1, condition, noise = torch.randn(3, 5, 3, 2, generator=seeded(0))
     torch.testing.assert_close(sample_of("regression", echo, noise, condition), condition)
     expected = ((condition - x_1) ** 2).flatten(1).mean(1)
@@ -352,7 +348,7 @@ def test_others_admit_any(name: str) -> None:
         ({"name": "v", "time_density_options": {"std": 1.0}}, "time_density uniform does not know std"),
     ],
 )
-def test_what_is_unknown_or_cannot_go_together_is_refused(options: dict[str, Any], message: str) -> None:
+def test_unknown_or_contradictory_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         checked(options)
 
@@ -394,22 +390,3 @@ def test_solvers_fit_their_objective(options: dict[str, Any], solver: str) -> No
     objective, sampling = checked(options)
     assert isinstance(objective, IntegratedObjective)
     assert objective.solver_name(sampling) == solver
-
-
-# Coupling.
-
-
-@given(st.integers(1, 6), st.integers(0, 2**31))
-@settings(max_examples=25, deadline=None)
-def test_optimal_coupling_costs_least(n: int, seed: int) -> None:
-    x_0, x_1 = torch.randn(2, n, 2, 2, generator=seeded(seed), dtype=torch.float64)
-    coupled = optimal_coupling(x_0, x_1)
-    costs = [float((x_0[list(order)] - x_1).square().sum()) for order in permutations(range(n))]
-    assert float((coupled - x_1).square().sum()) == pytest.approx(min(costs))
-    assert sorted(map(tuple, coupled.flatten(1).tolist())) == sorted(map(tuple, x_0.flatten(1).tolist()))
-
-
-def test_coupled_noise_leaves_data_where_they_are() -> None:
-    x_1 = torch.tensor([[0.0], [1.0], [2.0]])
-    coupled = optimal_coupling(torch.tensor([[2.1], [0.1], [1.1]]), x_1)
-    assert coupled.flatten().tolist() == pytest.approx([0.1, 1.1, 2.1])

@@ -1,4 +1,4 @@
-"""Paths: all predictions say the same, steps are those of Bayes' rule, and nothing breaks at the ends."""
+"""Paths: all predictions are equivalent, steps follow Bayes' rule, and everything is finite at the ends."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def column(t: Tensor) -> Tensor:
     return t[:, None, None]
 
 
-# One path, many predictions.
+# A path with many predictions.
 
 
 @each_schedule
@@ -75,17 +75,17 @@ def test_targets_are_those_of_the_papers(schedule: str) -> None:
 
 @each_schedule
 @each_prediction
-def test_tokens_may_have_times_of_their_own(prediction: str, schedule: str) -> None:
+def test_tokens_may_have_their_own_times(prediction: str, schedule: str) -> None:
     path, times = path_of(prediction, schedule), torch.rand(5, 4, dtype=torch.float64)
     x_0, x_1 = pairs()
     x_t, target = path.sample(x_0=x_0, x_1=x_1, t=times)
     ends, velocity = path.endpoints(target, x_t, times), path.velocity(target, x_t, times)
     for token in range(4):
-        one, t = slice(token, token + 1), times[:, token]
-        alone = path.sample(x_0=x_0[:, one], x_1=x_1[:, one], t=t)
-        torch.testing.assert_close((x_t[:, one], target[:, one]), alone)
-        torch.testing.assert_close(velocity[:, one], path.velocity(target[:, one], x_t[:, one], t))
-        torch.testing.assert_close(ends.x_1[:, one], path.endpoints(target[:, one], x_t[:, one], t).x_1)
+        index, t = slice(token, token + 1), times[:, token]
+        alone = path.sample(x_0=x_0[:, index], x_1=x_1[:, index], t=t)
+        torch.testing.assert_close((x_t[:, index], target[:, index]), alone)
+        torch.testing.assert_close(velocity[:, index], path.velocity(target[:, index], x_t[:, index], t))
+        torch.testing.assert_close(ends.x_1[:, index], path.endpoints(target[:, index], x_t[:, index], t).x_1)
 
 
 def test_on_the_straight_path_errors_of_all_predictions_differ_by_a_factor() -> None:
@@ -146,7 +146,7 @@ def test_the_weight_of_data_predictions_is_the_capped_signal_to_noise(schedule: 
 
 
 @pytest.mark.parametrize("prediction", ["noise_prediction", "posterior"])
-def test_estimated_data_stay_within_their_limit(prediction: str) -> None:
+def test_estimated_data_are_clipped(prediction: str) -> None:
     t = torch.tensor([0.0, 0.01, 0.1, 0.5, 0.99], dtype=torch.float64)
     x_t, output = 3 * normal(2, 5, 4, 3)
     free, limited = (path_of(prediction, "cosine", clip_sample_range=limit) for limit in (None, 1.0))
@@ -168,18 +168,18 @@ def test_posteriors_follow_bayes(schedule: str, t: float, t_end: float) -> None:
     precision = 1 / sigma(end) ** 2 + k**2 / added
     posterior = SCHEDULES[schedule].posterior(time, end)
     torch.testing.assert_close(posterior.std, precision**-0.5)
-    torch.testing.assert_close(posterior.x_t_share, k / added / precision)
-    torch.testing.assert_close(posterior.x_1_share, alpha(end) / sigma(end) ** 2 / precision)
+    torch.testing.assert_close(posterior.x_t_weight, k / added / precision)
+    torch.testing.assert_close(posterior.x_1_weight, alpha(end) / sigma(end) ** 2 / precision)
 
 
 @each_schedule
-def test_steps_through_posteriors_keep_to_the_path(schedule: str) -> None:
+def test_steps_through_posteriors_stay_on_the_path(schedule: str) -> None:
     """Averaged over x_t, p(x_end | x_t, x_1) is N(alpha_e·x_1, sigma_e²) again."""
     path, t, t_end = GaussianPath(SCHEDULES[schedule]), INSIDE[:-1], INSIDE[1:]
     posterior = path.schedule.posterior(t, t_end)
     alpha, sigma = path.schedule.alpha, path.schedule.sigma
-    torch.testing.assert_close(posterior.x_t_share * alpha(t) + posterior.x_1_share, alpha(t_end))
-    spread = (posterior.x_t_share * sigma(t)) ** 2 + posterior.std**2
+    torch.testing.assert_close(posterior.x_t_weight * alpha(t) + posterior.x_1_weight, alpha(t_end))
+    spread = (posterior.x_t_weight * sigma(t)) ** 2 + posterior.std**2
     torch.testing.assert_close(spread.sqrt(), sigma(t_end))
 
 
@@ -193,12 +193,12 @@ def test_the_last_step_has_no_noise_left(schedule: str) -> None:
 def test_the_divergence_is_half_the_gain_in_signal_to_noise(schedule: str) -> None:
     path, (x_1, estimated) = GaussianPath(SCHEDULES[schedule]), pairs()
     t, t_end = INSIDE, INSIDE + 0.02
-    divergence = posterior_kl(path.schedule, x_1, estimated, t, t_end)
+    divergence = posterior_kl(path.schedule, x_1=x_1, estimated_x_1=estimated, t=t, t_end=t_end)
     gain = column(path.schedule.snr(t_end) - path.schedule.snr(t))
     torch.testing.assert_close(divergence, gain / 2 * (x_1 - estimated) ** 2)
     posterior, x_t = path.schedule.posterior(column(t), column(t_end)), normal(5, 4, 3, seed=3)
     true, model = (
-        Normal(posterior.x_t_share * x_t + posterior.x_1_share * data, posterior.std) for data in (x_1, estimated)
+        Normal(posterior.x_t_weight * x_t + posterior.x_1_weight * data, posterior.std) for data in (x_1, estimated)
     )
     torch.testing.assert_close(divergence, kl_divergence(true, model), rtol=1e-6, atol=1e-9)
 
@@ -213,7 +213,7 @@ def test_the_error_of_the_posterior_prediction_is_twice_that_divergence(schedule
     estimated = x_1 + normal(5, 4, 3, seed=1)
     noise = (x_t - path.schedule.alpha(column(t)) * estimated) / path.schedule.sigma(column(t))
     _, output = path.sample(x_0=noise, x_1=estimated, t=t)  # of another pair through the same point
-    divergence = posterior_kl(path.schedule, x_1, estimated, t, t + 1 / num_grid_steps)
+    divergence = posterior_kl(path.schedule, x_1=x_1, estimated_x_1=estimated, t=t, t_end=t + 1 / num_grid_steps)
     torch.testing.assert_close(path.errors(output, target, t) / 2, divergence, rtol=1e-6, atol=1e-9)
 
 
@@ -223,14 +223,14 @@ angles = st.lists(st.floats(-20, 20), min_size=3, max_size=3).map(lambda row: to
 turns = st.lists(st.integers(-3, 3), min_size=3, max_size=3).map(lambda row: torch.tensor([row]) * math.tau)
 
 
-def assert_same_angle(one: Tensor, other: Tensor) -> None:
-    torch.testing.assert_close(one.cos(), other.cos(), rtol=0, atol=1e-6)
-    torch.testing.assert_close(one.sin(), other.sin(), rtol=0, atol=1e-6)
+def assert_same_angle(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a.cos(), b.cos(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(a.sin(), b.sin(), rtol=0, atol=1e-6)
 
 
 @given(angles, angles, st.floats(0, 1))
 @settings(max_examples=25, deadline=None)
-def test_the_way_between_angles_is_the_shortest_and_arrives(x_0: Tensor, x_1: Tensor, t: float) -> None:
+def test_the_path_between_angles_is_the_shortest_and_arrives(x_0: Tensor, x_1: Tensor, t: float) -> None:
     path, time = WrappedPath(), torch.tensor([t], dtype=torch.float64)
     x_t, velocity = path.sample(x_0=x_0, x_1=x_1, t=time)
     assert float(velocity.abs().max()) <= math.pi + 1e-9
@@ -242,13 +242,13 @@ def test_the_way_between_angles_is_the_shortest_and_arrives(x_0: Tensor, x_1: Te
 
 @given(angles, angles, turns, turns)
 @settings(max_examples=25, deadline=None)
-def test_whole_turns_change_nothing(x_0: Tensor, x_1: Tensor, turn_0: Tensor, turn_1: Tensor) -> None:
+def test_full_turns_change_nothing(x_0: Tensor, x_1: Tensor, turn_0: Tensor, turn_1: Tensor) -> None:
     path, t = WrappedPath(), torch.tensor([0.4], dtype=torch.float64)
-    x_1 = x_0 + 0.49 * math.tau * (x_1 / 20)  # not at the other side, where both ways are equally short
-    for one, other in zip(
+    x_1 = x_0 + 0.49 * math.tau * (x_1 / 20)  # not at the opposite side, where both directions are equally short
+    for ours, theirs in zip(
         path.sample(x_0=x_0, x_1=x_1, t=t), path.sample(x_0=x_0 + turn_0, x_1=x_1 + turn_1, t=t), strict=True
     ):
-        assert_same_angle(one, other)
+        assert_same_angle(ours, theirs)
     assert_same_angle(path.step(x_0 + turn_0, x_1 + turn_1), path.step(x_0, x_1))
 
 

@@ -49,13 +49,13 @@ def make_policy(windows: Windows, *, prefix_max: int = 2) -> ChunkPolicy:
     return policy.eval()
 
 
-def test_the_reference_is_the_last_frame_observed() -> None:
+def test_the_reference_is_the_latest_observation() -> None:
     observation = {"state": torch.arange(12.0).view(2, 2, 3), "hand": torch.arange(16.0).view(2, 2, 2, 2)}
     expected = [[[4.0, 6.0, 0.0]], [[10.0, 14.0, 0.0]]]
     np.testing.assert_array_equal(reference(observation, RELATIVE_TO), expected)
 
 
-def test_relative_chunks_have_the_normalisers_mean_and_deviation_at_every_place() -> None:
+def test_relative_chunks_have_the_mean_and_std_of_the_normalizer() -> None:
     windows = make_windows()
     policy = make_policy(windows)
     batch = windows.batch(torch.arange(len(windows)))
@@ -67,20 +67,20 @@ def test_relative_chunks_have_the_normalisers_mean_and_deviation_at_every_place(
     torch.testing.assert_close(policy._absolute(policy.model.denormalize(inner), observation), batch["action"])
 
 
-def test_the_chunk_moves_with_what_it_is_relative_to() -> None:
+def test_the_chunk_moves_with_its_reference() -> None:
     windows = make_windows()
     policy = make_policy(windows)
     batch = windows.batch(torch.tensor([7]))
     observation = {key: batch[f"observation.{key}"].numpy() for key in OBSERVATION.fields}
-    # Blind: only the reference is left.
-    policy.encode = lambda observation, views=None: torch.zeros(1, 14)  # type: ignore[method-assign]
+    # Without the observation: only the reference is left.
+    policy.encode = lambda observation, augmentation=None: torch.zeros(1, 14)  # type: ignore[method-assign]
     chunk = policy.predict_chunk(observation, seed=0)
     moved = {**observation, "state": observation["state"] + np.float32(5.0)}
     expected = chunk + np.array([5.0, 0.0, 0.0])
     np.testing.assert_allclose(policy.predict_chunk(moved, seed=0), expected, atol=1e-4)
 
 
-def test_a_prefix_comes_back_and_a_checkpoint_acts_alike(tmp_path: Path) -> None:
+def test_a_prefix_is_returned_and_a_checkpoint_acts_the_same(tmp_path: Path) -> None:
     windows = make_windows()
     policy = make_policy(windows)
     batch = windows.batch(torch.tensor([3, 9]))
@@ -97,7 +97,7 @@ def test_a_prefix_comes_back_and_a_checkpoint_acts_alike(tmp_path: Path) -> None
     "relative_to",
     [["state.0"], ["state.3", None, None], ["arm.0", None, None], ["state", None, None], ["state.x", None, None]],
 )
-def test_a_reference_that_is_not_there(relative_to: list[str | None]) -> None:
+def test_a_reference_that_does_not_exist(relative_to: list[str | None]) -> None:
     config = PolicyConfig(relative_to=relative_to)
     scalings = {key: Scaling.fit("min_max", [np.zeros((2, *field.shape))]) for key, field in OBSERVATION.fields.items()}
     scalings["action"] = Scaling.fit("min_max", [np.zeros((2, 3))])

@@ -1,4 +1,4 @@
-"""What is a function of the step alone: the average's decay, the learning rate, the order of the samples, the seeds."""
+"""Functions of the step: the average's decay, the learning rate, the order of the samples, the seeds."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch import nn
 
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.training.config import TrainingConfig
-from flowchunk.policy.training.ema import averaged
-from flowchunk.policy.training.sample_order import SampleOrder, seeded
+from flowchunk.policy.training.ema import WeightAverage
+from flowchunk.policy.training.sample_order import SampleOrder, seeded_generator
 
 # The average.
 
 
 @pytest.mark.parametrize("every", [1, 4])
-def test_the_average_warms_up_as_its_formula_says(every: int) -> None:
-    """Of every so many steps: with the decay of so many steps at once."""
+def test_the_average_warms_up_by_its_formula(every: int) -> None:
+    """Updated every ``every`` steps, with the decay of as many steps at once."""
     model = nn.Linear(1, 1, bias=False)
-    average = averaged(model, max_decay=0.9, every=every)
-    averaged_weight = next(average.parameters())
+    average = WeightAverage(model, max_decay=0.9, every=every)
+    averaged_weight = average.module.weight
     expected = None
     for k, value in enumerate([3.0, -1.0, 4.0, 1.0, -5.0, 9.0] * 6):
         nn.init.constant_(model.weight, value)
-        average.update_parameters(model)
+        average.update(model)
         decay = min(1 - (1 + every * k) ** -0.75, 0.9) ** every
         expected = value if expected is None else decay * expected + (1 - decay) * value
         assert averaged_weight.item() == pytest.approx(expected, rel=1e-5)
@@ -91,7 +91,7 @@ def test_impossible_configurations(options: dict[str, Any], message: str) -> Non
 
 
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 5))
-def test_each_epoch_sees_each_sample_once(samples: int, batch_size: int, seed: int) -> None:
+def test_each_epoch_has_each_sample_once(samples: int, batch_size: int, seed: int) -> None:
     order = SampleOrder(samples, batch_size, seed)
     epochs = 3
     steps = math.ceil(epochs * samples / batch_size)
@@ -102,19 +102,21 @@ def test_each_epoch_sees_each_sample_once(samples: int, batch_size: int, seed: i
 
 
 @given(st.integers(1, 30), st.integers(1, 40), st.lists(st.integers(0, 50), min_size=1, max_size=6))
-def test_any_step_can_be_asked_for_at_any_time(samples: int, batch_size: int, steps: list[int]) -> None:
+def test_steps_can_be_requested_in_any_order(samples: int, batch_size: int, steps: list[int]) -> None:
     wandering = SampleOrder(samples, batch_size, 3)
     for step in steps:
         assert torch.equal(wandering.indices(step), SampleOrder(samples, batch_size, 3).indices(step))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_epochs_and_seeds_have_their_own_orders() -> None:
     orders = [SampleOrder(50, 50, seed).indices(epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert len({tuple(order.tolist()) for order in orders}) == 4
 
 
 def test_seeded_generators_keep_uses_apart() -> None:
     keys = [(seed, number, stream) for seed in range(5) for number in range(5) for stream in range(2)]
-    drawn = {float(torch.rand((), generator=seeded(seed, number, stream=stream))) for seed, number, stream in keys}
-    assert len(drawn) == len(keys)
-    assert torch.equal(torch.rand(3, generator=seeded(1, 2)), torch.rand(3, generator=seeded(1, 2)))
+    sampled = {
+        float(torch.rand((), generator=seeded_generator(seed, number, stream=stream))) for seed, number, stream in keys
+    }
+    assert len(sampled) == len(keys)
+    assert torch.equal(torch.rand(3, generator=seeded_generator(1, 2)), torch.rand(3, generator=seeded_generator(1, 2)))

@@ -1,4 +1,4 @@
-"""Schedules: what mixes data and noise ends where it should, is what its paper says, and agrees with `diffusers`."""
+"""Schedules: their ends, their papers' formulas, and agreement with `diffusers`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def inside(n: int = 99) -> Tensor:
 
 @each_schedule
 @each_dtype
-def test_noise_alone_at_zero_and_data_alone_at_one(name: str, dtype: torch.dtype) -> None:
+def test_only_noise_at_zero_and_only_data_at_one(name: str, dtype: torch.dtype) -> None:
     schedule, ends = SCHEDULES[name], torch.tensor([0.0, 1.0], dtype=dtype)
     precision = torch.finfo(dtype).eps
     assert schedule.alpha(ends).tolist() == pytest.approx([FIRST_ALPHA[name], 1.0], rel=1e-5, abs=precision)
@@ -58,7 +58,7 @@ def test_only_flow_matching_is_straight() -> None:
 
 
 @each_schedule
-def test_signal_to_noise_only_rises(name: str) -> None:
+def test_signal_to_noise_increases(name: str) -> None:
     schedule, t = SCHEDULES[name], instants()
     snr = schedule.snr(t)
     assert (snr.diff()[:-1] > 0).all()
@@ -76,7 +76,7 @@ def test_derivatives_are_those_of_autograd(name: str) -> None:
 
 
 @each_schedule
-def test_little_noise_keeps_its_digits_in_single_precision(name: str) -> None:
+def test_small_noise_is_accurate_in_single_precision(name: str) -> None:
     t = 1 - 2.0 ** -torch.arange(3, 11)  # to a thousandth of the way, and exact in single precision
     sigma, exact = SCHEDULES[name].sigma(t), SCHEDULES[name].sigma(t.double())
     assert sigma.dtype == torch.float32
@@ -104,7 +104,7 @@ def sigmoid(u: float) -> float:
 @pytest.mark.parametrize("formula", [linear_beta, cosine, sigmoid], ids=lambda formula: formula.__name__)
 def test_formulas_are_those_of_the_methods(formula: Callable[[float], float]) -> None:
     t = inside()
-    alpha_bar = torch.tensor([formula(1 - float(one)) for one in t], dtype=torch.float64)
+    alpha_bar = torch.tensor([formula(1 - float(time)) for time in t], dtype=torch.float64)
     schedule = SCHEDULES[formula.__name__]
     torch.testing.assert_close(schedule.alpha(t), alpha_bar.sqrt(), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(schedule.sigma(t), (1 - alpha_bar).sqrt(), rtol=1e-9, atol=1e-9)
@@ -122,7 +122,7 @@ def alpha_squared(schedule: Schedule, steps: int) -> Tensor:
     return schedule.alpha(1 - torch.arange(1, steps + 1, dtype=torch.float64) / steps) ** 2
 
 
-def test_cosine_is_the_one_of_diffusers() -> None:
+def test_cosine_is_that_of_diffusers() -> None:
     scheduler = theirs(beta_schedule="squaredcos_cap_v2")
     ours = alpha_squared(SCHEDULES["cosine"], 1000)[:-1]  # the last is capped there
     torch.testing.assert_close(ours, scheduler.alphas_cumprod.double()[:-1], rtol=0, atol=1e-5)

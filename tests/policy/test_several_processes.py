@@ -1,4 +1,4 @@
-"""Several processes follow the curve of one; batches that they cannot share are refused."""
+"""Several processes follow the curve of one; batches that they cannot split evenly are refused."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def test_two_processes_follow_the_curve_of_one(tmp_path: Path, make: str, interr
         torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=1e-5)
 
 
-def test_batches_that_cannot_be_shared_are_refused(tmp_path: Path) -> None:
+def test_batches_that_cannot_be_split_evenly_are_refused(tmp_path: Path) -> None:
     class FiveProcesses:
         num_processes = 5
 
-    with pytest.raises(ConfigurationError, match="batch_size=8 cannot be shared evenly by 5 processes"):
+    with pytest.raises(ConfigurationError, match="batch_size=8 cannot be split evenly between 5 processes"):
         Trainer(
             make_policy(),
             make_windows(),

@@ -1,4 +1,4 @@
-"""Solvers: with the exact network of a Gaussian every one reaches its data, at its order, and as `diffusers` does."""
+"""Solvers: with the exact network of a Gaussian all of them converge at their order, and agree with `diffusers`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flowchunk.policy.flow import integrate, uniform_times
 SOLVERS = {name: solver for name, solver in ALL_SOLVERS.items() if not solver.diffusers_only}
 OPEN_ENDED = [name for name, solver in SOLVERS.items() if solver.follows != "velocity"]
 
-MEAN, DEVIATION = 0.7, 0.4
+MEAN, STD = 0.7, 0.4
 DETERMINISTIC = [name for name in SOLVERS if name not in ("flow_map", "ancestral")]
 SCORES = torch.linspace(-2, 2, 11, dtype=torch.float64)[:, None]  # (11, 1) standard scores, kept on the way
 
@@ -46,7 +46,7 @@ def double_times(nfe: int, *, method: str = "euler", path: GaussianPath = FLOW) 
     return uniform_times(nfe, method=method, path=path).double()
 
 
-# Data N(0.7, 0.4²): what the best network says of them, and where it leads, is known.
+# Data N(0.7, 0.4²), for which the best network and its trajectories are known.
 
 
 def exact(path: GaussianPath) -> Network:
@@ -55,24 +55,24 @@ def exact(path: GaussianPath) -> Network:
     def network(x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
         time = broadcast_time(t, x_t)
         alpha, sigma = path.schedule.alpha(time), path.schedule.sigma(time)
-        share = (x_t - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2)
-        return path.sample(x_0=sigma * share, x_1=MEAN + alpha * DEVIATION**2 * share, t=t).target
+        share = (x_t - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
+        return path.sample(x_0=sigma * share, x_1=MEAN + alpha * STD**2 * share, t=t).target
 
     return network
 
 
-def on_the_way(path: GaussianPath, t: float, scores: Tensor = SCORES) -> Tensor:
-    """The exact trajectory: N(alpha·mean, alpha²·deviation² + sigma²), in which each point keeps its standard score."""
+def on_the_path(path: GaussianPath, t: float, scores: Tensor = SCORES) -> Tensor:
+    """The exact trajectory: N(alpha·mean, alpha²·std² + sigma²), in which each point keeps its standard score."""
     time = torch.as_tensor(t, dtype=scores.dtype)
     alpha, sigma = path.schedule.alpha(time), path.schedule.sigma(time)
-    return alpha * MEAN + (alpha**2 * DEVIATION**2 + sigma**2).sqrt() * scores
+    return alpha * MEAN + (alpha**2 * STD**2 + sigma**2).sqrt() * scores
 
 
 def exact_map(x: Tensor, t: Tensor, condition: Any, *, t_end: Tensor) -> Tensor:
     """Mean velocity from t to t_end on the straight path, also where both are equal."""
     t, e = broadcast_time(t, x), broadcast_time(t_end, x)
-    spread, spread_end = ((time**2 * DEVIATION**2 + (1 - time) ** 2).sqrt() for time in (t, e))
-    slope = ((e + t) * DEVIATION**2 + e + t - 2) / (spread + spread_end)  # (spread_end - spread)/(e - t)
+    spread, spread_end = ((time**2 * STD**2 + (1 - time) ** 2).sqrt() for time in (t, e))
+    slope = ((e + t) * STD**2 + e + t - 2) / (spread + spread_end)  # (spread_end - spread)/(e - t)
     return MEAN + slope / spread * (x - t * MEAN)
 
 
@@ -82,8 +82,8 @@ def test_every_solver_carries_noise_to_the_data(prediction: str, schedule: str) 
     path = path_of(prediction, schedule)
     for method in DETERMINISTIC:
         times = double_times(64, method=method, path=path)
-        x_1 = integrate(exact(path), on_the_way(path, float(times[0])), times, method=method, path=path)
-        torch.testing.assert_close(x_1, MEAN + DEVIATION * SCORES, rtol=0, atol=0.06, msg=method)
+        x_1 = integrate(exact(path), on_the_path(path, float(times[0])), times, method=method, path=path)
+        torch.testing.assert_close(x_1, MEAN + STD * SCORES, rtol=0, atol=0.06, msg=method)
 
 
 @each_schedule
@@ -91,7 +91,7 @@ def test_every_solver_carries_noise_to_the_data(prediction: str, schedule: str) 
 def test_single_precision_is_enough(method: str, schedule: str) -> None:
     path, nfe = path_of("v", schedule), 16
     times = uniform_times(nfe, method=method, path=path)
-    x_0 = on_the_way(path, float(times[0]))
+    x_0 = on_the_path(path, float(times[0]))
     single, double = (
         integrate(exact(path), x, times.to(x), method=method, path=path) for x in (x_0.float(), x_0.double())
     )
@@ -106,20 +106,20 @@ def test_solvers_converge_at_their_order(method: str, order: int, schedule: str)
     errors = []
     for steps in (16, 32):
         times = torch.linspace(0.3, 0.7, steps + 1, dtype=torch.float64)
-        x = integrate(exact(path), on_the_way(path, 0.3), times, method=method, path=path)
-        errors.append(float((x - on_the_way(path, 0.7)).abs().max()))
+        x = integrate(exact(path), on_the_path(path, 0.3), times, method=method, path=path)
+        errors.append(float((x - on_the_path(path, 0.7)).abs().max()))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
 
 
 @pytest.mark.parametrize("schedule", ["linear_beta", "cosine", "sigmoid"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_second_order_pays_from_end_to_end(schedule: str, dtype: torch.dtype) -> None:
+def test_the_second_order_is_more_accurate_over_the_whole_path(schedule: str, dtype: torch.dtype) -> None:
     path = path_of("data_prediction", schedule)
 
     def error(method: str) -> float:
-        x_0 = on_the_way(path, 0.0).to(dtype)
+        x_0 = on_the_path(path, 0.0).to(dtype)
         x_1 = integrate(exact(path), x_0, uniform_times(32, method=method, path=path), method=method, path=path)
-        return float((x_1 - (MEAN + DEVIATION * SCORES)).abs().max())
+        return float((x_1 - (MEAN + STD * SCORES)).abs().max())
 
     assert error("dpm_solver") < 0.5 * error("ddim")
 
@@ -132,7 +132,7 @@ def test_the_second_order_pays_from_end_to_end(schedule: str, dtype: torch.dtype
 @settings(max_examples=5, deadline=None)
 def test_ddim_on_the_straight_path_is_euler(prediction: str, times: list[float]) -> None:
     path, grid = path_of(prediction), torch.tensor([0.01, *sorted(times)[1:], 0.995], dtype=torch.float64)
-    x = on_the_way(path, 0.01)
+    x = on_the_path(path, 0.01)
     euler, ddim = (integrate(exact(path), x, grid, method=method, path=path) for method in ("euler", "ddim"))
     torch.testing.assert_close(ddim, euler)
 
@@ -141,7 +141,7 @@ def test_ddim_on_the_straight_path_is_euler(prediction: str, times: list[float])
 def test_a_first_step_of_dpm_solver_is_one_of_ddim(schedule: str) -> None:
     path = path_of("v", schedule)
     for times in ([0.3, 0.6], [0.0, 0.2], [0.9, 1.0]):
-        x, grid = on_the_way(path, times[0]), torch.tensor(times, dtype=torch.float64)
+        x, grid = on_the_path(path, times[0]), torch.tensor(times, dtype=torch.float64)
         dpm, ddim = (integrate(exact(path), x, grid, method=method, path=path) for method in ("dpm_solver", "ddim"))
         torch.testing.assert_close(dpm, ddim)
 
@@ -150,7 +150,7 @@ def test_a_first_step_of_dpm_solver_is_one_of_ddim(schedule: str) -> None:
 @each_prediction
 def test_ancestral_without_noise_is_ddim(prediction: str, schedule: str) -> None:
     path = path_of(prediction, schedule)
-    times, x_0 = double_times(8, method="ddim", path=path), on_the_way(path, 0.0)
+    times, x_0 = double_times(8, method="ddim", path=path), on_the_path(path, 0.0)
     ancestral = integrate(exact(path), x_0, times, method="ancestral", path=path, eta=0.0, generator=seeded(0))
     torch.testing.assert_close(ancestral, integrate(exact(path), x_0, times, method="ddim", path=path))
 
@@ -159,23 +159,23 @@ def test_ancestral_without_noise_is_ddim(prediction: str, schedule: str) -> None
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_ancestral_sampling_keeps_the_distribution(schedule: str, eta: float) -> None:
     path = path_of("data_prediction", schedule)
-    x_0 = on_the_way(path, 0.0, torch.randn(10_000, 1, generator=seeded(0)))
+    x_0 = on_the_path(path, 0.0, torch.randn(10_000, 1, generator=seeded(0)))
     times = uniform_times(300, method="ancestral", path=path)
     x_1 = integrate(exact(path), x_0, times, method="ancestral", path=path, eta=eta, generator=seeded(1))
-    assert [float(x_1.mean()), float(x_1.std())] == pytest.approx([MEAN, DEVIATION], abs=0.02)
+    assert [float(x_1.mean()), float(x_1.std())] == pytest.approx([MEAN, STD], abs=0.02)
     scores, ends = x_0.flatten(), x_1.flatten()
     kept = float(torch.corrcoef(torch.stack([scores, ends]))[0, 1])
-    assert abs(kept) < 0.95  # noise went in on the way
+    assert abs(kept) < 0.95  # noise was added along the path
 
 
 def test_ancestral_sampling_needs_a_generator() -> None:
-    with pytest.raises(ValueError, match="draws noise in every step: give integrate a generator"):
+    with pytest.raises(ValueError, match="samples noise in every step: give integrate a generator"):
         integrate(exact(FLOW), SCORES, double_times(2), method="ancestral")
 
 
 @given(seeds=st.lists(st.integers(0, 2**31), min_size=2, max_size=4, unique=True), data=st.data())
 @settings(max_examples=15, deadline=None)
-def test_rows_with_generators_do_not_depend_on_their_neighbours(seeds: list[int], data: st.DataObject) -> None:
+def test_rows_with_generators_do_not_depend_on_their_neighbors(seeds: list[int], data: st.DataObject) -> None:
     path, row = path_of("data_prediction", "cosine"), data.draw(st.integers(0, len(seeds) - 1))
     x_0, times = torch.randn(len(seeds), 3, 2, generator=seeded(0)), uniform_times(4, method="ancestral", path=path)
 
@@ -187,7 +187,7 @@ def test_rows_with_generators_do_not_depend_on_their_neighbours(seeds: list[int]
     torch.testing.assert_close(together[row], alone[0])
 
 
-def test_normal_numbers_come_from_one_generator_or_from_one_a_row() -> None:
+def test_normal_numbers_come_from_one_generator_or_one_per_row() -> None:
     assert torch.equal(sample_normal((3, 2), generator=seeded(1)), torch.randn(3, 2, generator=seeded(1)))
     rows = sample_normal((2, 5), generator=[seeded(1), seeded(2)])
     assert torch.equal(rows, torch.stack([torch.randn(5, generator=seeded(seed)) for seed in (1, 2)]))
@@ -196,11 +196,11 @@ def test_normal_numbers_come_from_one_generator_or_from_one_a_row() -> None:
 # Flow maps.
 
 
-def test_a_flow_map_arrives_by_any_way() -> None:
+def test_a_flow_map_arrives_with_any_steps() -> None:
     network: Network = exact_map
     for grid in ([0.0, 1.0], [0.0, 0.3, 1.0], [0.0, 0.1, 0.11, 0.8, 1.0]):
-        x_1 = integrate(network, on_the_way(FLOW, 0.0), torch.tensor(grid), method="flow_map")
-        torch.testing.assert_close(x_1, MEAN + DEVIATION * SCORES, rtol=0, atol=1e-6)
+        x_1 = integrate(network, on_the_path(FLOW, 0.0), torch.tensor(grid), method="flow_map")
+        torch.testing.assert_close(x_1, MEAN + STD * SCORES, rtol=0, atol=1e-6)
 
 
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=3).map(sorted))
@@ -208,9 +208,9 @@ def test_a_flow_map_arrives_by_any_way() -> None:
 def test_steps_of_a_flow_map_compose(times: list[float]) -> None:
     t, middle, end = torch.tensor(times, dtype=torch.float64)
     field, step = VectorField(exact_map, FLOW), SOLVERS["flow_map"].step
-    x = on_the_way(FLOW, float(t))
+    x = on_the_path(FLOW, float(t))
     torch.testing.assert_close(step(field, step(field, x, t, middle), middle, end), step(field, x, t, end))
-    torch.testing.assert_close(step(field, x, t, end), on_the_way(FLOW, float(end)))
+    torch.testing.assert_close(step(field, x, t, end), on_the_path(FLOW, float(end)))
 
 
 def test_a_flow_map_of_no_length_is_the_velocity() -> None:
@@ -225,7 +225,7 @@ def test_a_flow_map_of_no_length_is_the_velocity() -> None:
 @pytest.mark.parametrize("method", OPEN_ENDED)
 @given(known=st.integers(0, 6))
 @settings(max_examples=5, deadline=None)
-def test_a_prefix_comes_back_exactly_and_is_seen_at_time_one(method: str, schedule: str, known: int) -> None:
+def test_a_prefix_is_returned_exactly_and_is_at_time_one(method: str, schedule: str, known: int) -> None:
     path = path_of("data_prediction", schedule)
     x_0, prefix = torch.randn(2, 6, 3, generator=seeded(0)), torch.randn(2, known, 3, generator=seeded(1))
 
@@ -250,7 +250,7 @@ def test_a_prefix_comes_back_exactly_and_is_seen_at_time_one(method: str, schedu
 
 @pytest.mark.parametrize("method", SOLVERS)
 @each_schedule
-def test_steps_cost_what_the_solver_says_and_stay_on_the_way(method: str, schedule: str) -> None:
+def test_steps_take_the_declared_number_of_evaluations_within_the_path(method: str, schedule: str) -> None:
     path, calls = path_of("v", schedule), []
 
     def network(x_t: Tensor, t: Tensor, condition: Any, *, t_end: Tensor | None = None) -> Tensor:

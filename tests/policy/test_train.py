@@ -1,4 +1,4 @@
-"""The trainer: whatever happens on the way (a crash, a second process), the numbers are those of one uninterrupted run."""
+"""The trainer: after a crash or with several processes the numbers are those of one uninterrupted run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flowchunk.datasets.errors import CheckpointError
 from flowchunk.policy.chunk_policy import KIND, ChunkPolicy
 from flowchunk.policy.training.config import TrainingConfig
 from flowchunk.policy.training.run_log import RunLog, read_metrics
-from flowchunk.policy.training.sample_order import seeded
+from flowchunk.policy.training.sample_order import seeded_generator
 from flowchunk.policy.training.trainer import AVERAGE_EVERY, Trainer
 from tests.policy.small_trainers import (
     CONFIG,
@@ -56,7 +56,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path, straight: Trainer
     resumed.run()
     assert_same(resumed.module.state_dict(), straight.module.state_dict())
     assert_same(resumed.averaged.state_dict(), straight.averaged.state_dict())
-    assert int(resumed.ema.n_averaged) == int(straight.ema.n_averaged) == math.ceil(CONFIG.steps / AVERAGE_EVERY)
+    assert resumed.ema.num_updates == straight.ema.num_updates == math.ceil(CONFIG.steps / AVERAGE_EVERY)
     for name in ("last", "best"):
         assert_same(checkpoint_tensors(tmp_path, name), checkpoint_tensors(straight.output_dir, name))
     assert untimed_metrics(tmp_path) == untimed_metrics(straight.output_dir)
@@ -76,7 +76,7 @@ def test_a_run_can_be_resumed_again_and_again(tmp_path: Path, straight: Trainer)
     assert untimed_metrics(tmp_path) == untimed_metrics(straight.output_dir)
 
 
-def test_the_optimiser_is_in_the_checkpoint(straight: Trainer) -> None:
+def test_the_optimizer_is_in_the_checkpoint(straight: Trainer) -> None:
     tensors = checkpoint_tensors(straight.output_dir)
     for index, parameter in enumerate(straight.module.parameters()):
         for moment in ("exp_avg", "exp_avg_sq"):
@@ -197,7 +197,7 @@ def test_the_logged_loss_is_the_mean_since_the_last(tmp_path: Path) -> None:
 def test_the_loss_is_the_mean_over_what_counts(tmp_path: Path, mask_padding: bool) -> None:
     policy, windows = make_policy(mask_padding=mask_padding, prefix_max=0), make_windows()
     trainer = make_trainer(tmp_path, model=policy)
-    noise = policy.sample_noise(8, seeded(CONFIG.seed, 0))
+    noise = policy.sample_noise(8, seeded_generator(CONFIG.seed, 0))
     batch = windows.batch(trainer.order.indices(0))
     data = policy.normalizer.normalize("action", batch["action"])  # zero velocity: the error is that of data - noise
     errors = ((data - noise.path.x_0) ** 2).mean(-1)
@@ -206,15 +206,15 @@ def test_the_loss_is_the_mean_over_what_counts(tmp_path: Path, mask_padding: boo
     assert float(trainer.loss_sum) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_batch_in_which_nothing_counts_does_no_harm(tmp_path: Path) -> None:
-    """Single frames, of which a prefix takes the only one that is no padding."""
+def test_a_batch_of_nothing_but_padding_does_no_harm(tmp_path: Path) -> None:
+    """Episodes of a single step: a prefix leaves nothing but padding."""
     config = TrainingConfig(steps=20, batch_size=1)
     trainer = make_trainer(tmp_path, config, data=make_windows((1,) * 6), evaluate=None, validation=None)
     trainer.run()
     assert all(value.isfinite().all() for value in checkpoint_tensors(tmp_path).values())
 
 
-def test_best_is_the_best_that_was_measured(tmp_path: Path) -> None:
+def test_best_has_the_highest_score(tmp_path: Path) -> None:
     scores = iter([1.0, 3.0, 2.0, 3.0, 0.0])
     kept = []
 
@@ -224,7 +224,7 @@ def test_best_is_the_best_that_was_measured(tmp_path: Path) -> None:
 
     make_trainer(tmp_path, evaluate=measure).run()
     best = json.loads((tmp_path / "checkpoints" / "best" / "checkpoint.json").read_text())
-    assert best["training"]["step"] == 16  # of two equal ones the later, which was trained for longer
+    assert best["training"]["step"] == 16  # of two equal scores the later, which was trained for longer
     assert best["training"]["metrics"]["score"] == 3.0
     assert_same(ChunkPolicy.load(tmp_path).state_dict(), kept[3])
     logged = [(entry["step"], entry["score"]) for entry in read_metrics(tmp_path) if "score" in entry]
@@ -248,7 +248,7 @@ def test_without_evaluation_the_validation_loss_chooses(tmp_path: Path) -> None:
     assert best["metrics"]["score"] == max(entry["score"] for entry in measured)
 
 
-def test_without_either_best_is_last(tmp_path: Path) -> None:
+def test_without_evaluation_and_validation_best_is_last(tmp_path: Path) -> None:
     make_trainer(tmp_path, evaluate=None, validation=None).run()
     best = checkpoint_tensors(tmp_path, "best")
     assert_same(best, {name: checkpoint_tensors(tmp_path)[name] for name in best})
@@ -259,20 +259,20 @@ def test_validation_uses_the_same_noise_each_time(tmp_path: Path, straight: Trai
     assert straight.validation_loss(data) == straight.validation_loss(data)
 
 
-def test_checkpoints_hold_the_averaged_weights(straight: Trainer) -> None:
+def test_checkpoints_contain_the_averaged_weights(straight: Trainer) -> None:
     loaded = ChunkPolicy.load(straight.output_dir / "checkpoints" / "last")
     assert_same(loaded.state_dict(), straight.averaged.state_dict())
     live = straight.module.state_dict()
     assert any(not torch.equal(value, live[name]) for name, value in loaded.state_dict().items())
 
 
-def test_what_is_to_be_remembered_is_in_the_checkpoint(tmp_path: Path) -> None:
+def test_metadata_are_in_the_checkpoint(tmp_path: Path) -> None:
     make_trainer(tmp_path, TrainingConfig(steps=1, batch_size=2), metadata={"task": "toy"}).run()
     training = json.loads((tmp_path / "checkpoints" / "last" / "checkpoint.json").read_text())["training"]
     assert (training["task"], training["step"], training["seed"]) == ("toy", 1, 0)
 
 
-def test_the_optimiser_gets_the_learning_rate(straight: Trainer) -> None:
+def test_the_optimizer_gets_the_learning_rate(straight: Trainer) -> None:
     logged = {entry["step"]: entry["learning_rate"] for entry in read_metrics(straight.output_dir) if "loss" in entry}
     assert logged == {step: CONFIG.learning_rate_at(step - 1) for step in range(3, 20, 3)}
     assert straight.optimizer.param_groups[0]["lr"] == CONFIG.learning_rate_at(CONFIG.steps - 1)

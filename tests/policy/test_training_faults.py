@@ -62,7 +62,7 @@ def poisoned() -> Windows:
 # Numbers that are not finite.
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_its_checkpoints_whole(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"not finite at step 9 of 20; .*lower training.learning_rate"):
         make_trainer(tmp_path, data=poisoned()).run()
     assert saved(tmp_path, "last")["step"] == saved(tmp_path, "best")["step"] == 8
@@ -78,7 +78,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_too(tmp_path: Path) -> None
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_where_asking_each_step_would_cost_it_is_asked_before_anything_is_written(tmp_path: Path) -> None:
+def test_on_a_gpu_failures_are_checked_before_anything_is_written(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, data=poisoned())
     trainer.accelerator = SimpleNamespace(  # as on a GPU, whose results one waits for
         **{name: getattr(trainer.accelerator, name) for name in ("num_processes", "process_index", "is_main_process")},
@@ -123,7 +123,7 @@ def test_last_is_written_before_its_step_is_evaluated(tmp_path: Path) -> None:
     assert saved(tmp_path, "best")["step"] == 4
 
 
-def test_an_evaluation_that_was_interrupted_is_made_up_for(tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_is_repeated(tmp_path: Path) -> None:
     """As in a run that nothing interrupted: the same checkpoints and lines."""
 
     def score(policy: ChunkPolicy) -> dict[str, float]:
@@ -149,7 +149,7 @@ def test_an_evaluation_that_was_interrupted_is_made_up_for(tmp_path: Path) -> No
     assert untimed_metrics(tmp_path / "broken") == untimed_metrics(tmp_path / "straight")
 
 
-def test_an_evaluation_that_was_logged_and_not_noted_is_logged_once(tmp_path: Path) -> None:
+def test_an_evaluation_logged_but_not_recorded_is_logged_once(tmp_path: Path) -> None:
     run_to(make_trainer(tmp_path), 9)
     state = tmp_path / "checkpoints" / "last" / "training_state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "is_evaluated": False}))
@@ -159,7 +159,7 @@ def test_an_evaluation_that_was_logged_and_not_noted_is_logged_once(tmp_path: Pa
     assert [entry["step"] for entry in read_metrics(tmp_path) if "score" in entry] == [4, 8, 12, 16, 20]
 
 
-def test_an_evaluation_that_was_made_is_not_made_again(tmp_path: Path) -> None:
+def test_a_finished_evaluation_is_not_repeated(tmp_path: Path) -> None:
     def measure(policy: ChunkPolicy) -> dict[str, float]:
         measured.append(trainer.step)
         return {"score": 10.0 - trainer.step}
@@ -188,7 +188,7 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
     run_to(make_trainer(tmp_path), 6)
     with pytest.raises(CheckpointError, match=r"was trained on other data: normalizer differ; resume it with the data"):
         make_trainer(tmp_path, model=other_scale(make_policy())).resume(kind=KIND)
-    with pytest.raises(CheckpointError, match=r"samples differ \(30 samples then, 12 now\)"):
+    with pytest.raises(CheckpointError, match=r"samples differ \(30 samples before, 12 now\)"):
         make_trainer(tmp_path, data=make_windows((5, 7))).resume(kind=KIND)
     renamed = make_policy()
     first, second = renamed.action_spec.dimensions
@@ -197,7 +197,7 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
         make_trainer(tmp_path, model=renamed).resume(kind=KIND)
 
 
-def test_what_another_processor_rounds_is_no_other_data(tmp_path: Path) -> None:
+def test_rounding_of_another_processor_is_not_other_data(tmp_path: Path) -> None:
     run_to(make_trainer(tmp_path), 6)
     policy = make_policy()
     scaling = policy.normalizer.scalings["state"]
@@ -251,7 +251,7 @@ def test_dropout_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
     assert loss(0.5, 0) != loss(0.0, 0)
 
 
-def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_continues_the_same_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[dict[str, Any]] = []
 
     def init(**options: Any) -> SimpleNamespace:
@@ -270,7 +270,7 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(tmp_path: Path, monkeypa
 # Reading a checkpoint that training replaces.
 
 
-def test_a_checkpoint_that_is_replaced_while_it_is_read_is_of_one_moment(tmp_path: Path) -> None:
+def test_a_checkpoint_replaced_while_it_is_read_is_consistent(tmp_path: Path) -> None:
     policies = [make_policy() for _ in range(2)]
     for number, policy in enumerate(policies):
         for parameter in policy.parameters():
@@ -296,18 +296,18 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_of_one_moment(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/tmp/model.safetensors", "folder/model.safetensors"])
-def test_a_checkpoint_reads_no_file_outside_of_its_folder(tmp_path: Path, name: str) -> None:
+def test_a_checkpoint_reads_no_file_outside_its_directory(tmp_path: Path, name: str) -> None:
     make_policy().save(tmp_path / "here")
     shutil.copy(tmp_path / "here" / "model.safetensors", tmp_path)
     file = tmp_path / "here" / "checkpoint.json"
     content = json.loads(file.read_text())
     content["weights"] = {name: content["weights"]["model.safetensors"]}
     file.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="outside of its folder"):
+    with pytest.raises(CheckpointError, match="outside its directory"):
         ChunkPolicy.load(tmp_path / "here")
 
 
-def test_a_checkpoint_is_on_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: dict[str, bool] = {}
     fsync = os.fsync
 
@@ -327,7 +327,7 @@ def test_a_checkpoint_is_on_disk_before_it_takes_its_name(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(8, 4), (8, 8)])
-def test_validation_holds_no_more_rows_at_once_than_a_step(tmp_path: Path, batch_size: int, accumulate: int) -> None:
+def test_validation_uses_no_more_rows_at_once_than_a_step(tmp_path: Path, batch_size: int, accumulate: int) -> None:
     whole = make_trainer(tmp_path / "whole")
     parts = make_trainer(tmp_path / "parts", replace(CONFIG, batch_size=batch_size, num_micro_batches=accumulate))
     rows: list[int] = []
@@ -337,7 +337,7 @@ def test_validation_holds_no_more_rows_at_once_than_a_step(tmp_path: Path, batch
     assert max(rows) == batch_size // accumulate
 
 
-def test_a_layer_that_was_trained_before_moves_at_a_tenth_of_the_rate(tmp_path: Path) -> None:
+def test_a_pretrained_layer_has_a_tenth_of_the_learning_rate(tmp_path: Path) -> None:
     policy = make_policy()
     for parameter in policy.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))

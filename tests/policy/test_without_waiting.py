@@ -1,4 +1,4 @@
-"""What happens in a step on a GPU, as far as it shows without one: fake CUDA tensors have shapes, places and no values.
+"""Training steps never wait for a GPU, tested without one: fake CUDA tensors have shapes and devices, but no values.
 
 Asking one for its value, which on a GPU would wait for all that was queued before, is an error here.
 """
@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.diffusion.objectives import objective_names
-from flowchunk.policy.training.sample_order import seeded
+from flowchunk.policy.training.sample_order import seeded_generator
 from flowchunk.policy.training.trainer import Trainer
 from tests.policy.test_image_policy import CONFIG, Samples, make_policy
 
@@ -37,7 +38,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def trainer_on_a_gpu(policy: ChunkPolicy, folder: Path, **changes: Any) -> Trainer:
-    """As accelerate sets it up for one GPU, but for the gradients, which autograd computes on real ones only."""
+    """As accelerate sets it up for a GPU, except for the gradients, which autograd computes only on real ones."""
 
     def backward(loss: torch.Tensor) -> None:
         assert loss.device.type == "cuda"
@@ -56,17 +57,31 @@ def trainer_on_a_gpu(policy: ChunkPolicy, folder: Path, **changes: Any) -> Train
     return Trainer(policy, Samples(), replace(CONFIG, **changes), output_dir=folder, accelerator=accelerator)
 
 
+class NoCopies(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base class
+    """Copies between host and GPU are errors: from and to memory that is not pinned, the host waits for them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            devices = {tensor.device.type for tensor in (*args[:2], result) if isinstance(tensor, torch.Tensor)}
+            assert len(devices) == 1, f"{func} between {devices}"
+        return result
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("options", EVERYTHING.values(), ids=EVERYTHING)
-def test_no_step_asks_for_a_value(options: dict[str, Any], channels_last: bool, tmp_path: Path) -> None:
+def test_no_step_waits_for_a_value(options: dict[str, Any], channels_last: bool, tmp_path: Path) -> None:
     policy = make_policy(**options)
-    batch, noise = Samples().batch(torch.arange(8)), policy.sample_noise(8, seeded(0, 0))
+    batch, noise = Samples().batch(torch.arange(8)), policy.sample_noise(8, seeded_generator(0, 0))
     with FakeTensorMode(allow_non_fake_inputs=True):
         trainer = trainer_on_a_gpu(policy, tmp_path, channels_last=channels_last)
         there: Any = ({name: value.to("cuda") for name, value in batch.items()}, noise.rows(slice(None), "cuda"))
         trainer.load_batch = lambda step: there  # prepared by a thread on a stream of its own
-        for _ in range(5):  # one of them averages the weights
-            norm = trainer.train_step()
+        with NoCopies():  # type: ignore[no-untyped-call]  # likewise
+            for _ in range(5):  # two of them average the weights
+                norm = trainer.train_step()
+            with pytest.raises(AssertionError, match="between"):  # so that this test can fail
+                torch.ones(2).to("cuda")
         assert norm.device.type == trainer.loss_sum.device.type == trainer.failed_step.device.type == "cuda"
         assert {parameter.device.type for parameter in trainer.averaged.parameters()} == {"cuda"}
         with pytest.raises(DataDependentOutputException):  # so that this test can fail

@@ -1,7 +1,7 @@
-"""What to train a network for, by name: the history of diffusion objectives, and the baselines without a path.
+"""Training objectives by name: those of diffusion and flow matching, and baselines without a path.
 
-An objective is a class with ``sample_noise``, ``loss`` and ``sample``. Those on a path are named by their prediction; the
-others are flow maps, regression and the minimal iterative policy. Chunk policies, images and points can be trained with any.
+An objective is a class with ``sample_noise``, ``loss`` and ``sample``. Those on a path have the name of their prediction;
+the others are flow maps, regression and the minimal iterative policy. Chunk policies, images and points take any of them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from flowchunk.policy.registry import Registry
 OBJECTIVES: Registry[type[Objective]] = Registry(
     "objective", {"regression": Regression, "mip": MinimalIterativePolicy, "flow_map": FlowMap}
 )
-"""Beside them every name of ``PREDICTIONS`` is an objective on a path."""
+"""In addition, every name in ``PREDICTIONS`` is an objective on a path."""
 
 RENAMED = {"ddpm": "noise_prediction", "x": "data_prediction", "kl": "posterior"}
-"""Names of earlier versions; checkpoints that hold them are migrated."""
+"""Earlier names → today's; checkpoints with the earlier names are migrated."""
 
 
 def objective_names() -> tuple[str, ...]:
@@ -41,10 +41,10 @@ def make_objective(
     clip_sample_range: float | None = None,
     wrapped: bool = False,
 ) -> Objective:
-    """The objective of that name; what is None takes the objective's own default.
+    """The objective of that name; for options that are None the objective has its own default.
 
-    clip_sample_range: the range of real data, normalized, for the predictions that need it. wrapped: the data are angles
-    (radians). Raises ConfigurationError for what is unknown, or what does not go together.
+    clip_sample_range: the largest absolute value of the normalized data, for predictions that clip. wrapped: the data are
+    angles (radians). Raises ConfigurationError for unknown names and for options that do not fit together.
     """
     if name in OBJECTIVES:
         kind = OBJECTIVES[name]

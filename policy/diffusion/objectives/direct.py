@@ -12,11 +12,11 @@ from flowchunk.policy.diffusion.paths import Generators
 from flowchunk.policy.flow import Loss
 from flowchunk.policy.sampling import SamplingOptions
 
-MIP_TIME = 0.9
+MIP_TIME = 0.9  # of the second evaluation, whose input is 0.9·x_1 with a tenth of noise
 
 
 class Regression(Objective):
-    """Plain regression: the network knows only the condition. It learns the mean, which may be unlike any datum."""
+    """Plain regression from the condition. It learns the conditional mean, which may be unlike any datum."""
 
     valid_nfe = (1,)
     takes_prefix = False
@@ -31,7 +31,8 @@ class Regression(Objective):
         mask: Tensor | None = None,
         prefix_length: Tensor | None = None,
     ) -> Loss:
-        return Loss.of((from_condition(network, x_1, condition) - x_1) ** 2, mask=mask, prefix_length=prefix_length)
+        errors = (predict_from_condition(network, x_1, condition) - x_1) ** 2
+        return Loss.from_errors(errors, mask=mask, prefix_length=prefix_length)
 
     def sample(
         self,
@@ -45,13 +46,16 @@ class Regression(Objective):
         generator: Generators | None = None,
         callback: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
-        """One evaluation; x_0 gives only the shape."""
+        """One evaluation; of x_0 only the shape matters."""
         self.times(nfe, sampling=sampling)
-        return from_condition(network, x_0, condition)
+        return predict_from_condition(network, x_0, condition)
 
 
 class MinimalIterativePolicy(Objective):
-    """The minimal iterative policy (2512.01809): predict x_1 from nothing, and again from x_1 with a tenth of noise."""
+    """The minimal iterative policy (2512.01809): predict x_1 from the condition, then refine it.
+
+    The second evaluation is trained on x_1 with a tenth of noise.
+    """
 
     valid_nfe = (2,)
     takes_prefix = False
@@ -67,9 +71,9 @@ class MinimalIterativePolicy(Objective):
         prefix_length: Tensor | None = None,
     ) -> Loss:
         t = x_1.new_full((len(x_1),), MIP_TIME)
-        again = network(MIP_TIME * x_1 + (1 - MIP_TIME) * noise.x_0, t, condition)
-        errors = (from_condition(network, x_1, condition) - x_1) ** 2 + (again - x_1) ** 2
-        return Loss.of(errors, mask=mask, prefix_length=prefix_length)
+        refined = network(MIP_TIME * x_1 + (1 - MIP_TIME) * noise.x_0, t, condition)
+        errors = (predict_from_condition(network, x_1, condition) - x_1) ** 2 + (refined - x_1) ** 2
+        return Loss.from_errors(errors, mask=mask, prefix_length=prefix_length)
 
     def sample(
         self,
@@ -83,13 +87,13 @@ class MinimalIterativePolicy(Objective):
         generator: Generators | None = None,
         callback: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
-        """Two evaluations: a first guess, and its refinement; x_0 gives only the shape."""
+        """Two evaluations: an estimate and its refinement; of x_0 only the shape matters."""
         self.times(nfe, sampling=sampling)
-        guess = from_condition(network, x_0, condition)
-        return network(MIP_TIME * guess, x_0.new_full((len(x_0),), MIP_TIME), condition)
+        estimate = predict_from_condition(network, x_0, condition)
+        return network(MIP_TIME * estimate, x_0.new_full((len(x_0),), MIP_TIME), condition)
 
 
-def from_condition(network: Network, like: Tensor, condition: Any) -> Tensor:
-    """The network's answer at time 0 without noise: all that it knows is the condition."""
+def predict_from_condition(network: Network, like: Tensor, condition: Any) -> Tensor:
+    """The network's output (like ``like``) at time 0 for zeros in place of noise: it depends only on the condition."""
     zeros = like.new_zeros(like.shape)
     return network(zeros, like.new_zeros(len(like)), condition)

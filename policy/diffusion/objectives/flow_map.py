@@ -1,4 +1,4 @@
-"""Flow maps: the mean velocity between any two times, so that one step may be of any length."""
+"""Flow maps: networks that predict the mean velocity between any two times, so that a step may have any length."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowchunk.policy import flow
 from flowchunk.policy.diffusion.objectives.objective import IntegratedObjective, Network
-from flowchunk.policy.diffusion.objectives.path_objective import path_of
+from flowchunk.policy.diffusion.objectives.path_objective import make_path
 from flowchunk.policy.diffusion.paths import ProbabilityPath, broadcast_time
 from flowchunk.policy.diffusion.predictions import VelocityPrediction
 from flowchunk.policy.diffusion.time_densities import TimeDensity
@@ -18,16 +18,18 @@ from flowchunk.policy.flow import Loss, with_prefix_time
 from flowchunk.policy.noise import PathNoise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FlowMapNoise(PathNoise):
-    """t_end (B,): the step's other end, after t. share (B,): where on the way the two shorter steps meet."""
+    """t_end: (B,) the end of the long step, at or after t. split: (B,) in [0, 1), the fraction of it after which the
+    two shorter steps meet.
+    """
 
     t_end: Tensor
-    share: Tensor
+    split: Tensor
 
 
 class FlowMap(IntegratedObjective):
-    """The velocity, and self-distillation: one long step against two shorter ones (cf. 2505.18825)."""
+    """The flow-matching loss plus self-distillation: one long step against two shorter ones (cf. 2505.18825)."""
 
     is_flow_map = True
 
@@ -42,13 +44,14 @@ class FlowMap(IntegratedObjective):
         clip_sample_range: float | None,
         wrapped: bool,
     ) -> Self:
-        path = path_of(name, VelocityPrediction, schedule, wrapped=wrapped, min_snr_gamma=min_snr_gamma)
+        path = make_path(name, VelocityPrediction, schedule, wrapped=wrapped, min_snr_gamma=min_snr_gamma)
         return cls(name, path, time_density)
 
     def sample_noise(self, size: tuple[int, ...], generator: torch.Generator) -> FlowMapNoise:
         noise = super().sample_noise(size, generator)
         t_end = noise.t + (1 - noise.t) * torch.rand(size[:1], generator=generator)
-        return FlowMapNoise(noise.x_0, noise.t, t_end, torch.rand(size[:1], generator=generator))
+        split = torch.rand(size[:1], generator=generator)
+        return FlowMapNoise(x_0=noise.x_0, t=noise.t, t_end=t_end, split=split)
 
     def loss(
         self,
@@ -73,7 +76,7 @@ class FlowMap(IntegratedObjective):
         errors = flow_map_errors(
             network, x_1, noise=noise, path=self.path, condition=condition, prefix_length=prefix_length
         )
-        consistency = Loss.of(errors, mask=mask, prefix_length=prefix_length)
+        consistency = Loss.from_errors(errors, mask=mask, prefix_length=prefix_length)
         return Loss(velocity.errors + consistency.errors, velocity.weight)
 
     @property
@@ -90,20 +93,20 @@ def flow_map_errors(
     condition: Any = None,
     prefix_length: Tensor | None = None,
 ) -> Tensor:
-    """Squared errors (B, …) of one long step against two shorter ones that lead to the same place.
+    """Squared errors (B, …) of one long step, t to t_end, against two shorter ones that meet at t + split·(t_end - t).
 
-    The shorter steps meet at t + share·(t_end - t). They are the teacher, without gradient.
+    The two shorter ones are the teacher; no gradient flows through them.
     """
-    t, t_end, share = noise.t, noise.t_end, noise.share
+    t, t_end, split = noise.t, noise.t_end, noise.split
     if prefix_length is not None:
         t, t_end = (with_prefix_time(time, prefix_length, x_1.shape[1]) for time in (t, t_end))
-        share = share[:, None]
+        split = split[:, None]
     x_t, _ = path.sample(x_0=noise.x_0, x_1=x_1, t=t)
-    middle = t + share * (t_end - t)
+    middle = t + split * (t_end - t)
     with torch.no_grad():
         first = network(x_t, t, condition, t_end=middle)
         x_middle = path.step(x_t, broadcast_time(middle - t, x_t) * first)
         second = network(x_middle, middle, condition, t_end=t_end)
-        part = broadcast_time(share, x_t)
-        target = part * first + (1 - part) * second
+        fraction = broadcast_time(split, x_t)
+        target = fraction * first + (1 - fraction) * second
     return (network(x_t, t, condition, t_end=t_end) - target) ** 2

@@ -1,4 +1,4 @@
-"""What an objective is: what a network is trained for, and how data are sampled from it."""
+"""The interface of an objective: what a network is trained for, and how data are sampled with it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ Network = Callable[..., Tensor]
 
 
 class Objective(ABC):
-    """One way to train and to sample.
+    """How to train a network and how to sample with it.
 
     An objective of your own is a subclass with ``loss`` and ``sample``, and a line ``OBJECTIVES.register("name", Mine)``.
 
-    name: what the option says. path: from noise to data. time_density: of the times in training. valid_nfe: the numbers of
-    network evaluations that it admits; None for any. takes_prefix: whether the first tokens of a chunk may be given.
+    name: as in the option ``objective=``. path: from noise to data. time_density: of the times in training. valid_nfe: the
+    numbers of network evaluations that it admits; None for any. takes_prefix: whether the first tokens of a chunk may be
+    given.
     """
 
     valid_nfe: ClassVar[tuple[int, ...] | None] = None
@@ -47,9 +48,9 @@ class Objective(ABC):
         clip_sample_range: float | None,
         wrapped: bool,
     ) -> Objective:
-        """The objective from options: without a schedule or a prediction of its own, on the straight path.
+        """The objective from options. Here, for objectives without a schedule or a prediction: on the straight path.
 
-        wrapped: the data are angles. Raises ConfigurationError for what it does not take.
+        wrapped: the data are angles. Raises ConfigurationError for options that it does not take.
         """
         require(not wrapped, f"objective={name} needs a Gaussian path; on angles there are flow, flow_map")
         require(schedule is None, f"objective={name} has no schedule, but schedule={schedule} was given; leave it out")
@@ -72,7 +73,10 @@ class Objective(ABC):
         mask: Tensor | None = None,
         prefix_length: Tensor | None = None,
     ) -> Loss:
-        """The loss of the network on data x_1 (B, …), for what ``sample_noise`` gave. mask, prefix_length: ``Loss.of``."""
+        """The loss of the network on normalized data x_1 (B, …).
+
+        noise: from ``sample_noise``. mask, prefix_length: see ``Loss.from_errors``.
+        """
 
     @abstractmethod
     def sample(
@@ -87,21 +91,21 @@ class Objective(ABC):
         generator: Generators | None = None,
         callback: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
-        """Data like x_0 from noise. prefix, generator, callback: see ``integrate``."""
+        """Normalized data from noise x_0 (B, …), like x_0. prefix, generator, callback: see ``integrate``."""
 
     def times(self, nfe: int, *, sampling: SamplingOptions) -> Tensor:
-        """The time grid of so many network evaluations. Raises ConfigurationError if it does not admit them."""
+        """The time grid that takes ``nfe`` network evaluations. Raises ConfigurationError if there is none."""
         if self.valid_nfe is not None and nfe not in self.valid_nfe:
             valid = " or ".join(str(number) for number in self.valid_nfe)
             raise ConfigurationError(f"nfe={nfe}: a model trained with objective={self.name} admits only {valid}")
         return torch.linspace(0, 1, nfe + 1)
 
     def solver_name(self, sampling: SamplingOptions) -> str | None:
-        """The solver that will be used; None if there is none."""
+        """The name of the solver that will be used; None if the objective needs none."""
         return None
 
     def check(self, sampling: SamplingOptions) -> None:
-        """Raise ConfigurationError if it cannot be sampled so."""
+        """Raise ConfigurationError if it cannot be sampled with these options."""
         require(
             sampling.solver is None,
             f"objective={self.name} has no solver, but solver={sampling.solver} was given; leave it out",
@@ -113,7 +117,7 @@ class Objective(ABC):
 
 
 class IntegratedObjective(Objective):
-    """An objective that is sampled by a solver, along its path."""
+    """An objective that is sampled by integrating along its path with a solver."""
 
     is_flow_map: ClassVar[bool] = False
 
@@ -155,7 +159,7 @@ class IntegratedObjective(Objective):
     @property
     @abstractmethod
     def default_solver(self) -> str:
-        """Of ``SOLVERS``."""
+        """Its name in ``SOLVERS``."""
 
     def check(self, sampling: SamplingOptions) -> None:
         name = self.solver_name(sampling)

@@ -1,4 +1,4 @@
-"""Flow matching and the other predictions on a path: regress what the prediction asks for, at random times."""
+"""Flow matching and the other predictions on a path: regression of the prediction's target at random times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flowchunk.policy.noise import PathNoise
 
 
 class PathObjective(IntegratedObjective):
-    """A prediction on a Gaussian path, or the velocity between angles; its name is that of the prediction."""
+    """A prediction on a Gaussian path, or the velocity between angles; it has the name of the prediction."""
 
     @classmethod
     def make(
@@ -33,7 +33,7 @@ class PathObjective(IntegratedObjective):
         wrapped: bool,
     ) -> Self:
         options = {"min_snr_gamma": min_snr_gamma, "clip_sample_range": clip_sample_range}
-        return cls(name, path_of(name, PREDICTIONS[name], schedule, wrapped=wrapped, **options), time_density)
+        return cls(name, make_path(name, PREDICTIONS[name], schedule, wrapped=wrapped, **options), time_density)
 
     def sample_noise(self, size: tuple[int, ...], generator: torch.Generator) -> PathNoise:
         noise = super().sample_noise(size, generator)
@@ -64,7 +64,7 @@ class PathObjective(IntegratedObjective):
 
     @property
     def default_solver(self) -> str:
-        """Euler along straight velocities, else DDIM, which is Euler there."""
+        """Euler for velocities on straight paths, otherwise DDIM (which is the same there)."""
         path = self.path
         is_curved = isinstance(path, GaussianPath) and (
             not path.schedule.is_straight or not isinstance(path.prediction, VelocityPrediction)
@@ -72,12 +72,12 @@ class PathObjective(IntegratedObjective):
         return "ddim" if is_curved else "euler"
 
 
-def path_of(
+def make_path(
     name: str, prediction: type[Prediction], schedule: str | None, *, wrapped: bool = False, **options: float | None
 ) -> ProbabilityPath:
-    """The path that a prediction is made on. options: of the prediction, if it has fields of their names.
+    """The path for a prediction. options: of the prediction, as far as it has fields of these names.
 
-    Raises ConfigurationError for what does not go together.
+    Raises ConfigurationError for options that do not fit together.
     """
     known = {field.name for field in fields(prediction)}  # type: ignore[arg-type]  # each is a dataclass
     gamma = options["min_snr_gamma"]
@@ -97,6 +97,6 @@ def path_of(
     require(
         SCHEDULES[schedule].is_straight or not prediction.needs_straight_path,
         f"objective={name} with schedule={schedule}: its velocity is infinite at an end; use schedule=linear, or "
-        "objective=v, the velocity that Salimans and Ho made for such schedules",
+        "objective=v, the velocity that Salimans and Ho defined for such schedules",
     )
     return GaussianPath(SCHEDULES[schedule], prediction(**{key: options[key] for key in options if key in known}))

@@ -1,13 +1,13 @@
-"""What happens at 30 pictures: do models of digits learn them by heart, and what helps?
+"""Memorization: do models of digits copy a small training set, and what prevents it?
 
-usage: python benchmarks/memorisation.py OUTPUT_DIR [--steps 700]
+usage: python benchmarks/memorization.py OUTPUT_DIR [--steps 700]
 
-Each model is trained on N pictures of one half of the digits that are not the classifier's (N = 30, 300, all 599), once as
-it comes, once with augmentation, once with a network that sees 5 x 5 pixels alone. Copied: share of samples much nearer to
-one training picture than to the next (beside it: held-out pictures). Nearer: share of samples nearer to a training picture
-than to a held-out one (0.5: knows nothing of them). Agreement of disjoint halves (Kadkhodaie et al. 2310.02557), for the
-first variant: two models that never saw the same picture start from the same noise; 1 - (distance of their samples / of
-unrelated samples).
+Each model is trained on N images of one half of the digits that the classifier is not trained on (N = 30, 300, all 599):
+with the defaults, with augmentation, and with a network whose receptive field is 5 x 5 pixels. Copied: fraction of samples
+much closer to one training image than to the next (in parentheses: of held-out images). Nearer: fraction of samples closer to
+a training image than to a held-out one (0.5: nothing is memorized). Agreement of disjoint halves (Kadkhodaie et al.
+2310.02557), for the defaults: two models without a common training image start from the same noise; 1 - (distance between
+their samples / between unrelated samples).
 
 Resumable. Writes OUTPUT_DIR/results.md, and OUTPUT_DIR/NAME/generated/nearest_training_pictures.png for each model.
 """
@@ -24,16 +24,16 @@ import torch
 from flowchunk.cli.main import main as flowchunk
 
 VARIANTS = {
-    "as it comes": [],
+    "defaults": [],
     "augmentation": ["model.augment=true"],
-    "sees 5 x 5 pixels": ["network=local_conv", "network.receptive_field=5"],
+    "5 x 5 pixels": ["network=local_conv", "network.receptive_field=5"],
 }
 SIZES = (30, 300, 599)
 SAMPLES = 500
 
 
-def trained(folder: Path, variant: str, size: int, half: int, steps: int) -> Path:
-    """The run of one model, trained and measured unless that was done."""
+def train(folder: Path, variant: str, size: int, half: int, steps: int) -> Path:
+    """The run of a model, trained and evaluated unless it is done."""
     run = folder / f"{variant.replace(' ', '-')}-{size}-{half}"
     if not (run / "generated" / "metrics.json").exists():
         resume = f"training.resume={'true' if (run / 'config.yaml').exists() else 'false'}"
@@ -54,27 +54,28 @@ def trained(folder: Path, variant: str, size: int, half: int, steps: int) -> Pat
 
 
 def agreement(runs: list[Path]) -> float:
-    """How alike the pictures are that two models made from the same noise and labels."""
-    made = [torch.from_numpy(np.load(run / "generated" / "samples.npy")).flatten(1) for run in runs]
-    apart = (made[0] - made[1]).norm(dim=1).mean()
-    unrelated = (made[0] - made[1][torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0))]).norm(dim=1)
-    return float(1 - apart / unrelated.mean())
+    """How similar the images of two models are from the same noise and labels, 1 for equal."""
+    samples = [torch.from_numpy(np.load(run / "generated" / "samples.npy")).flatten(1) for run in runs]
+    distance = (samples[0] - samples[1]).norm(dim=1).mean()
+    shuffled = samples[1][torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0))]
+    unrelated = (samples[0] - shuffled).norm(dim=1)
+    return float(1 - distance / unrelated.mean())
 
 
 def main() -> None:
-    """Fill the table."""
+    """Fill in the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     options = parser.parse_args()
-    lines = ["| network | pictures | copied (held-out) | nearer | kernel distance (floor) | agreement of halves |"]
+    lines = ["| network | images | copied (held-out) | nearer | kernel distance (floor) | agreement of halves |"]
     lines.append("|---|---|---|---|---|---|")
     for variant in options.variants:
         for size in options.sizes:
-            halves = (0, 1) if variant == "as it comes" else (0,)
-            runs = [trained(options.output_dir, variant, size, half, options.steps) for half in halves]
+            halves = (0, 1) if variant == "defaults" else (0,)
+            runs = [train(options.output_dir, variant, size, half, options.steps) for half in halves]
             agreed = f"{agreement(runs):.2f}" if len(runs) == 2 else ""
             found = json.loads((runs[0] / "generated" / "metrics.json").read_text())
             lines.append(

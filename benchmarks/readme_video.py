@@ -1,6 +1,6 @@
-"""The moving picture of the README: one episode of Push-T with its predicted chunks drawn in, as a GIF at double speed.
+"""The animation of the README: an episode of Push-T with its predicted chunks, as a GIF at double speed.
 
-usage: python benchmarks/readme_film.py RUN docs/images/push-t.gif [--seed 100000] [--size 400]
+usage: python benchmarks/readme_video.py RUN docs/images/push-t.gif [--seed 100000] [--size 400]
 
 RUN is a run of task=pusht_state. Eight chunks are predicted for each observation; the dotted one is executed.
 """
@@ -20,12 +20,13 @@ from flowchunk.envs.rollout import ChunkExecution, record_episode
 from flowchunk.policy.chunk_policy import ChunkPolicy
 
 ENVIRONMENT = "flowchunk.envs:flowchunk/PushT-v1"
-MILLISECONDS = 50  # a step; control runs at 10 Hz
+MILLISECONDS = 50  # per step; the control frequency is 10 Hz
 LAST_MILLISECONDS = 1500
 COLORS = 128
 
 
 def main() -> None:
+    """Write the GIF."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("gif", type=Path)
@@ -43,9 +44,9 @@ def main() -> None:
 
 
 def write_gif(path: Path, frames: list[np.ndarray]) -> None:
-    """Frames (height, width, 3) uint8, all with one palette, so that what does not change costs nothing."""
-    several = np.concatenate(frames[:: max(1, len(frames) // 8)])
-    palette = Image.fromarray(several).quantize(COLORS, dither=Image.Dither.NONE)
+    """Write frames (height, width, 3), uint8, with a common palette, so that unchanged pixels take no space."""
+    sample = np.concatenate(frames[:: max(1, len(frames) // 8)])
+    palette = Image.fromarray(sample).quantize(COLORS, dither=Image.Dither.NONE)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [MILLISECONDS] * (len(images) - 1) + [LAST_MILLISECONDS]
     images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False)

@@ -1,7 +1,7 @@
-"""How near generated samples are to data, and whether they are copies of it.
+"""How close generated samples are to data, and whether they are copies of the training data.
 
-A distance is never zero between two finite draws, not even of one distribution: ``metric_floor`` measures what data
-against data gives, and every distance is to be shown beside it. All take samples (n, d) and compute in double precision.
+No distance is zero between two finite samples, not even of the same distribution: ``metric_floor`` measures data against
+data, and every distance should be shown next to it. All take samples (n, d) and compute in double precision.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-BLOCK = 2048  # rows of a table of pairs that are in memory at a time
+BLOCK = 2048  # rows of the pairwise matrix that are in memory at a time
 MIN_FLOOR_PAIRS = 8
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 256, seed: int = 0) -> Tensor:
     """Root mean, over random directions, of the squared Wasserstein-2 distance along each (Rabin et al. 2011).
 
-    a: (n, d), b: (m, d). Returns a scalar in their unit. The directions are fixed by the seed; n may differ from m, then
-    quantiles are matched. Raises ValueError where the shapes do not fit.
+    a: (n, d), b: (m, d). Returns a scalar in their unit. The directions are determined by the seed; if n and m differ,
+    quantiles are matched. Raises ValueError if the shapes do not fit.
     """
     _check(a, b)
     generator = torch.Generator().manual_seed(seed)
@@ -28,30 +28,30 @@ def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 256, seed: in
     directions = directions / directions.norm(dim=0)
     along_a, along_b = (torch.sort(x.double() @ directions, dim=0).values for x in (a, b))  # (n, P), (m, P)
     n, m = len(a), len(b)
-    # Both quantile functions are steps, at every n-th and m-th part of the mass: in units of 1/(n·m), whole numbers.
+    # Both quantile functions are step functions, at multiples of 1/n and 1/m: integers in units of 1/(n·m).
     ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).sort().values.to(a.device)
     mass = torch.diff(ends, prepend=ends.new_zeros(1)).double() / (n * m)
-    apart = along_a[(ends - 1) // m] - along_b[(ends - 1) // n]
-    return (mass @ apart**2).mean().sqrt()
+    difference = along_a[(ends - 1) // m] - along_b[(ends - 1) // n]
+    return (mass @ difference**2).mean().sqrt()
 
 
 def energy_distance(a: Tensor, b: Tensor) -> Tensor:
     """2·E|X - Y| - E|X - X'| - E|Y - Y'| with Euclidean distances (Székely and Rizzo 2013), in the unit of a and b.
 
-    a: (n, d), b: (m, d). This is the V statistic, which pairs each sample with itself too: never negative, zero only for
-    equal samples, and by E|X - X'|/n + E|Y - Y'|/m too large for draws of one distribution. Raises ValueError where the
+    a: (n, d), b: (m, d). This is the V-statistic, which also pairs each sample with itself: never negative, zero only for
+    equal samples, and for samples of the same distribution E|X - X'|/n + E|Y - Y'|/m on average. Raises ValueError if the
     shapes do not fit.
     """
-    return _energy(a, b, torch.cdist).clamp(min=0)  # rounding may leave -1e-15
+    return _energy(a, b, torch.cdist).clamp(min=0)  # rounding can give -1e-15
 
 
 def angular_energy_distance(a: Tensor, b: Tensor, *, geodesic: bool = False) -> Tensor:
-    """Energy distance of angles a (n, d) and b (m, d) in radians; whole turns make no difference.
+    """Energy distance between angles a (n, d) and b (m, d) in radians; full turns make no difference.
 
-    The distance of two angles is the chord between them on the unit circle: as an energy distance in the plane of cos and
-    sin, this is zero for equal samples alone. ``geodesic`` takes arcs instead, √Σ arc² over the d angles. It is there
-    for comparison, not for judging: arcs are not of strictly negative type, so two opposite directions are at distance
-    zero from all directions alike, and for d > 1 the result can be negative. Raises ValueError where the shapes do not fit.
+    Two angles are as far apart as the chord between them on the unit circle: an energy distance in the plane of cosine and
+    sine, so it is zero only for equal samples. ``geodesic`` uses arcs instead, √Σ arc² over the d angles, only for
+    comparison: arcs are not of strictly negative type, so the distance between two opposite directions and the uniform
+    distribution is zero, and for d > 1 the result can be negative. Raises ValueError if the shapes do not fit.
     """
     _check(a, b)
     if geodesic:
@@ -64,26 +64,26 @@ def kernel_distance(
 ) -> Tensor:
     """Squared maximum mean discrepancy under the kernel (x·y/d + 1)³ of KID (Bińkowski et al. 1801.01401).
 
-    features_a: (n, d), features_b: (m, d). Unbiased (U statistic): about zero, thus also negative, for draws of one
-    distribution. classes_a: (n,), classes_b: (m,) whole numbers, for draws that hold their classes in fixed shares and
-    not as chance has it: pairs of one class are rarer within such a draw than across two, and are weighed up for it
-    where no class has one member alone. Raises ValueError where the shapes do not fit or there are fewer than two samples
-    on a side.
+    features_a: (n, d), features_b: (m, d). Unbiased (U-statistic), so about zero, and possibly negative, for samples of the
+    same distribution. classes_a: (n,), classes_b: (m,) integers, for stratified samples, in which the fractions of the
+    classes are fixed instead of random: pairs of the same class are rarer within such a sample than across two, and their
+    weights correct for it, unless a class has only one member. Raises ValueError if the shapes do not fit, or for fewer
+    than two samples on either side.
     """
     _check(features_a, features_b)
     a, b = features_a.double(), features_b.double()
     if min(len(a), len(b)) < 2:
         raise ValueError(
-            f"an unbiased kernel distance needs 2 samples on each side at least, got {len(a)} and {len(b)}"
+            f"an unbiased kernel distance needs at least 2 samples on each side, got {len(a)} and {len(b)}"
         )
     across = _sum_over_pairs(a, b, _kid_kernel) / (len(a) * len(b))
     return _kernel_within(a, classes_a) + _kernel_within(b, classes_b) - 2 * across
 
 
 def metric_floor(metric: Callable[[Tensor, Tensor], Tensor], pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """What a metric gives for data against data: its mean over pairs of independent draws of one distribution.
+    """The value of a metric for data against data: its mean over pairs of independent samples of the same distribution.
 
-    Take draws as large as those compared: the floor falls with their size. Raises ValueError for fewer than 8 pairs.
+    Use as many samples as in the comparison: the floor falls with their number. Raises ValueError for fewer than 8 pairs.
     """
     values = [float(metric(a, b)) for a, b in pairs]
     if len(values) < MIN_FLOOR_PAIRS:
@@ -91,32 +91,34 @@ def metric_floor(metric: Callable[[Tensor, Tensor], Tensor], pairs: Iterable[tup
     return math.fsum(values) / len(values)
 
 
-def nearest_neighbour_ratio(samples: Tensor, train: Tensor, held_out: Tensor) -> float:
-    """Share of samples that lie nearer to a training point than to any held-out point; ties count one half.
+def nearest_neighbor_ratio(samples: Tensor, *, train: Tensor, held_out: Tensor) -> float:
+    """Fraction of samples that are closer to a training point than to any held-out point; ties count one half.
 
-    samples: (n, d), train and held_out: (m, d), two equal draws of the data. About 0.5 where the samples know nothing of
-    the training points but their distribution, 1 where all are copies (Platzer and Reutterer 2104.00635, there the share
-    by "distance to closest record"). Raises ValueError where the shapes do not fit or the sets are not of one size.
+    samples: (n, d). train, held_out: (m, d), equally many points of the same distribution. About 0.5 if the model learned
+    only the distribution of the training points, 1 if all samples are copies of them (Platzer and Reutterer 2104.00635,
+    there by "distance to closest record"). Raises ValueError if the shapes do not fit or the sets differ in size.
     """
     if len(train) != len(held_out):
         raise ValueError(
-            f"train and held_out must be of one size to be as near by chance: {len(train)}, {len(held_out)}"
+            f"train and held_out must be equally many points, or one is closer by chance: {len(train)}, {len(held_out)}"
         )
     to_train, to_held_out = (_nearest(samples, points, 1)[:, 0] for points in (train, held_out))
-    nearer = (to_train < to_held_out).double() + 0.5 * (to_train == to_held_out).double()
-    return float(nearer.mean())
+    is_closer = (to_train < to_held_out).double() + 0.5 * (to_train == to_held_out).double()
+    return float(is_closer.mean())
 
 
-def copied_share(samples: Tensor, train: Tensor, *, ratio: float = 1 / 3) -> float:
-    """Share of samples far nearer to one training point than to the next: nearest < ratio · second nearest.
+def copied_fraction(samples: Tensor, *, train: Tensor, ratio: float = 1 / 3) -> float:
+    """Fraction of samples much closer to one training point than to the next: nearest < ratio · second nearest.
 
     samples: (n, d), train: (m, d) with m >= 2 (Yoon et al. 2023, "Diffusion probabilistic models generalize when they
-    fail to memorize"). Independent samples seldom qualify in high dimensions, but do by chance in low ones, with
-    probability ratio^d: show held-out data's share beside it. A training point that occurs twice hides its copies. Raises
-    ValueError where the shapes do not fit or train has fewer than 2 points.
+    fail to memorize"). Independent samples rarely count in high dimensions, but do by chance in low ones, with probability
+    ratio^d: show the fraction of held-out data next to it. Copies of a training point that occurs twice are not found.
+    Raises ValueError if the shapes do not fit or train has fewer than 2 points.
     """
     if len(train) < 2:
-        raise ValueError(f"a second nearest training point needs at least 2 of them, got {len(train)}")
+        raise ValueError(
+            f"the distance to the second nearest training point needs at least 2 of them, got {len(train)}"
+        )
     nearest, second = _nearest(samples, train, 2).unbind(dim=1)
     return float((nearest < ratio * second).double().mean())
 
@@ -141,13 +143,13 @@ def _arc(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _kernel_within(x: Tensor, classes: Tensor | None) -> Tensor:
-    """The mean kernel of two different samples, each class at its share of x (n, d)."""
+    """The mean kernel of two different samples, each class with its fraction of x (n, d)."""
     if classes is None or torch.unique(classes, return_counts=True)[1].min() < 2:
         n = len(x)
         return (_sum_over_pairs(x, x, _kid_kernel) - _kernel_with_itself(x)) / (n * (n - 1))
     total = _sum_over_pairs(x, x, _kid_kernel)
-    for number in torch.unique(classes):
-        members = x[classes == number]
+    for label in torch.unique(classes):
+        members = x[classes == label]
         pairs, n = _sum_over_pairs(members, members, _kid_kernel), len(members)
         total = total - pairs + (pairs - _kernel_with_itself(members)) * n / (n - 1)
     return total / len(x) ** 2
@@ -169,7 +171,7 @@ def _sum_over_pairs(x: Tensor, y: Tensor, value: PairValues) -> Tensor:
 
 
 def _nearest(samples: Tensor, points: Tensor, k: int) -> Tensor:
-    """Distances of samples (n, d) to the k nearest of points (m, d), the nearest first: (n, k)."""
+    """Distances from samples (n, d) to the k nearest of points (m, d), in ascending order: (n, k)."""
     _check(samples, points)
     points = points.double()
     return torch.cat([torch.cdist(r, points).topk(k, largest=False).values for r in _blocks(samples.double())])
@@ -181,6 +183,4 @@ def _blocks(x: Tensor) -> Iterator[Tensor]:
 
 def _check(a: Tensor, b: Tensor) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not len(a) or not len(b):
-        raise ValueError(
-            f"expected samples (n, d) and (m, d), neither empty, got {tuple(a.shape)} and {tuple(b.shape)}"
-        )
+        raise ValueError(f"expected samples (n, d) and (m, d), not empty, got {tuple(a.shape)} and {tuple(b.shape)}")
