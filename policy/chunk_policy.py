@@ -27,6 +27,7 @@ from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.noise import Noise, PathNoise
 from flowchunk.policy.normalizer import Normalizer
 from flowchunk.policy.relative_actions import check_relative_to, reference
+from flowchunk.policy.shapes import Chunk, Condition
 
 KIND = "chunk_policy"
 ACTION = "action"
@@ -196,13 +197,13 @@ class ChunkPolicy(nn.Module):
         with torch.autocast(device, enabled=self.config.vision is None and torch.is_autocast_enabled(device)):
             return self.model.loss(x_1, noise=path, condition=condition, mask=mask, prefix_length=prefix_length)
 
-    def encode(self, observation: Mapping[str, Tensor], augmentation: Mapping[str, Tensor] | None = None) -> Tensor:
+    def encode(self, observation: Mapping[str, Tensor], augmentation: Mapping[str, Tensor] | None = None) -> Condition:
         """Observations {key: (B, To, …)} in physical units to the condition (B, C). augmentation: of images, in training."""
         values = {
             key: value if self.observation_spec.fields[key].is_image else self.normalizer.normalize(key, value)
             for key, value in observation.items()
         }
-        condition: Tensor = self.encoder(values, augmentation)
+        condition: Condition = self.encoder(values, augmentation)
         return condition
 
     # -- acting -------------------------------------------------------------------------------------------------------
@@ -239,11 +240,11 @@ class ChunkPolicy(nn.Module):
             chunk[:, : prefix.shape[1]] = prefix
         return chunk
 
-    def _relative(self, actions: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
+    def _relative(self, actions: Chunk, observation: Mapping[str, Tensor]) -> Chunk:
         """Actions (B, h, D) relative to the observed values that ``relative_to`` names."""
         return actions if self.config.relative_to is None else actions - reference(observation, self.config.relative_to)
 
-    def _absolute(self, actions: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
+    def _absolute(self, actions: Chunk, observation: Mapping[str, Tensor]) -> Chunk:
         """The inverse of ``_relative``."""
         return actions if self.config.relative_to is None else actions + reference(observation, self.config.relative_to)
 

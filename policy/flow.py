@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,8 +21,10 @@ from flowchunk.policy.diffusion.paths import FLOW, Generators, ProbabilityPath
 from flowchunk.policy.diffusion.schedules import TIME_EPSILON
 from flowchunk.policy.diffusion.solvers import SOLVERS, VectorField
 from flowchunk.policy.diffusion.time_densities import TimeDensity, uniform_time
+from flowchunk.policy.shapes import Data, Mask, Times
 
 
+@runtime_checkable
 class Velocity(Protocol):
     """dx/dt at x_t (B, …) and t, (B,) or (B, H), given the condition; like x_t."""
 
@@ -64,12 +66,12 @@ class Loss(NamedTuple):
 
 def flow_matching_loss(
     velocity: Velocity,
-    x_1: Tensor,
+    x_1: Data,
     *,
     condition: Any = None,
-    x_0: Tensor | None = None,
-    t: Tensor | None = None,
-    mask: Tensor | None = None,
+    x_0: Data | None = None,
+    t: Times | None = None,
+    mask: Mask | None = None,
     prefix_length: Tensor | None = None,
     path: ProbabilityPath = FLOW,
     time_density: TimeDensity = uniform_time,
@@ -111,7 +113,7 @@ def uniform_times(nfe: int, *, method: str = "euler", path: ProbabilityPath = FL
 
 def integrate(
     velocity: Velocity,
-    x_0: Tensor,
+    x_0: Data,
     times: Tensor,
     *,
     condition: Any = None,
@@ -121,7 +123,7 @@ def integrate(
     eta: float = 1.0,
     generator: Generators | None = None,
     callback: Callable[[Tensor, Tensor], None] | None = None,
-) -> Tensor:
+) -> Data:
     """Integrate the velocity from noise x_0 (B, …) through ``times``; returns x at the last of them, like x_0.
 
     times: (N + 1,) increasing, usually 0 … 1, preferably on the CPU. path: what the network was trained on. prefix:

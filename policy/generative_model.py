@@ -24,6 +24,7 @@ from flowchunk.policy.noise import PathNoise
 from flowchunk.policy.normalizer import Normalizer
 from flowchunk.policy.registry import Registry
 from flowchunk.policy.sampling import SamplingOptions
+from flowchunk.policy.shapes import Condition, Data, Mask
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -136,11 +137,11 @@ class GenerativeModel(nn.Module):
 
     def loss(
         self,
-        x_1: Tensor,
+        x_1: Data,
         *,
         noise: PathNoise,
-        condition: Tensor | None = None,
-        mask: Tensor | None = None,
+        condition: Condition | None = None,
+        mask: Mask | None = None,
         prefix_length: Tensor | None = None,
     ) -> Loss:
         """The objective's loss on unnormalized data x_1 (B, …), given noise of ``sample_noise``.
@@ -158,12 +159,12 @@ class GenerativeModel(nn.Module):
 
     def sample(
         self,
-        condition: Tensor,
+        condition: Condition,
         *,
         sampling: SamplingOptions,
         generator: Generators,
         prefix: Tensor | None = None,
-        unconditional: Tensor | None = None,
+        unconditional: Condition | None = None,
         callback: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Unnormalized samples, one for each row of the condition (B, C).

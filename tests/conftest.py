@@ -8,6 +8,12 @@ import gymnasium
 import numpy as np
 import pytest
 import zarr
+from jaxtyping import install_import_hook
+
+# Shapes in the signatures of these packages (see policy/shapes.py) are checked at every call of a test.
+install_import_hook(
+    ["flowchunk.policy.flow", "flowchunk.policy.diffusion.paths", "flowchunk.policy.networks"], "beartype.beartype"
+)
 
 
 @pytest.fixture(scope="session")

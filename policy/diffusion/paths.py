@@ -10,13 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from flowchunk.policy.diffusion.predictions import Endpoints, Prediction, VelocityPrediction
 from flowchunk.policy.diffusion.schedules import LINEAR, Schedule
+from flowchunk.policy.shapes import Data, Times
 
 MIN_ALPHA = (
     0.08  # below it a noise prediction carries no information about the data: their estimate is its error / alpha
@@ -33,6 +34,7 @@ class PathSample(NamedTuple):
     target: Tensor
 
 
+@runtime_checkable
 class ProbabilityPath(Protocol):
     """From noise to data: what training (``sample_noise``, ``sample``, ``errors``) and sampling (the others) need.
 
@@ -42,16 +44,16 @@ class ProbabilityPath(Protocol):
     def sample_noise(self, size: tuple[int, ...], *, generator: Generators | None = None) -> Tensor:
         """Noise x_0 of this size (B, …), the start of the path."""
 
-    def sample(self, *, x_0: Tensor, x_1: Tensor, t: Tensor) -> PathSample:
+    def sample(self, *, x_0: Data, x_1: Data, t: Times) -> PathSample:
         """x_t between the two, and the target of the network there."""
 
-    def errors(self, output: Tensor, target: Tensor, t: Tensor) -> Tensor:
+    def errors(self, output: Data, target: Data, t: Times) -> Data:
         """Weighted squared errors, like x."""
 
-    def velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def velocity(self, output: Data, x_t: Data, t: Times) -> Data:
         """The network's output at x_t as dx/dt."""
 
-    def step(self, x: Tensor, displacement: Tensor) -> Tensor:
+    def step(self, x: Data, displacement: Data) -> Data:
         """x moved by a displacement, velocity times duration."""
 
 
@@ -93,24 +95,24 @@ class GaussianPath:
     def sample_noise(self, size: tuple[int, ...], *, generator: Generators | None = None) -> Tensor:
         return sample_normal(size, generator=generator)
 
-    def sample(self, *, x_0: Tensor, x_1: Tensor, t: Tensor) -> PathSample:
+    def sample(self, *, x_0: Data, x_1: Data, t: Times) -> PathSample:
         t = broadcast_time(t, x_1)
         x_t = self.schedule.alpha(t) * x_1 + self.schedule.sigma(t) * x_0
         return PathSample(x_t, self.prediction.target(self.schedule, x_0=x_0, x_1=x_1, x_t=x_t, t=t))
 
-    def errors(self, output: Tensor, target: Tensor, t: Tensor) -> Tensor:
+    def errors(self, output: Data, target: Data, t: Times) -> Data:
         errors = (output - target) ** 2
         weight = self.prediction.weight(self.schedule, broadcast_time(t, errors))
         return errors if weight is None else weight * errors
 
-    def endpoints(self, output: Tensor, x_t: Tensor, t: Tensor) -> Endpoints:
+    def endpoints(self, output: Data, x_t: Data, t: Times) -> Endpoints:
         """Both ends of the path, as the network's output at x_t implies them."""
         return self.prediction.to_endpoints(self.schedule, output, x_t=x_t, t=broadcast_time(t, x_t))
 
-    def velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def velocity(self, output: Data, x_t: Data, t: Times) -> Data:
         return self.prediction.to_velocity(self.schedule, output, x_t=x_t, t=broadcast_time(t, x_t))
 
-    def step(self, x: Tensor, displacement: Tensor) -> Tensor:
+    def step(self, x: Data, displacement: Data) -> Data:
         return x + displacement
 
 
@@ -134,17 +136,17 @@ class WrappedPath:
     def sample_noise(self, size: tuple[int, ...], *, generator: Generators | None = None) -> Tensor:
         return math.pi * (2 * sample_rows(torch.rand, size, generator=generator) - 1)
 
-    def sample(self, *, x_0: Tensor, x_1: Tensor, t: Tensor) -> PathSample:
+    def sample(self, *, x_0: Data, x_1: Data, t: Times) -> PathSample:
         velocity = wrap(x_1 - x_0)
         return PathSample(wrap(x_0 + broadcast_time(t, x_1) * velocity), velocity)
 
-    def errors(self, output: Tensor, target: Tensor, t: Tensor) -> Tensor:
+    def errors(self, output: Data, target: Data, t: Times) -> Data:
         return (output - target) ** 2
 
-    def velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def velocity(self, output: Data, x_t: Data, t: Times) -> Data:
         return output
 
-    def step(self, x: Tensor, displacement: Tensor) -> Tensor:
+    def step(self, x: Data, displacement: Data) -> Data:
         return wrap(x + displacement)
 
 

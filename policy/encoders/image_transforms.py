@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowchunk.policy.shapes import Images
+
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in the gray value, ITU-R BT.601
 
 
-def crop_images(images: Tensor, size: Sequence[int], positions: Tensor | None = None) -> Tensor:
+def crop_images(images: Images, size: Sequence[int], positions: Tensor | None = None) -> Images:
     """Crops (B, T, h, w, C) of images (B, T, H, W, C), at the same position in all T images of a sample.
 
     size: (h, w) in pixels. positions: (B, 2) in [0, 1), from top to bottom and from left to right; centered by default.

@@ -16,6 +16,7 @@ from flowchunk.policy.encoders.small_conv import SmallConv
 from flowchunk.policy.encoders.state import StateEncoder
 from flowchunk.policy.encoders.timm_backbone import TimmBackbone
 from flowchunk.policy.encoders.transformers_backbone import TransformersBackbone
+from flowchunk.policy.shapes import Condition, Images
 
 VISION: dict[str, Callable[..., Any]] = {
     "small_conv": SmallConv,
@@ -72,7 +73,7 @@ class ObservationEncoder(nn.Module):
                 augmentation[f"color.{key}"] = 1 + self.color_jitter * unit
         return augmentation
 
-    def forward(self, observation: Mapping[str, Tensor], augmentation: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(self, observation: Mapping[str, Tensor], augmentation: Mapping[str, Tensor] | None = None) -> Condition:
         """The condition (B, condition_size).
 
         augmentation: from ``sample_augmentation``, in training; without it crops are centered and colors do not change.
@@ -90,7 +91,7 @@ class ObservationEncoder(nn.Module):
         for network in self.cameras.values():
             network.load_weights(weights)  # type: ignore[operator]  # every one in VISION has it
 
-    def _encode_images(self, key: str, images: Tensor, augmentation: Mapping[str, Tensor]) -> Tensor:
+    def _encode_images(self, key: str, images: Images, augmentation: Mapping[str, Tensor]) -> Tensor:
         """Images (B, To, H, W, 3), uint8, to (B, image_steps · features)."""
         images = images[:, -self.image_steps :]
         if (size := self.images[key].crop) is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from flowchunk.policy.shapes import Chunk, Condition, Times
 
 
 class AngleNetwork(nn.Module):
@@ -19,7 +21,7 @@ class AngleNetwork(nn.Module):
         super().__init__()
         self.network = make(2 * angles)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor, *, t_end: Tensor | None = None) -> Tensor:
+    def forward(self, x: Chunk, t: Times, condition: Condition, *, t_end: Times | None = None) -> Chunk:
         cos, sin = x.cos(), x.sin()
         along_x, along_y = self.network(torch.cat([cos, sin], dim=-1), t, condition, t_end=t_end).chunk(2, dim=-1)
         return cos * along_y - sin * along_x

@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from flowchunk.policy.networks.conditioning import AdaptiveLayerNorm, TimeAndCondition, zero_initialized
+from flowchunk.policy.shapes import Condition, Data, Times
 
 
 class LocalConv(nn.Module):
@@ -45,7 +46,7 @@ class LocalConv(nn.Module):
         self.norm = AdaptiveLayerNorm(width, gates=0)
         self.output = zero_initialized(nn.Linear(width, channels))
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor, *, t_end: Tensor | None = None) -> Tensor:
+    def forward(self, x: Data, t: Times, condition: Condition, *, t_end: Times | None = None) -> Data:
         c = self.embedding(t, condition, t_end)[:, None, None]  # (B, 1, 1, width)
         h = self.input(x.movedim(1, -1))  # (B, size, size, width): channels last for norms and linear layers
         for block in self.blocks:

@@ -12,6 +12,7 @@ from flowchunk.policy.networks.conditioning import (
     time_per_token,
     zero_initialized,
 )
+from flowchunk.policy.shapes import Chunk, Condition, Times
 
 
 class MLP(nn.Module):
@@ -37,7 +38,7 @@ class MLP(nn.Module):
         self.norm = AdaptiveLayerNorm(width, gates=0)
         self.output = zero_initialized(nn.Linear(width, horizon * action_size))
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor, *, t_end: Tensor | None = None) -> Tensor:
+    def forward(self, x: Chunk, t: Times, condition: Condition, *, t_end: Times | None = None) -> Chunk:
         tokens = torch.cat([x, time_per_token(t, x.shape[1])[..., None]], dim=-1)  # (B, H, D + 1)
         c = self.embedding(time_per_sample(t), condition, time_per_sample(t_end))
         h = self.input(torch.cat([tokens.flatten(1), condition], dim=-1))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flowchunk.policy.networks.conditioning import sinusoidal_embedding
 from flowchunk.policy.networks.dit import DiT
+from flowchunk.policy.shapes import Condition, Data, Times
 
 
 class PatchDiT(nn.Module):
@@ -50,7 +51,7 @@ class PatchDiT(nn.Module):
         with torch.no_grad():  # only the initial value: they are learned
             self.transformer.position.copy_(grid_positions(self.side, width))
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor, *, t_end: Tensor | None = None) -> Tensor:
+    def forward(self, x: Data, t: Times, condition: Condition, *, t_end: Times | None = None) -> Data:
         patches = F.pixel_unshuffle(x, self.patch)  # (B, C · patch², side, side)
         velocity = self.transformer(patches.flatten(2).mT, t, condition, t_end=t_end)  # (B, side², C · patch²)
         return F.pixel_shuffle(velocity.mT.unflatten(2, (self.side, self.side)), self.patch)

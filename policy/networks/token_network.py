@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flowchunk.policy.networks.conditioning import (
     AdaptiveLayerNorm,
@@ -13,6 +13,7 @@ from flowchunk.policy.networks.conditioning import (
     embedding_per_token,
     zero_initialized,
 )
+from flowchunk.policy.shapes import Chunk, Condition, Times
 
 
 class TokenNetwork(nn.Module):
@@ -32,7 +33,7 @@ class TokenNetwork(nn.Module):
         self.norm = AdaptiveLayerNorm(width, gates=0)
         self.output = zero_initialized(nn.Linear(width, action_size))
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor, *, t_end: Tensor | None = None) -> Tensor:
+    def forward(self, x: Chunk, t: Times, condition: Condition, *, t_end: Times | None = None) -> Chunk:
         c = embedding_per_token(
             self.embedding(t, condition, t_end)
         )  # (B, H, width), or (B, 1, width) with one time per sample

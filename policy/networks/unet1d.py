@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowchunk.policy.networks.conditioning import TimeAndCondition, time_per_sample, time_per_token, zero_initialized
+from flowchunk.policy.shapes import Chunk, Condition, Times
 
 
 class UNet1D(nn.Module):
@@ -48,7 +49,7 @@ class UNet1D(nn.Module):
         self.up = nn.ModuleList(block(below + here, here) for here, below in reversed(list(pairwise(channels))))
         self.output = zero_initialized(nn.Conv1d(channels[0], action_size, 1))
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor, *, t_end: Tensor | None = None) -> Tensor:
+    def forward(self, x: Chunk, t: Times, condition: Condition, *, t_end: Times | None = None) -> Chunk:
         c = self.embedding(time_per_sample(t), condition, time_per_sample(t_end))  # (B, width)
         h = torch.cat([x, time_per_token(t, x.shape[1])[..., None]], dim=-1).mT  # (B, D + 1, H)
         skips = []

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from flowchunk.policy.networks.conditioning import TimeAndCondition
+from flowchunk.policy.shapes import Condition, Data, Times
 
 MIN_SIZE, MAX_LEVELS = 4, 4  # pixels at the lowest level, default number of levels
 
@@ -56,7 +57,7 @@ class UNet2D(nn.Module):
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor, *, t_end: Tensor | None = None) -> Tensor:
+    def forward(self, x: Data, t: Times, condition: Condition, *, t_end: Times | None = None) -> Data:
         # diffusers adds "class labels" to its own embedding of the time, which it expects from 0 to 1000
         c = self.embedding(t, condition, t_end)
         return self.unet(x, 1000 * t, class_labels=c, return_dict=False)[0]

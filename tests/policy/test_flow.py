@@ -378,4 +378,4 @@ def test_flow_needs_only_torch() -> None:
 def test_flow_imports_no_network() -> None:
     imports = [node for node in ast.walk(ast.parse(inspect.getsource(flow))) if isinstance(node, ast.ImportFrom)]
     ours = {str(node.module).split(".")[-1] for node in imports if str(node.module).startswith("flowchunk")}
-    assert ours == {"paths", "schedules", "solvers", "time_densities"}
+    assert ours == {"paths", "schedules", "shapes", "solvers", "time_densities"}
