@@ -233,7 +233,9 @@ def _is_option(config: str, argument: str) -> bool:
 def _explaining(config: str, overrides: Sequence[str]) -> Iterator[None]:
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except ConfigurationError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last of a choice that is a number
         raise ConfigurationError(_explain(config, overrides, error)) from error
 
 

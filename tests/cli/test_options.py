@@ -249,6 +249,12 @@ def test_an_unknown_recipe_is_refused() -> None:
         read_options("train", ["task=pusht_state", "dataset.path=x", "experiment=none_such"])
 
 
+@pytest.mark.parametrize("key", ["task", "network", "vision", "hardware", "experiment"])
+def test_a_number_is_no_choice(key: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"unknown {key} '1'; there are "):
+        read_options("train", ["task=pusht_image", "dataset.path=x", f"{key}=1"])
+
+
 # Types and defaults are those of the dataclasses
 
 
