@@ -48,7 +48,7 @@ PRESET = TrainingConfig(
 """As in ``configs/hardware/gpu.yaml``."""
 POLICY = PolicyConfig(
     n_action_steps=4,
-    relative_to=("agent_position.0", "agent_position.1"),
+    relative_to=("agent_position.agent_x", "agent_position.agent_y"),
     vision="resnet18",
     vision_options={"image_steps": 1},
 )

@@ -13,6 +13,7 @@ import argparse
 import numpy as np
 
 from flowchunk.envs.simulation import environment_maker
+from flowchunk.envs.tasks.pick_place import JOINTS
 from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
 from flowchunk.policy.evaluation.latency import latency_ms
 from flowchunk.policy.normalizer import Normalizer, Scaling
@@ -20,7 +21,7 @@ from flowchunk.policy.normalizer import Normalizer, Scaling
 CONFIG = PolicyConfig(
     vision="small_conv",
     vision_options={"image_steps": 1},
-    relative_to=(*(f"proprioception.{joint}" for joint in range(6)), None),
+    relative_to=(*(f"proprioception.{joint}" for joint in JOINTS), None),
 )
 """As in ``configs/experiment/pickplace_image.yaml``."""
 

@@ -29,6 +29,7 @@ MAY_DIFFER = (  # what a run may be resumed with, although it was started with s
     "evaluation.",
     "dataset.path",  # the data themselves are compared
     "dataset.cache",
+    "policy.relative_to",  # the scaling of the actions, which depends on it, is compared; indices became names
     "training.resume",
     "training.prefetch",
     "training.checkpoint_every",

@@ -26,7 +26,7 @@ from flowchunk.policy.generative_model import GenerativeModel, ModelConfig, shal
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.noise import Noise, PathNoise
 from flowchunk.policy.normalizer import Normalizer
-from flowchunk.policy.relative_actions import check_relative_to, reference
+from flowchunk.policy.relative_actions import References, find_references, reference_values
 from flowchunk.policy.shapes import Chunk, Condition
 
 KIND = "chunk_policy"
@@ -40,7 +40,7 @@ class PolicyConfig(ModelConfig):
     observation_steps: To, the latest observations that it is given. horizon: H, the number of predicted actions.
     n_action_steps: how many of them are executed before the next prediction. prefix_max: the longest prefix of already
     committed actions in training; 0 for none. mask_padding: exclude the padding after an episode's end, where the last
-    action is held, from the loss. relative_to: for each action dimension the observed value, as KEY.INDEX, that the network
+    action is held, from the loss. relative_to: for each action dimension the observed value, as KEY.NAME, that the network
     predicts it relative to, or None; the policy itself takes and returns absolute actions. vision, vision_options: the image
     encoder, see ``ObservationEncoder``. num_noise_samples: how many samples of noise and time each encoded observation is
     trained with; by default 4 with images, which are expensive to encode, otherwise 1. For the others see ``ModelConfig``.
@@ -112,8 +112,9 @@ class ChunkPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.observation_spec, self.action_spec = config, observation_spec, action_spec
+        self.references: References | None = None
         if config.relative_to is not None:
-            check_relative_to(config.relative_to, observation_spec, action_spec.size)
+            self.references = find_references(config.relative_to, observation_spec, action_spec.size)
         self.encoder = ObservationEncoder(
             observation_spec,
             observation_steps=config.observation_steps,
@@ -242,11 +243,11 @@ class ChunkPolicy(nn.Module):
 
     def _relative(self, actions: Chunk, observation: Mapping[str, Tensor]) -> Chunk:
         """Actions (B, h, D) relative to the observed values that ``relative_to`` names."""
-        return actions if self.config.relative_to is None else actions - reference(observation, self.config.relative_to)
+        return actions if self.references is None else actions - reference_values(observation, self.references)
 
     def _absolute(self, actions: Chunk, observation: Mapping[str, Tensor]) -> Chunk:
         """The inverse of ``_relative``."""
-        return actions if self.config.relative_to is None else actions + reference(observation, self.config.relative_to)
+        return actions if self.references is None else actions + reference_values(observation, self.references)
 
     def with_sampling(self, **options: Any) -> Self:
         """This policy with other ``SamplingOptions``, sharing its weights: ``policy.with_sampling(nfe=1)``.

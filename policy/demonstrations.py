@@ -15,7 +15,7 @@ from flowchunk.datasets.store import ACTION, Store
 from flowchunk.datasets.symmetry import Symmetry
 from flowchunk.datasets.windows import Windows, load_image_tensors, load_windows, memory_bytes, split_episodes
 from flowchunk.policy.normalizer import Mode, Normalizer, Scaling
-from flowchunk.policy.relative_actions import RelativeTo, check_relative_to, relative_chunks
+from flowchunk.policy.relative_actions import RelativeTo, find_references, relative_chunks
 
 Specs = tuple[ObservationSpec, ActionSpec]
 
@@ -134,8 +134,7 @@ def fit_normalizer(
     normalizer = Normalizer({key: fit(key) for key in wraps})
     if relative_to is None:
         return normalizer
-    check_relative_to(relative_to, observation_spec, action_spec.size)
-    chunks = relative_chunks(windows, relative_to)
+    chunks = relative_chunks(windows, find_references(relative_to, observation_spec, action_spec.size))
     return normalizer.with_scaling(ACTION, Scaling.fit("gaussian", chunks))
 
 

@@ -6,8 +6,9 @@ do not accumulate along the chunk as they do with step-to-step deltas.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,55 +16,78 @@ import torch
 from torch import Tensor
 
 from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.datasets.specs import ObservationSpec
+from flowchunk.datasets.specs import ObservationField, ObservationSpec
 
 if TYPE_CHECKING:
     from flowchunk.datasets.windows import Windows  # a policy that acts reads no data
 
 RelativeTo = Sequence[str | None]
+"""For each action dimension an observed value, as KEY.NAME, or None."""
 
 
-def check_relative_to(relative_to: RelativeTo, observation_spec: ObservationSpec, action_size: int) -> None:
-    """Raise ConfigurationError unless ``relative_to`` has a value, as KEY.INDEX, or None for each action dimension."""
+@dataclass(frozen=True)
+class Reference:
+    """An observed value: a key of the observation, and an index into its flattened values."""
+
+    key: str
+    index: int
+
+
+References = Sequence[Reference | None]
+
+
+def find_references(relative_to: RelativeTo, observation_spec: ObservationSpec, action_size: int) -> References:
+    """The observed value for each action dimension, or None.
+
+    Names are those of the specification; without names, and in early checkpoints, it is KEY.INDEX. Raises
+    ConfigurationError unless there is an entry for each action dimension, and for values that do not exist, are images, or
+    are angles that wrap.
+    """
     if len(relative_to) != action_size:
         raise ConfigurationError(
             f"policy.relative_to has {len(relative_to)} entries for {action_size} action dimensions"
         )
-    for entry in relative_to:
-        key, _, index = (entry or "").rpartition(".")
-        field = observation_spec.fields.get(key)
-        if entry is not None and (field is None or not index.isdigit() or int(index) >= field.size):
-            raise ConfigurationError(
-                f"policy.relative_to: expected KEY.INDEX of an observed value or null, got {entry!r}; the keys are "
-                f"{ {key: field.size for key, field in observation_spec.fields.items()} }"
-            )
-        if field is not None and int(index) in field.wraps:
+    return [None if entry is None else _find(entry, observation_spec.values) for entry in relative_to]
+
+
+def _find(entry: str, fields: Mapping[str, ObservationField]) -> Reference:
+    for key, field in fields.items():
+        name = entry.removeprefix(f"{key}.")
+        if name == entry or not (name in field.names or (name.isdigit() and int(name) < field.size)):
+            continue
+        index = field.names.index(name) if name in field.names else int(name)
+        if index in field.wraps:
             raise ConfigurationError(
                 f"policy.relative_to: {entry} is an angle that wraps, so a chunk across ±π would have a jump; give null "
                 "for this action dimension"
             )
+        return Reference(key, index)
+    known = [f"{key}.{name}" for key, field in fields.items() for name in field.names or range(field.size)]
+    near = difflib.get_close_matches(entry, known, n=3, cutoff=0.5) or known[:20]
+    raise ConfigurationError(
+        f"policy.relative_to: expected an observed value as KEY.NAME, or null, but got {entry!r}; there are "
+        f"{', '.join(near)}{'' if len(near) == len(known) else ', …'}"
+    )
 
 
-def reference(observation: Mapping[str, Tensor], relative_to: RelativeTo) -> Tensor:
+def reference_values(observation: Mapping[str, Tensor], references: References) -> Tensor:
     """(B, 1, D): for each action dimension the observed value at the chunk's start, or 0 if it is absolute.
 
-    observation: {key: (B, To, …)} in physical units. relative_to: per action dimension ``"KEY.INDEX"``, with the flattened
-    index, or None.
+    observation: {key: (B, To, …)} in physical units.
     """
     columns = []
-    for entry in relative_to:
-        if entry is None:
+    for reference in references:
+        if reference is None:
             columns.append(torch.zeros_like(next(iter(observation.values())).flatten(1)[:, 0]))
         else:
-            key, _, index = entry.rpartition(".")
-            columns.append(observation[key][:, -1].flatten(1)[:, int(index)])
+            columns.append(observation[reference.key][:, -1].flatten(1)[:, reference.index])
     return torch.stack(columns, dim=-1)[:, None]
 
 
-def relative_chunks(windows: Windows, relative_to: RelativeTo, *, block: int = 8192) -> Iterator[np.ndarray]:
+def relative_chunks(windows: Windows, references: References, *, block: int = 8192) -> Iterator[np.ndarray]:
     """All chunks of the windows, relative, in blocks (N, H, D) of at most ``block``: what their normalizer is fitted to."""
     windows = replace(windows, images=None)  # actions are relative to values, never to images
     for start in range(0, len(windows), block):
         batch = windows.batch(torch.arange(start, min(start + block, len(windows)), device=windows.frames.device))
         observation = {key: batch[f"observation.{key}"] for key in windows.observations}
-        yield (batch["action"] - reference(observation, relative_to)).cpu().numpy()
+        yield (batch["action"] - reference_values(observation, references)).cpu().numpy()

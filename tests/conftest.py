@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import gymnasium
@@ -9,6 +10,12 @@ import numpy as np
 import pytest
 import zarr
 from jaxtyping import install_import_hook
+
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # before torch is loaded: workers that share cores slow each other down by spinning
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Shapes in the signatures of these packages (see policy/shapes.py) are checked at every call of a test.
 install_import_hook(

@@ -61,7 +61,10 @@ def test_fine_tuning_changes_what_it_can(
         ("network.width=16", "network.width=16: {run} was trained with network.width=32"),
         ("policy.horizon=32", "policy.horizon=32: {run} was trained with policy.horizon=16"),
         ("policy.observation_steps=1", "policy.observation_steps=1: {run} was trained with policy.observation_steps=2"),
-        ("policy.relative_to=null", "policy.relative_to=null: {run} was trained with policy.relative_to=['state.0'"),
+        (
+            "policy.relative_to=null",
+            "policy.relative_to=null: {run} was trained with policy.relative_to=['state.agent_x'",
+        ),
         ("objective=v", "objective=v: {run} was trained with objective=flow"),
         ("schedule=cosine", "schedule=cosine: {run} was trained with schedule=null"),
         ("vision=small_conv", "vision=small_conv: {run} was trained with vision=null"),

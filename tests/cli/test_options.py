@@ -18,6 +18,7 @@ from flowchunk.cli.main import main
 from flowchunk.cli.options import RENAMED, choices, read_options, take_checkpoint
 from flowchunk.cli.train import policy_config
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.envs.tasks.pick_place import JOINTS
 from flowchunk.policy.checkpoint import find_checkpoint
 from flowchunk.policy.chunk_policy import PolicyConfig
 from flowchunk.policy.devices import choose_device
@@ -210,6 +211,11 @@ def test_what_cannot_be_printed_is_refused(
 
 THEN = json.loads((Path(__file__).parent / "options_7c6bd63.json").read_text())
 """What each task came to before options were dataclasses and recipes were apart from tasks, at commit 7c6bd63."""
+INDEX_NAMES = {
+    **{f"{key}.{index}": f"{key}.agent_{'xy'[index]}" for key in ("state", "agent_position") for index in range(2)},
+    **{f"proprioception.{index}": f"proprioception.{joint}" for index, joint in enumerate(JOINTS)},
+}
+"""The names of observed values that had indices then."""
 SINCE = {"network.expansion", "network.groups", "training.cuda_graphs"}
 """Options that did not exist then."""
 
@@ -231,6 +237,8 @@ def test_a_task_alone_still_gives_its_recipe(words: str) -> None:
     if task in DOMAINS:
         then["dataset.name"] = then.pop("dataset")
     now = flat(read_options(config, [f"task={task}", *more, *required]))
+    if then.get("policy.relative_to") is not None:
+        then["policy.relative_to"] = [entry and INDEX_NAMES[entry] for entry in then["policy.relative_to"]]
     assert {key: now.get(key) for key in then} == then
     assert {key for key in now if key not in then} <= SINCE
 

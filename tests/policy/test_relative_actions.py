@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationFie
 from flowchunk.datasets.windows import Windows
 from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
 from flowchunk.policy.normalizer import Normalizer, Scaling
-from flowchunk.policy.relative_actions import check_relative_to, reference, relative_chunks
+from flowchunk.policy.relative_actions import Reference, find_references, reference_values, relative_chunks
 
-OBSERVATION = ObservationSpec({"state": ObservationField((3,)), "hand": ObservationField((2, 2))})
+OBSERVATION = ObservationSpec(
+    {"state": ObservationField((3,), names=("x", "y", "z")), "hand": ObservationField((2, 2))}
+)
 ACTION = ActionSpec(tuple(ActionDimension(name, "m", "world") for name in "xyg"), 10.0)
-RELATIVE_TO = ["state.1", "hand.2", None]
+RELATIVE_TO = ["state.y", "hand.2", None]
+REFERENCES = find_references(RELATIVE_TO, OBSERVATION, 3)
 STEPS, HORIZON = 2, 4
 
 
@@ -37,7 +41,7 @@ def make_windows(frames: int = 40) -> Windows:
 
 def make_policy(windows: Windows, *, prefix_max: int = 2) -> ChunkPolicy:
     scalings = {key: Scaling.fit("min_max", [values.numpy()]) for key, values in windows.observations.items()}
-    scalings["action"] = Scaling.fit("gaussian", relative_chunks(windows, RELATIVE_TO))
+    scalings["action"] = Scaling.fit("gaussian", relative_chunks(windows, REFERENCES))
     options = {"width": 16, "blocks": 1}
     config = PolicyConfig(
         network_options=options, horizon=HORIZON, n_action_steps=2, prefix_max=prefix_max, relative_to=RELATIVE_TO
@@ -52,7 +56,7 @@ def make_policy(windows: Windows, *, prefix_max: int = 2) -> ChunkPolicy:
 def test_the_reference_is_the_latest_observation() -> None:
     observation = {"state": torch.arange(12.0).view(2, 2, 3), "hand": torch.arange(16.0).view(2, 2, 2, 2)}
     expected = [[[4.0, 6.0, 0.0]], [[10.0, 14.0, 0.0]]]
-    np.testing.assert_array_equal(reference(observation, RELATIVE_TO), expected)
+    np.testing.assert_array_equal(reference_values(observation, REFERENCES), expected)
 
 
 def test_relative_chunks_have_the_mean_and_std_of_the_normalizer() -> None:
@@ -95,7 +99,7 @@ def test_a_prefix_is_returned_and_a_checkpoint_acts_the_same(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "relative_to",
-    [["state.0"], ["state.3", None, None], ["arm.0", None, None], ["state", None, None], ["state.x", None, None]],
+    [["state.0"], ["state.3", None, None], ["arm.0", None, None], ["state", None, None], ["state.w", None, None]],
 )
 def test_a_reference_that_does_not_exist(relative_to: list[str | None]) -> None:
     config = PolicyConfig(relative_to=relative_to)
@@ -107,6 +111,29 @@ def test_a_reference_that_does_not_exist(relative_to: list[str | None]) -> None:
 
 def test_an_angle_that_wraps_is_no_reference() -> None:
     spec = ObservationSpec({"joints": ObservationField((2,), wraps=(1,))})
-    check_relative_to(["joints.0", None], spec, 2)
+    assert find_references(["joints.0", None], spec, 2) == [Reference("joints", 0), None]
     with pytest.raises(ConfigurationError, match=r"joints\.1 is an angle that wraps.* give null"):
-        check_relative_to(["joints.0", "joints.1"], spec, 2)
+        find_references(["joints.0", "joints.1"], spec, 2)
+
+
+def test_values_are_named_as_in_the_specification() -> None:
+    names = ("x", "y.left", "0")
+    spec = ObservationSpec(
+        {
+            "arm": ObservationField((2,), names=("a", "b")),
+            "arm.left": ObservationField((3,), names=names),
+            "image": ObservationField((8, 8, 3), camera="top"),
+        }
+    )
+    found = find_references(["arm.b", "arm.left.y.left", "arm.left.0", "arm.1"], spec, 4)
+    expected = [("arm", 1), ("arm.left", 1), ("arm.left", 2), ("arm", 1)]  # a name comes before an index
+    assert found == [Reference(*entry) for entry in expected]
+    with pytest.raises(ConfigurationError, match=r"but got 'arm\.left\.y_left'; there are arm\.left\.y\.left"):
+        find_references(["arm.left.y_left"], spec, 1)
+    with pytest.raises(ConfigurationError, match=r"but got 'image\.0'; there are arm\.a, arm\.b, arm\.left\.x"):
+        find_references(["image.0"], spec, 1)
+
+
+def test_early_checkpoints_have_indices() -> None:
+    indices = replace(PolicyConfig(), relative_to=["state.1", "hand.2", None])
+    assert find_references(indices.relative_to or (), OBSERVATION, 3) == REFERENCES
