@@ -194,6 +194,14 @@ def _disk_problem(files: list[ImageCacheFile], options: ImageCacheOptions) -> st
     new = sum({file.path: file.nbytes for file in files if file.read_damaged() is None}.values())
     if not new:
         return None
+    try:
+        return _no_room(new, options)
+    except OSError as error:
+        return f"{options.folder} cannot be written ({error})"
+
+
+def _no_room(new: int, options: ImageCacheOptions) -> str | None:
+    """Why that many bytes do not fit into the folder, which is created; None if they do. Raises OSError if it cannot be."""
     held = sum(path.stat().st_size for path in options.folder.glob("*.npy"))
     if held + new > options.limit_gb * GB:
         return (
@@ -204,12 +212,9 @@ def _disk_problem(files: list[ImageCacheFile], options: ImageCacheOptions) -> st
     free = shutil.disk_usage(existing).free
     if new > free:
         return f"the disk of {options.folder} has {_gb(free)} free and {_gb(new)} are needed"
-    try:
-        options.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=options.folder):
-            return None
-    except OSError as error:
-        return f"{options.folder} cannot be written ({error})"
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=options.folder):
+        return None
 
 
 def _on_disk(

@@ -128,7 +128,7 @@ class StoreWriter:
 
     def _finish(self) -> None:
         for column in self._columns.values():
-            column.finish()
+            column.finish(self._episode_ends[-1])
         self._ends.resize((self.num_episodes,))
         self._ends[:] = np.asarray(self._episode_ends)
         self._describe(finished=True)
@@ -201,6 +201,7 @@ class _Column:
 
     def add(self, start: int, values: np.ndarray) -> None:
         """Add values (T, …) at row ``start``, the end of the rows added so far; anything beyond it is replaced."""
+        self._truncate(start)
         if not self._buffers:
             self._write(start, values)
             return
@@ -211,10 +212,19 @@ class _Column:
             self._write(start + len(values) - frames, rows[:whole])
             self._buffer = [rows[whole:].copy()]
 
-    def finish(self) -> None:
-        """Write the buffered rows."""
+    def finish(self, rows: int) -> None:
+        """Write the buffered rows, so that the array has this number of rows."""
+        self._truncate(rows)
         if self._buffer:
             self._write(self._array.shape[0], np.concatenate(self._buffer))
+
+    def _truncate(self, rows: int) -> None:
+        """Drop what follows: a part of an episode that could not be added."""
+        written = self._array.shape[0]
+        if written > rows:
+            self._array.resize((rows, *self._array.shape[1:]))
+        if written + sum(map(len, self._buffer)) > rows:
+            self._buffer = [np.concatenate(self._buffer)[: max(0, rows - written)]] if self._buffer else []
 
     def _write(self, start: int, values: np.ndarray) -> None:
         self._array.resize((start + len(values), *values.shape[1:]))

@@ -226,7 +226,7 @@ class ChunkPolicy(nn.Module):
         gets stuck. prefix: (B, d, D) actions that are already committed, for policies trained with prefixes; they are
         returned unchanged. nfe, noise_scale: override the policy's own, see ``SamplingOptions``; 4 network evaluations by
         default. Raises ConfigurationError for an nfe, a prefix or a noise_scale that this policy does not admit,
-        SpecMismatchError if the observation does not match its specification, or is not finite.
+        SpecMismatchError if observation or prefix do not match the specification, or are not finite.
         """
         sampling = self.config.sampling.with_given(nfe=nfe, noise_scale=noise_scale)
         self.model.resolve_nfe(sampling)  # raises before anything is computed
@@ -312,6 +312,10 @@ class ChunkPolicy(nn.Module):
             raise ConfigurationError(
                 f"a prefix of {prefix.shape[1]} actions was given, but this policy was trained with prefix_max="
                 f"{self.config.prefix_max}; train with policy.prefix_max={prefix.shape[1]}"
+            )
+        if not np.isfinite(prefix).all():
+            raise SpecMismatchError(
+                "prefix has values that are not finite (NaN or infinite); give the committed actions"
             )
         return torch.tensor(prefix, dtype=torch.float32, device=self.model.device)
 

@@ -109,11 +109,11 @@ def test_a_disk_that_is_full(store: Store, tmp_path: Path, monkeypatch: pytest.M
         load(store, tmp_path / "cache")
 
 
-@pytest.fixture
-def no_folder(tmp_path: Path) -> Path:
-    """A cache folder that cannot be created."""
+@pytest.fixture(params=["a file in the way", "a name too long"])
+def no_folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A cache folder that cannot be created; for a name too long, the system does not even say whether it is there."""
     (tmp_path / "file").write_text("in the way")
-    return tmp_path / "file" / "cache"
+    return tmp_path / ("file" if request.param == "a file in the way" else "long" * 100) / "cache"
 
 
 def test_a_folder_that_cannot_be_created_is_no_obstacle_to_memory(store: Store, no_folder: Path) -> None:

@@ -184,6 +184,33 @@ def test_an_episode_that_could_not_be_written_is_overwritten(tmp_path: Path) -> 
     assert require_whole(tmp_path / "demos.zarr") == 2
 
 
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("key", ["position", "action"])
+def test_an_interrupted_episode_leaves_no_trace_in_a_finished_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, more: int, keep: bool
+) -> None:
+    """As with Ctrl-C while an episode is added, in a loop that then ends normally."""
+    with writer_of(tmp_path / "demos.zarr", keep_unfinished=keep) as writer:
+        writer.add_episode(*episode(0))
+        column = writer._columns[key]
+        add = column.add
+
+        def add_and_be_interrupted(start: int, values: np.ndarray) -> None:
+            add(start, values)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(column, "add", add_and_be_interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                writer.add_episode(*episode(7))
+        for number in range(more):
+            writer.add_episode(*episode(1 + number))
+    assert require_whole(tmp_path / "demos.zarr") == 1 + more
+    arrays = Store.open(tmp_path / "demos.zarr").arrays.values()
+    assert {array.shape[0] for array in arrays} == {FRAMES * (1 + more)}
+
+
 # Two at once.
 
 

@@ -124,11 +124,16 @@ def test_images_are_enlarged_to_whole_patches(tmp_path: Path) -> None:
     assert TimmBackbone(image_size=(40, 36), backbone="resnet10t").input.size == [40, 36]
 
 
-def test_the_backbone_is_trained_at_a_tenth_of_the_learning_rate() -> None:
-    network = TimmBackbone(image_size=(32, 32), backbone="resnet10t")
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_the_backbone_is_trained_at_a_tenth_of_the_learning_rate(library: str, tmp_path: Path) -> None:
+    network: Any
+    if library == "timm":
+        network = TimmBackbone(image_size=(32, 32), backbone="resnet10t")
+    else:
+        network = TransformersBackbone(image_size=(40, 36), backbone=str(folder_of("dinov2", tmp_path)))
     rates = {group["scale"]: sum(p.numel() for p in group["params"]) for group in parameter_groups(network)}
     assert rates == {
-        0.1: sum(p.numel() for p in network.body.parameters()),
+        0.1: sum(p.numel() for p in network.body.parameters() if p.requires_grad),
         1.0: sum(p.numel() for p in network.keypoints.parameters()),
     }
 

@@ -175,6 +175,14 @@ def test_prefixes_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
         make_policy(prefix_max=2).predict_chunk(observe(3), prefix=np.zeros(shape), seed=0)
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_prefix_that_is_not_finite_is_refused(value: float) -> None:
+    prefix = np.zeros((3, 2, 2))
+    prefix[1, 0, 1] = value
+    with pytest.raises(SpecMismatchError, match="prefix has values that are not finite"):
+        make_policy(prefix_max=2).predict_chunk(observe(3), prefix=prefix, seed=0)
+
+
 # Evaluations of the network.
 
 

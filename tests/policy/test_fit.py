@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from accelerate import Accelerator
 
 from flowchunk.datasets.errors import ConfigurationError, DatasetError, FlowchunkError, SpecMismatchError
 from flowchunk.datasets.recorder import StoreWriter
@@ -19,10 +22,10 @@ from flowchunk.datasets.store import Store
 from flowchunk.datasets.symmetry import Symmetry, ValueTransform
 from flowchunk.policy.checkpoint import read_description
 from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
-from flowchunk.policy.demonstrations import DatasetOptions
+from flowchunk.policy.demonstrations import DatasetOptions, load_demonstrations
 from flowchunk.policy.fitting import fit
 from flowchunk.policy.training.config import TrainingConfig
-from flowchunk.policy.training.run import make_accelerator
+from flowchunk.policy.training.run import make_accelerator, open_run
 from flowchunk.policy.training.run_log import read_metrics
 
 JOINTS = ObservationField((3,), names=("a", "b", "c"), units=("rad",) * 3)
@@ -343,3 +346,35 @@ def test_several_processes_do_not_share_one_device(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigurationError, match="device=cuda:1: 2 processes cannot share one; give device=cuda"):
         make_accelerator("cuda:1")
+
+
+def test_processes_wait_for_hours_for_one_that_evaluates() -> None:
+    """By default NCCL ends them after ten minutes."""
+    assert make_accelerator("cpu").init_handler.timeout > timedelta(hours=2)
+
+
+def test_one_process_of_each_machine_expands_images_before_the_others(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_first, was_first = [False], list[bool]()
+
+    @contextmanager
+    def go_first(accelerator: Accelerator) -> Iterator[None]:
+        is_first[0] = True
+        yield
+        is_first[0] = False
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        was_first.append(is_first[0])
+        return load_demonstrations(*arguments, **options)
+
+    monkeypatch.setattr(Accelerator, "local_main_process_first", go_first)
+    monkeypatch.setattr("flowchunk.policy.fitting.load_demonstrations", load)
+    fit(store, POLICY, TRAINING, output_dir=tmp_path / "run", device="cpu")
+    assert was_first == [True]
+
+
+@pytest.mark.parametrize("precision", ["medium", "highest"])
+def test_products_have_the_precision_that_was_asked_for(precision: str, tmp_path: Path) -> None:
+    open_run(tmp_path, replace(TRAINING, matmul_precision=precision), device="cpu")
+    assert torch.get_float32_matmul_precision() == precision

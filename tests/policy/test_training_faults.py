@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flowchunk.datasets.errors import CheckpointError, TrainingError
 from flowchunk.datasets.windows import Windows
-from flowchunk.policy.checkpoint import read_checkpoint
+from flowchunk.policy.checkpoint import read_checkpoint, replace_text
 from flowchunk.policy.chunk_policy import KIND, ChunkPolicy
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.training.run_log import RunLog, read_metrics
@@ -323,18 +323,34 @@ def test_a_checkpoint_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeyp
     assert flushed[f"folder of {tmp_path.name}"]
 
 
+def test_a_replaced_text_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut would otherwise leave a name without content."""
+    file = tmp_path / "state.json"
+    replace_text(file, "before")
+    flushed = list[tuple[str, str]]()
+
+    def watched(handle: int) -> None:
+        flushed.append((Path(f"/proc/self/fd/{handle}").read_text(), file.read_text()))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    replace_text(file, "after")
+    assert flushed == [("after", "before")]
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("state.json", "after")]
+
+
 # Measuring.
 
 
-@pytest.mark.parametrize(("batch_size", "accumulate"), [(8, 4), (8, 8)])
-def test_validation_uses_no_more_rows_at_once_than_a_step(tmp_path: Path, batch_size: int, accumulate: int) -> None:
+@pytest.mark.parametrize(("micro_batches", "processes"), [(4, 1), (8, 1), (1, 2), (2, 4)])
+def test_validation_uses_no_more_rows_at_once_than_a_step(tmp_path: Path, micro_batches: int, processes: int) -> None:
     whole = make_trainer(tmp_path / "whole")
-    parts = make_trainer(tmp_path / "parts", replace(CONFIG, batch_size=batch_size, num_micro_batches=accumulate))
+    parts = make_trainer(tmp_path / "parts", replace(CONFIG, num_micro_batches=micro_batches))
+    parts.accelerator = SimpleNamespace(num_processes=processes, device=parts.accelerator.device)
     rows: list[int] = []
     parts.averaged.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0]["action"])))
     data = make_windows((5, 6))
     assert parts.validation_loss(data) == pytest.approx(whole.validation_loss(data), rel=1e-5)
-    assert max(rows) == batch_size // accumulate
+    assert max(rows) == 8 // (micro_batches * processes)
 
 
 def test_a_pretrained_layer_has_a_tenth_of_the_learning_rate(tmp_path: Path) -> None:
