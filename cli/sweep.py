@@ -32,7 +32,7 @@ from rich.table import Table
 from scipy.stats import bootstrap
 
 from flowchunk.cli.domains.domain import Samples, figure, save
-from flowchunk.cli.eval import set_up
+from flowchunk.cli.eval import PolicyEvaluation
 from flowchunk.cli.generate import (
     Spread,
     against_data,
@@ -112,20 +112,20 @@ def _refusal(subject: Subject, nfe: int) -> str | None:
 
 def _of_policy(directory: Path, options: Mapping[str, Any], console: Console) -> Subject:
     """Score and success in simulation, on the same episodes for each number of calls."""
-    setting = set_up(directory, options, console=console)
+    evaluation = PolicyEvaluation.load(directory, options, console=console)
 
     def measure(nfe: int) -> Row:
-        result = setting.roll_out(options, nfe=nfe, advance=lambda done: None)
+        result = evaluation.run(nfe=nfe)
         return {
             "score": result.score_mean,
             "score_ci95": _interval_of_mean(np.array([episode.score for episode in result.episodes])),
             "success": result.success_rate,
             "success_ci95": list(wilson_interval(result.successes, len(result.episodes))),
-            "latency_ms": setting.latency_ms(nfe),
+            "latency_ms": evaluation.latency_ms(nfe),
         }
 
-    conditions = {**setting.conditions(options), "episodes": options["episodes"]}
-    return Subject(lambda nfe: setting.policy.with_sampling(nfe=nfe), measure, conditions, floor=dict)
+    conditions = {**evaluation.conditions(), "episodes": options["episodes"]}
+    return Subject(lambda nfe: evaluation.policy.with_sampling(nfe=nfe), measure, conditions, floor=dict)
 
 
 def _interval_of_mean(scores: np.ndarray) -> list[float]:

@@ -315,4 +315,4 @@ def test_an_environment_that_shows_something_else_is_refused(
     assert main(["eval", str(seeing_run), f"output_dir={tmp_path}", "env.observation=keypoints", "episodes=1"]) == 1
     message = said(capsys)
     assert "needs the observation 'image'" in message
-    assert "env.observation=image, makes it another" in message
+    assert "change the environment by env.KEY=VALUE, for example env.observation=image" in message
