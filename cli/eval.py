@@ -2,19 +2,20 @@
 
 usage: flowchunk eval CHECKPOINT [KEY=VALUE ...]
 
-  CHECKPOINT                       a run directory (its best, else last) or a checkpoint directory
+  CHECKPOINT                       a run (its best checkpoint, otherwise its last) or a checkpoint
   episodes=100  seed=100000        episode i is reset with seed + i
-  nfe=4                            network evaluations a chunk
-  solver=NAME                      another way through the same field than the checkpoint's
-  noise_scale=1.0                  what the starting noise is multiplied by (default: the policy's own)
-  n_action_steps=N                 actions executed before looking again (default: the policy's own)
-  env.KEY=VALUE  env_id=ID         another environment than in training; MODULE:ID imports the module that registers it
-  device=cpu|auto|cuda|cuda:N|mps  where the policy runs, its latency included
-  video=1                          episodes to film: eight predicted chunks drawn in, and what the policy sees
-  num_envs=50  workers=false       environments side by side; a process for each
+  nfe=4                            network evaluations per chunk
+  solver=NAME                      another solver than the checkpoint's
+  noise_scale=1.0                  factor of the initial noise (default: the policy's own)
+  n_action_steps=N                 executed actions per chunk (default: the policy's own)
+  env.KEY=VALUE  env_id=ID         another environment than in training; MODULE:ID imports the
+                                   module that registers it
+  num_envs=50  workers=false       environments in parallel; true: each in its own process
+  device=cpu|auto|cuda|cuda:N|mps  where the policy runs and its latency is measured
+  video=1                          episodes to record, with predicted chunks and the policy's images
   output_dir=DIR                   default: RUN/eval
 
-writes DIR/eval.json and DIR/videos/*.mp4, and prints a table.
+Writes DIR/eval.json and DIR/videos/*.mp4, and prints a table.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from rich.console import Console
@@ -48,7 +49,7 @@ VERSIONS = ("flowchunk", "torch", "mujoco", "gymnasium", "numpy")
 
 
 def run(arguments: list[str]) -> None:
-    """Evaluate as the arguments say."""
+    """Evaluate with command-line arguments."""
     checkpoint, overrides = take_checkpoint("eval", arguments)
     evaluate(checkpoint, read_options("eval", overrides))
 
@@ -57,39 +58,40 @@ def evaluate(checkpoint: str | Path, options: dict[str, Any]) -> Path:
     """Evaluate with the options of ``schemas.EVAL``; returns the path of ``eval.json``."""
     console = Console()
     directory = find_checkpoint(checkpoint)
-    setting = set_up(directory, options, console=console)
-    setting.policy.with_sampling(nfe=options["nfe"])  # refuses what does not fit before anything is run
+    evaluation = PolicyEvaluation.load(directory, options, console=console)
+    evaluation.policy.with_sampling(nfe=options["nfe"])  # raises for an invalid number before anything runs
     output_dir = Path(options["output_dir"] or find_run(directory) / "eval").expanduser()
     output_dir.mkdir(parents=True, exist_ok=True)
 
-    latency = setting.latency_ms(options["nfe"])
+    latency = evaluation.latency_ms(options["nfe"])
     with Progress(console=console) as progress:
         task = progress.add_task(f"evaluating {options['episodes']} episodes", total=options["episodes"])
-        result = setting.roll_out(
-            options, nfe=options["nfe"], advance=lambda done: progress.update(task, completed=done)
-        )
+        result = evaluation.run(nfe=options["nfe"], advance=lambda done: progress.update(task, completed=done))
     report = {
         "checkpoint": str(directory),
         "seed": options["seed"],
-        "nfe": _nfe(setting.policy, options["nfe"]),
-        **setting.conditions(options),
-        **_outcome(result),
+        "nfe": _nfe(evaluation.policy, options["nfe"]),
+        **evaluation.conditions(),
+        **_summary(result),
         "latency_ms": latency,
         "env_steps_per_second": result.env_steps_per_second,
     }
-    for film in (output_dir / "videos").glob("episode_*.mp4"):
-        film.unlink()  # of an earlier evaluation, whose report is replaced now
+    for video in (output_dir / "videos").glob("episode_*.mp4"):
+        video.unlink()  # of an earlier evaluation, whose report is replaced now
     file = output_dir / "eval.json"
     write_report(file, report)
     _print_table(console, report)
-    _film(console, setting, options, output_dir / "videos")
+    _record_videos(console, evaluation, output_dir / "videos")
     print_written(console, file)
     return file
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A policy, and the environment that it is evaluated in. env: the options that the environment was made with."""
+class PolicyEvaluation:
+    """A policy, the environment that it is evaluated in, and the options of ``schemas.EVAL`` or ``schemas.SWEEP``.
+
+    env: the arguments that the environment is made with, inherited ones included.
+    """
 
     policy: ChunkPolicy
     make_env: MakeEnv
@@ -97,9 +99,57 @@ class Setting:
     env_id: str
     env: Mapping[str, Any]
     task: str | None
+    options: Mapping[str, Any]
 
-    def conditions(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """All that a measured number depends on besides checkpoint, seed and network calls, as it was in force."""
+    @classmethod
+    def load(cls, directory: Path, options: Mapping[str, Any], *, console: Console) -> Self:
+        """The policy of a checkpoint in the environment of its training, or in the one that the options name.
+
+        Arguments of the training environment are inherited; those that another environment does not take are printed.
+        Raises ConfigurationError for options that cannot be used, SpecMismatchError if policy and environment do not fit
+        together.
+        """
+        policy = ChunkPolicy.load(directory, device=choose_device(options["device"]))
+        changes = {name: options[name] for name in ("solver", "noise_scale") if options[name] is not None}
+        policy = policy.with_sampling(**changes)
+        training = read_json(directory / "checkpoint.json")["training"]
+        env_id = options["env_id"] or training.get("env_id")
+        if env_id is None:
+            raise ConfigurationError(f"{directory} does not say which environment it is for; give env_id=…")
+        for name in ("episodes", "num_envs"):
+            if options[name] < 1:
+                raise ConfigurationError(f"{name}={options[name]} must be at least 1")
+        env = _env_arguments(env_id, options["env"], training, console)
+        make_env = environment_maker(env_id, env)
+        _check_env(policy, make_env, env_id)
+        execution = execution_of(policy.config, n_action_steps=options["n_action_steps"])
+        return cls(policy, make_env, execution, env_id, env, training.get("task"), options)
+
+    def run(self, *, nfe: int | None, advance: Callable[[int], None] = lambda done: None) -> Rollout:
+        """Run the episodes. advance: called with the number of finished episodes."""
+        return rollout(
+            self.policy,
+            self.make_env,
+            self.execution,
+            episodes=self.options["episodes"],
+            seed=self.options["seed"],
+            nfe=nfe,
+            num_envs=self.options["num_envs"],
+            workers=self.options["workers"],
+            advance=advance,
+        )
+
+    def latency_ms(self, nfe: int | None) -> dict[str, float]:
+        """Milliseconds to predict one chunk at batch size 1, as percentiles."""
+        env = self.make_env()
+        observation, _ = env.reset(seed=0)
+        env.close()
+        steps = self.execution.observation_steps
+        batch = {key: np.stack([value] * steps)[None] for key, value in observation.items()}
+        return latency_ms(lambda seed: self.policy.predict_chunk(batch, nfe=nfe, seed=seed))
+
+    def conditions(self) -> dict[str, Any]:
+        """Everything that the results depend on besides the checkpoint, the seed and nfe."""
         return {
             "task": self.task,
             "env_id": self.env_id,
@@ -107,66 +157,32 @@ class Setting:
             "solver": self.policy.objective.solver_name(self.policy.config.sampling),
             "noise_scale": self.policy.config.sampling.noise_scale,
             "n_action_steps": self.execution.n_action_steps,
-            "num_envs": min(options["num_envs"], options["episodes"]),
-            "workers": options["workers"],
+            "num_envs": min(self.options["num_envs"], self.options["episodes"]),
+            "workers": self.options["workers"],
             "device": str(self.policy.model.device),
             "versions": {name: version(name) for name in VERSIONS},
         }
 
-    def roll_out(self, options: Mapping[str, Any], *, nfe: int | None, advance: Callable[[int], None]) -> Rollout:
-        """Episodes as the options say."""
-        return rollout(
-            self.policy,
-            self.make_env,
-            self.execution,
-            episodes=options["episodes"],
-            seed=options["seed"],
-            nfe=nfe,
-            num_envs=options["num_envs"],
-            workers=options["workers"],
-            advance=advance,
-        )
 
-    def latency_ms(self, nfe: int | None) -> dict[str, float]:
-        """Time of one chunk at batch 1."""
-        env = self.make_env()
-        observation, _ = env.reset(seed=0)
-        env.close()
-        steps = self.execution.observation_steps
-        batch = {key: np.stack([value] * steps)[None] for key, value in observation.items()}
-        return latency_ms(lambda number: self.policy.predict_chunk(batch, nfe=nfe, seed=number))
-
-
-def set_up(directory: Path, options: Mapping[str, Any], *, console: Console) -> Setting:
-    """The policy of a checkpoint in its environment, or in the one that the options name. Raises ConfigurationError.
-
-    What the environment was told in training is handed on; what another one does not take is said.
-    """
-    policy = ChunkPolicy.load(directory, device=choose_device(options["device"]))
-    changes = {name: options[name] for name in ("solver", "noise_scale") if options[name] is not None}
-    policy = policy.with_sampling(**changes)
-    training = read_json(directory / "checkpoint.json")["training"]
-    env_id = options["env_id"] or training.get("env_id")
-    if env_id is None:
-        raise ConfigurationError(f"{directory} does not say which environment it is for; give env_id=…")
-    for name in ("episodes", "num_envs"):
-        if options[name] < 1:
-            raise ConfigurationError(f"{name}={options[name]} must be at least 1")
+def _env_arguments(
+    env_id: str, given: Mapping[str, Any], training: Mapping[str, Any], console: Console
+) -> dict[str, Any]:
+    """The arguments of training, as far as the environment takes them, and those given instead of them."""
     trained = training.get("env", {})
     inherited = trained if env_id == training.get("env_id") else inherited_options(env_id, trained)
-    env = {**inherited, **options["env"]}
-    if lost := {name: value for name, value in trained.items() if name not in env}:
-        told = ", ".join(f"env.{name}={value}" for name, value in lost.items())
+    env = {**inherited, **given}
+    if dropped := {name: value for name, value in trained.items() if name not in env}:
+        listed = ", ".join(f"env.{name}={value}" for name, value in dropped.items())
         console.print(
-            f"{env_id} takes no {told}, as in training, or sets it itself", style="yellow", markup=False, soft_wrap=True
+            f"{env_id} takes no {listed} (given in training), or sets it itself",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
         )
-    make_env = environment_maker(env_id, env)
-    _check_env(policy, make_env, env_id)
-    execution = execution_of(policy.config, n_action_steps=options["n_action_steps"])
-    return Setting(policy, make_env, execution, env_id, env, training.get("task"))
+    return env
 
 
-def _outcome(result: Rollout) -> dict[str, Any]:
+def _summary(result: Rollout) -> dict[str, Any]:
     return {
         "episodes": [
             {"seed": episode.seed, "score": episode.score, "success": episode.success, "steps": episode.steps}
@@ -192,27 +208,30 @@ def _check_env(policy: ChunkPolicy, make_env: MakeEnv, env_id: str) -> None:
         require_same_actions(policy.action_spec, actions, expected_by="the policy", got_from=env_id)
     except SpecMismatchError as error:
         raise SpecMismatchError(
-            f"{error}; evaluate in an environment of the robot and the actions it learned"
+            f"{error}; evaluate in an environment with the robot and the actions that it was trained for"
         ) from error
     try:
         require_observations(policy.observation_spec, observations, expected_by="the policy", got_from=env_id)
     except SpecMismatchError as error:
-        raise SpecMismatchError(f"{error}; env.KEY=VALUE, as env.observation=image, makes it another") from error
+        raise SpecMismatchError(
+            f"{error}; change the environment by env.KEY=VALUE, for example env.observation=image"
+        ) from error
 
 
-def _film(console: Console, setting: Setting, options: Mapping[str, Any], folder: Path) -> None:
+def _record_videos(console: Console, evaluation: PolicyEvaluation, folder: Path) -> None:
+    options, policy = evaluation.options, evaluation.policy
     for number in range(min(options["video"], options["episodes"])):
         seed = options["seed"] + number
         frames = record_episode(
-            setting.policy,
-            partial(setting.make_env, render_mode="rgb_array"),
-            setting.execution,
+            policy,
+            partial(evaluation.make_env, render_mode="rgb_array"),
+            evaluation.execution,
             seed=seed,
             nfe=options["nfe"],
-            observation_spec=setting.policy.observation_spec,
+            observation_spec=policy.observation_spec,
         )
         try:
-            write_video(folder / f"episode_{seed}.mp4", frames, fps=setting.policy.action_spec.control_hz)
+            write_video(folder / f"episode_{seed}.mp4", frames, fps=policy.action_spec.control_hz)
         except SimulationError as error:
             console.print(f"no video: {error}", style="yellow", markup=False, soft_wrap=True)
             return
