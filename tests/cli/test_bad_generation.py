@@ -294,7 +294,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     ),
     "weights to start from": (
         lambda at: at.train("toy2d", f"training.init_from={at.toy}"),
-        ["training.init_from is for robots"],
+        ["training.init_from is for policies only"],
     ),
     "run in the way": (
         lambda at: at.train("toy2d", f"output_dir={at.toy}"),
