@@ -1,4 +1,4 @@
-"""Latency of ``predict_chunk`` (MLP, 4 evaluations, batch size 1) compared with four calls of only its network.
+"""Latency of ``predict_chunk`` (MLP, 4 evaluations, batch size 1) compared with four evaluations of only its network.
 
 usage: python benchmarks/chunk_latency.py [--calls 300]
 
@@ -40,7 +40,7 @@ def main(calls: int) -> None:
     chunk_ms, network_ms = (float(np.median(times[name])) for name in ("chunk", "network"))
     p95 = np.percentile(times["chunk"], 95)
     print(
-        f"predict_chunk {chunk_ms:.2f} ms (p95 {p95:.2f}), four network calls {network_ms:.2f} ms: "
+        f"predict_chunk {chunk_ms:.2f} ms (p95 {p95:.2f}), four network evaluations {network_ms:.2f} ms: "
         f"ratio {chunk_ms / network_ms:.2f} (target <= 1.5)"
     )
 

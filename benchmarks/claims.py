@@ -84,7 +84,9 @@ def main(steps: int) -> None:
     )
     for method in ("euler", "midpoint"):
         row = ", ".join(f"{nfe}: {distance(EXACT, nfe, method):.2f}" for nfe in (2, 4, 8, 16, 32))
-        print(f"{method} by network calls: {row}" + (f", 1: {distance(EXACT, 1):.1f}" if method == "euler" else ""))
+        print(
+            f"{method} by network evaluations: {row}" + (f", 1: {distance(EXACT, 1):.1f}" if method == "euler" else "")
+        )
     squared, absolute = train_velocity(2, steps), train_velocity(1, steps)
     print(
         f"trained on squared error {distance(squared, 16):.2f}, on absolute error {distance(absolute, 16):.2f} (16 steps)"

@@ -9,7 +9,7 @@ a training image than to a held-out one (0.5: nothing is memorized). Agreement o
 2310.02557), for the defaults: two models without a common training image start from the same noise; 1 - (distance between
 their samples / between unrelated samples).
 
-Resumable. Writes OUTPUT_DIR/results.md, and OUTPUT_DIR/NAME/generated/nearest_training_pictures.png for each model.
+Resumable. Writes OUTPUT_DIR/results.md, and OUTPUT_DIR/NAME/generated/nearest_training_images.png for each model.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def main() -> None:
             agreed = f"{agreement(runs):.2f}" if len(runs) == 2 else ""
             found = json.loads((runs[0] / "generated" / "metrics.json").read_text())
             lines.append(
-                f"| {variant} | {size} | {found['copied_share']:.2f} ({found['copied_share_floor']:.2f}) | "
-                f"{found['nearer_to_training_share']:.2f} | "
+                f"| {variant} | {size} | {found['copied_fraction']:.2f} ({found['copied_fraction_floor']:.2f}) | "
+                f"{found['fraction_nearer_to_training']:.2f} | "
                 f"{found['kernel_distance']:.3f} ({found['kernel_distance_floor']:.3f} ± "
                 f"{found['kernel_distance_floor_std']:.3f}) | {agreed} |"
             )

@@ -1,1 +1,1 @@
-"""Speak: the ``flowchunk`` command, one small file a sub-command."""
+"""The ``flowchunk`` command: a module for each sub-command, with its help as the docstring."""

@@ -1,11 +1,16 @@
-"""flowchunk collect: record demonstrations by a task's scripted expert.
+"""flowchunk collect: record demonstrations of a task's scripted expert.
 
-usage: flowchunk collect task=pickplace_state output_dir=PATH [episodes=200] [seed=0] [env.KEY=VALUE]
+usage: flowchunk collect task=TASK output_dir=PATH [KEY=VALUE ...]
 
-Episode i is reset with seed + i. Failed attempts are not kept; another is made in their place. PATH becomes the store, which
-`flowchunk train ... dataset.path=PATH` reads. Until all are there, the demonstrations lie in PATH.<random>.partial, which is
-a store, too: whatever ends the command, those that were finished are kept there, and the next `collect` or `data inspect` of
-PATH says so.
+  task=TASK                        pickplace_state | pickplace_image
+  output_dir=PATH                  the store to write
+  episodes=200  seed=0             number of demonstrations
+  env.KEY=VALUE                    an argument of the environment
+
+Attempt i is reset with seed + i; failed attempts are discarded. PATH becomes a store for
+`flowchunk train ... dataset.path=PATH`. Until the last episode, the demonstrations are in
+PATH.<random>.partial, which is a store, too: if the command is interrupted, the finished episodes
+are kept there, and the next `flowchunk collect` or `flowchunk data inspect` of PATH says so.
 """
 
 from __future__ import annotations
@@ -24,16 +29,16 @@ from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.envs.contract import action_spec_of, observation_spec_of
 from flowchunk.envs.simulation import environment_maker
 
-INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
+INTERRUPTED = 130  # the exit status of a command that Ctrl-C ended
 
 
 def run(arguments: list[str]) -> None:
-    """Collect as the arguments say."""
+    """Collect with command-line arguments."""
     collect(read_options("collect", arguments))
 
 
 def collect(options: dict[str, Any]) -> None:
-    """Record with the options of ``schemas.COLLECT``."""
+    """Collect with the options of ``schemas.COLLECT``."""
     if options["task"]["expert"] is None:
         raise ConfigurationError(
             f"task {options['task']['name']} has no scripted expert; record or download demonstrations instead"
@@ -62,12 +67,12 @@ def collect(options: dict[str, Any]) -> None:
 
 
 def _record(writer: StoreWriter, env: Any, expert: Any, *, episodes: int, seed: int) -> int:
-    """Record so many successful episodes; returns how many attempts that took."""
+    """Record so many successful episodes; returns the number of attempts."""
     attempts = 0
     with Progress() as progress:
         task = progress.add_task(f"collecting {episodes} demonstrations", total=episodes)
         while writer.num_episodes < episodes:
-            observations, actions, success = _episode(env, expert, seed=seed + attempts)
+            observations, actions, success = _run_episode(env, expert, seed=seed + attempts)
             attempts += 1
             if success:
                 writer.add_episode(observations, actions)
@@ -79,15 +84,16 @@ def _record(writer: StoreWriter, env: Any, expert: Any, *, episodes: int, seed: 
     return attempts
 
 
-def _episode(env: Any, expert: Any, *, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray, bool]:
+def _run_episode(env: Any, expert: Any, *, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray, bool]:
+    """Observations, actions and success of one episode."""
     observation, info = env.reset(seed=seed)
     expert.reset(env.unwrapped)
-    observations, actions, over = [], [], False
-    while not over:
+    observations, actions, is_over = [], [], False
+    while not is_over:
         action = expert.act(env.unwrapped)
         observations.append(observation)
         actions.append(action)
         observation, _, terminated, truncated, info = env.step(action)
-        over = terminated or truncated
+        is_over = terminated or truncated
     stacked = {key: np.stack([frame[key] for frame in observations]) for key in observations[0]}
     return stacked, np.stack(actions), bool(info["is_success"])

@@ -1,16 +1,17 @@
-"""flowchunk compare: the history of diffusion objectives side by side, measured on one page.
+"""flowchunk compare: diffusion objectives side by side, measured on one page.
 
 usage: flowchunk compare objectives [KEY=VALUE ...]
 
-  dataset.path=PATH                Push-T's demonstrations; without them that section is left out
+  dataset.path=PATH                demonstrations of Push-T; without them its section is left out
   output_dir=DIR                   default: compare-objectives
   full=true                        five times the training, and 500 episodes
-  processes=N                      models trained side by side, one thread each (default: the cores)
+  processes=N                      models trained in parallel, one thread each (default: all cores)
   seed=0
 
-Trains every objective with every schedule on two toys, seven named pairs on digits, and five objectives on Push-T, all
-with the same network, budget, loss and sampler. Each model is a cell: a cell that is done is not done again, one that
-was interrupted goes on. Writes DIR/index.html, which needs no other file.
+Trains every objective with every schedule on two toys, seven named pairs on digits, and five
+objectives on Push-T, all with the same network, budget, loss and sampler. Each model is a variant:
+finished variants are skipped, interrupted ones are resumed. Writes DIR/index.html, a page without
+external files, and DIR/results.json, from which it can be rendered again.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from flowchunk.cli.comparison.cells import Cell, all_cells, run_cell
 from flowchunk.cli.comparison.page import write_page
+from flowchunk.cli.comparison.variants import Variant, all_variants, run_variant
 from flowchunk.cli.options import read_options
 from flowchunk.cli.reports import print_written
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
 
 
 def run(arguments: list[str]) -> None:
-    """Compare as the arguments say."""
+    """Compare with command-line arguments."""
     if not arguments or arguments[0] != "objectives":
-        raise ConfigurationError("say what to compare: flowchunk compare objectives [KEY=VALUE ...]")
+        raise ConfigurationError("usage: flowchunk compare objectives [KEY=VALUE ...]")
     compare(read_options("compare", arguments[1:]))
 
 
@@ -46,26 +47,26 @@ def compare(options: dict[str, Any]) -> Path:
     path, processes = options["dataset"]["path"], options["processes"]
     processes = (os.cpu_count() or 1) if processes is None else processes
     if path is not None and not Path(path).exists():
-        raise DatasetError(f"dataset.path={path}: there is nothing; give Push-T's demonstrations or leave it out")
+        raise DatasetError(f"dataset.path={path}: it does not exist; give demonstrations of Push-T, or leave it out")
     if processes < 1:
         raise ConfigurationError(f"processes={processes} must be at least 1")
-    cells = all_cells(options)
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes to come: threads of many would get in each other's way
+    variants = all_variants(options)
+    (folder / "variants").mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the worker processes, whose threads would compete for the cores
     with Progress(console=console) as progress:
-        task = progress.add_task(f"training and measuring {len(cells)} models", total=len(cells))
-        _run_cells(cells, folder / "cells", processes=processes, advance=lambda: progress.advance(task))
-    page = write_page(folder, cells)
+        task = progress.add_task(f"training and measuring {len(variants)} models", total=len(variants))
+        _run_variants(variants, folder / "variants", processes=processes, advance=lambda: progress.advance(task))
+    page = write_page(folder, variants)
     print_written(console, page)
     return page
 
 
-def _run_cells(cells: Sequence[Cell], folder: Path, *, processes: int, advance: Callable[[], None]) -> None:
-    """Every cell, so many side by side. An error or Ctrl-C stops all at once: cells go on where they were another time."""
+def _run_variants(variants: Sequence[Variant], folder: Path, *, processes: int, advance: Callable[[], None]) -> None:
+    """Run every variant, so many in parallel. An error or Ctrl-C stops all at once; they can be resumed."""
     others = set(multiprocessing.active_children())
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_leave_interruptions_to_the_parent) as pool:
-        futures = [pool.submit(run_cell, cell, folder) for cell in cells]
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_ignore_interruptions) as pool:
+        futures = [pool.submit(run_variant, variant, folder) for variant in variants]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -77,5 +78,6 @@ def _run_cells(cells: Sequence[Cell], folder: Path, *, processes: int, advance: 
             raise
 
 
-def _leave_interruptions_to_the_parent() -> None:
+def _ignore_interruptions() -> None:
+    """Leave Ctrl-C, which reaches every process of the terminal, to the parent process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

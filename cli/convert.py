@@ -1,4 +1,4 @@
-"""flowchunk data convert: a store of others becomes one of ours."""
+"""flowchunk data convert: convert a store of another layout into flowchunk's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SKIP_CORRUPT = "--skip-corrupt"
 
 
 def convert_store(arguments: list[str]) -> None:
-    """Convert as the arguments say; their listing is in ``flowchunk.cli.data``."""
+    """Convert with command-line arguments; ``flowchunk.cli.data`` documents them."""
     paths = [argument for argument in arguments if "=" not in argument and argument != SKIP_CORRUPT]
     if len(paths) != 2 or any(path.startswith("-") for path in paths):
         raise ConfigurationError("usage: flowchunk data convert SOURCE OUT task=TASK [jpeg=QUALITY] [--skip-corrupt]")

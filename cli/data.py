@@ -1,14 +1,18 @@
-"""flowchunk data: look at a data set, or convert it.
+"""flowchunk data: inspect or convert a data set.
 
 usage: flowchunk data inspect PATH
-       flowchunk data convert SOURCE OUT task=TASK [jpeg=QUALITY] [--skip-corrupt] [env.KEY=VALUE]
+       flowchunk data convert SOURCE OUT task=TASK [KEY=VALUE ...] [--skip-corrupt]
 
-inspect prints episodes, lengths, keys, shapes, ranges and specs; of a recording that was broken off, those that were
-finished.
+  jpeg=QUALITY                     store images as JPEG, 1 to 100 (default: losslessly)
+  dataset.sources.KEY=ARRAY        the array of SOURCE that holds a key of the task
+  env.KEY=VALUE                    an argument of the task's environment
+  --skip-corrupt                   leave out episodes with damaged images, and list them
 
-convert writes a new store, OUT, with the task's keys and specifications: from diffusion_policy's layout, say. Pictures become
-uint8 in sharded, compressed chunks, without loss, or JPEGs of a QUALITY from 1 to 100. --skip-corrupt leaves out the
-episodes with pictures that cannot be read, and says which. dataset.sources.KEY=ARRAY says which array of SOURCE holds a key.
+inspect prints episodes, lengths, keys, shapes, ranges and specifications; of an unfinished
+recording, those of its finished episodes.
+
+convert writes a new store, OUT, with the keys and specifications of the task, for example from
+diffusion_policy's layout. Images are stored as uint8 in sharded, compressed chunks.
 """
 
 from __future__ import annotations
@@ -21,13 +25,13 @@ from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.progress import progress_if_slow
 from flowchunk.datasets.store import Store
 
-BLOCK_VALUES = 2**24  # numbers read at once
+BLOCK_VALUES = 2**24  # numbers read at a time
 
 
 def run(arguments: list[str]) -> None:
-    """Inspect or convert the store that the arguments name."""
+    """Inspect or convert a store with command-line arguments."""
     if arguments[:1] == ["convert"]:
-        from flowchunk.cli.convert import convert_store  # here: it needs torch and environments
+        from flowchunk.cli.convert import convert_store  # here because it imports torch and environments
 
         convert_store(arguments[1:])
     elif len(arguments) == 2 and arguments[0] == "inspect":
@@ -37,7 +41,7 @@ def run(arguments: list[str]) -> None:
 
 
 def inspect(store: Store) -> None:
-    """Print episodes, lengths, keys, shapes, ranges and specs."""
+    """Print episodes, lengths, keys, shapes, ranges and specifications."""
     console = Console()
     lengths = store.episode_lengths
     console.print(
@@ -45,8 +49,8 @@ def inspect(store: Store) -> None:
         f"median {np.median(lengths):g} (zarr format {store.root.metadata.zarr_format})"
     )
     if not store.is_finished:
-        console.print("a recording that was broken off, or goes on: these are the episodes that were finished")
-    table = Table("key", "shape of a frame", "type", "lowest", "highest")
+        console.print("an unfinished or ongoing recording; only its finished episodes are shown")
+    table = Table("key", "frame shape", "dtype", "min", "max")
     for key in store.keys:
         low, high = _range(store, key)
         table.add_row(key, str(store.shape(key)), str(store.arrays[key].dtype), f"{low:g}", f"{high:g}")
@@ -55,7 +59,7 @@ def inspect(store: Store) -> None:
 
 
 def _range(store: Store, key: str) -> tuple[float, float]:
-    """The lowest and the highest value of all frames."""
+    """The minimum and maximum over all frames."""
     frames = max(1, BLOCK_VALUES // int(np.prod(store.shape(key))))
     with progress_if_slow(f"reading {key}", store.num_frames) as advance:
         low, high = np.inf, -np.inf
@@ -67,21 +71,27 @@ def _range(store: Store, key: str) -> tuple[float, float]:
 
 def _print_specs(console: Console, store: Store) -> None:
     if store.observation_spec is None or store.action_spec is None:
-        console.print("no specs: not a store of flowchunk's; the task supplies them (flowchunk train task=…)")
+        console.print("no specifications stored; the task provides them (flowchunk train task=…)")
         return
     table = Table("observation", "dimension", "unit", "wraps")
     for key, field in store.observation_spec.fields.items():
         if field.is_image:
-            table.add_row(key, f"picture of the camera {field.camera}, {field.shape[0]}x{field.shape[1]} RGB", "", "")
+            table.add_row(key, f"image of camera {field.camera}, {field.shape[0]}x{field.shape[1]} RGB", "", "")
         for index in range(field.size if field.names else 0):
             table.add_row(
                 key, field.names[index], field.units[index] if field.units else "", "yes" * (index in field.wraps)
             )
     console.print(table)
     table = Table("action", "unit", "frame", "reference", "rotation", "low", "high")
-    for one in store.action_spec.dimensions:
+    for dimension in store.action_spec.dimensions:
         table.add_row(
-            one.name, one.unit, one.coordinate_frame, one.reference, one.rotation or "", f"{one.low}", f"{one.high}"
+            dimension.name,
+            dimension.unit,
+            dimension.coordinate_frame,
+            dimension.reference,
+            dimension.rotation or "",
+            f"{dimension.low}",
+            f"{dimension.high}",
         )
     console.print(table)
     console.print(f"commanded at {store.action_spec.control_hz:g} Hz")

@@ -1,10 +1,13 @@
-"""flowchunk demo: the whole job on the bundled arm, from demonstrations to a filmed rollout.
+"""flowchunk demo: from demonstrations to a recorded rollout, on the bundled arm.
 
 usage: flowchunk demo [--quick] [output_dir=DIR]
 
-collects scripted pick-and-place demonstrations, trains a policy, evaluates 50 episodes in MuJoCo and writes
-DIR/eval.json, DIR/videos/*.mp4, DIR/train/loss.png. Under 8 minutes on 2 cores; --quick shows the same in under a minute,
-with too little training to succeed often. DIR is outputs/demo-TIME by default; what it holds already is not done again.
+  --quick                          a short demo, with too little training to succeed often
+  output_dir=DIR                   default: outputs/demo-TIME; finished parts of DIR are skipped
+
+Collects demonstrations of a scripted pick-and-place expert, trains a policy, evaluates 50 episodes
+in MuJoCo, and writes DIR/eval.json, DIR/videos/*.mp4 and DIR/train/loss.png. On two cores it takes
+less than 8 minutes, with --quick less than one.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ QUICK = {"demonstrations": 40, "steps": 300, "episodes": 5, "selection_episodes"
 
 
 def run(arguments: list[str]) -> None:
-    """Run the demo as the arguments say."""
+    """Run the demo with command-line arguments."""
     size = QUICK if "--quick" in arguments else FULL
     rest = [argument for argument in arguments if argument != "--quick"]
     given = dict(argument.partition("=")[::2] for argument in rest)
@@ -40,13 +43,13 @@ def run(arguments: list[str]) -> None:
 
 
 def demonstrate(output_dir: Path, *, demonstrations: int, steps: int, episodes: int, selection_episodes: int) -> None:
-    """Collect, train, evaluate and film into ``output_dir``, going on with what it holds."""
+    """Collect, train, evaluate and record videos in ``output_dir``; finished parts are skipped."""
     console, started = Console(), time.perf_counter()
     store, run_dir = output_dir / "demonstrations.zarr", output_dir / "train"
-    print(f"into {output_dir}")
+    print(f"output directory: {output_dir}")
     console.rule("1 of 3: demonstrations")
     if store.exists():
-        print(f"they are in {store}, from an earlier start")
+        print(f"found in {store}")
     else:
         collect(read_options("collect", [TASK, f"output_dir={store}", f"episodes={demonstrations}"]))
     console.rule("2 of 3: training")
@@ -56,9 +59,9 @@ def demonstrate(output_dir: Path, *, demonstrations: int, steps: int, episodes: 
     console.rule("3 of 3: evaluation")
     evaluate(run_dir, read_options("eval", [f"output_dir={output_dir}", f"episodes={episodes}", "video=2"]))
     print(
-        f"\ndone in {(time.perf_counter() - started) / 60:.1f} minutes. Look at\n"
+        f"\ndone in {(time.perf_counter() - started) / 60:.1f} minutes. Results:\n"
         f"  {output_dir}/eval.json     score, success and latency\n"
-        f"  {output_dir}/videos/       rollouts, with the predicted chunks drawn in\n"
-        f"  {run_dir}/loss.png  the losses\n"
-        f"and go on with: flowchunk eval {shlex.quote(str(run_dir))} nfe=1"
+        f"  {output_dir}/videos/       rollouts, with predicted chunks\n"
+        f"  {run_dir}/loss.png  loss curves\n"
+        f"Next: flowchunk eval {shlex.quote(str(run_dir))} nfe=1"
     )

@@ -7,12 +7,12 @@ usage: flowchunk eval CHECKPOINT [KEY=VALUE ...]
   nfe=4                            network evaluations per chunk
   solver=NAME                      another solver than the checkpoint's
   noise_scale=1.0                  factor of the initial noise (default: the policy's own)
-  n_action_steps=N                 actions executed before the next prediction (default: the policy's own)
-  env.KEY=VALUE  env_id=ID         another environment than in training; MODULE:ID imports the module
-                                   that registers it
+  n_action_steps=N                 executed actions per chunk (default: the policy's own)
+  env.KEY=VALUE  env_id=ID         another environment than in training; MODULE:ID imports the
+                                   module that registers it
   num_envs=50  workers=false       environments in parallel; true: each in its own process
   device=cpu|auto|cuda|cuda:N|mps  where the policy runs and its latency is measured
-  video=1                          episodes to record, with eight predicted chunks and the policy's images
+  video=1                          episodes to record, with predicted chunks and the policy's images
   output_dir=DIR                   default: RUN/eval
 
 Writes DIR/eval.json and DIR/videos/*.mp4, and prints a table.

@@ -1,4 +1,4 @@
-"""What fine-tuning takes from its checkpoint, and what may be changed on the way."""
+"""The options of fine-tuning: those that the checkpoint determines, and those that may change."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ CHANGEABLE = (
     "prefix_max",
     "mask_padding",
 )
-"""Options of ``policy`` that the weights do not depend on, besides those of its sampling."""
+"""Options of ``policy`` that the weights do not depend on, besides those of sampling."""
 SAMPLING = ("solver", "eta")
 
 
 def with_checkpoint(options: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
-    """The options of ``schemas.TRAIN`` as ``training.init_from`` makes them: the checkpoint's own policy.
+    """The options of ``schemas.TRAIN`` with the policy of the checkpoint ``training.init_from``.
 
-    given: names of the options that were given. Raises ConfigurationError where one of them asks for what the checkpoint
-    has not and cannot be given, CheckpointError where there is no checkpoint.
+    given: names of the options that were given explicitly. Raises ConfigurationError if one of them differs from the
+    checkpoint and cannot be changed, CheckpointError if there is no checkpoint.
     """
     init_from = options["training"]["init_from"]
     kept = _options_of(read_description(init_from))
@@ -41,15 +41,15 @@ def with_checkpoint(options: Mapping[str, Any], given: Collection[str]) -> dict[
     tuned |= {"policy": {**options["policy"], **policy}, "evaluation": evaluation}
     if normalized := sorted(key for key in given if key.startswith("dataset.normalizer")):
         raise ConfigurationError(
-            f"{normalized[0]}: fine-tuning keeps the normaliser of {init_from}, whose weights belong to it; leave it out"
+            f"{normalized[0]}: fine-tuning keeps the normalizer of {init_from}, which its weights depend on; leave it out"
         )
     for key in sorted(given):
         if key.partition(".")[0] in ("objective", "schedule", "network", "vision", "policy"):
-            asked, has = _value(options, key), _value(tuned, key)
-            if asked != has:
+            requested, trained = _value(options, key), _value(tuned, key)
+            if requested != trained:
                 raise ConfigurationError(
-                    f"{key}={_shown(asked)}: {init_from} was trained with {key}={_shown(has)}, and fine-tuning keeps it; "
-                    "leave it out, or train from the beginning without training.init_from"
+                    f"{key}={_shown(requested)}: {init_from} was trained with {key}={_shown(trained)}, and "
+                    "fine-tuning keeps it; leave it out, or train from the beginning without training.init_from"
                 )
     return tuned
 
@@ -75,7 +75,7 @@ def _options_of(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(options: Mapping[str, Any], key: str) -> Any:
-    """What the dotted key holds; of a group, the name that was chosen."""
+    """The value of a dotted key; for a group, the name of its choice."""
     value: Any = options
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None

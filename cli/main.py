@@ -1,4 +1,4 @@
-"""The ``flowchunk`` command: find the sub-command, run it, and turn our errors into one clear line."""
+"""The ``flowchunk`` command: find the sub-command, run it, and print errors as a single line."""
 
 from __future__ import annotations
 
@@ -11,60 +11,60 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 COMMANDS = {
-    "demo": "the whole job on the bundled arm: collect, train, evaluate, film",
-    "train": "train a policy from demonstrations",
-    "eval": "evaluate a checkpoint in simulation: score, success, latency, videos",
-    "sweep": "quality and latency of a checkpoint against its number of network calls",
-    "generate": "samples, pictures and measures of a model of toys or pictures",
-    "compare": "diffusion objectives side by side, measured on one page: flowchunk compare objectives",
-    "collect": "record demonstrations by a task's scripted expert",
-    "data": "look at a data set, or convert it: flowchunk data inspect PATH, flowchunk data convert SOURCE OUT task=TASK",
+    "demo": "collect, train, evaluate and record videos of the bundled arm",
+    "train": "train a policy from demonstrations, or a model of generated data",
+    "eval": "evaluate a policy in simulation: score, success, latency, videos",
+    "sweep": "quality and latency by the number of network evaluations",
+    "generate": "samples, plots and measures of a model of generated data",
+    "compare": "diffusion objectives compared on one page",
+    "collect": "record demonstrations of a task's scripted expert",
+    "data": "inspect or convert a data set",
 }
 AFTER_INTERRUPTION = {
-    "demo": "flowchunk demo output_dir=DIR goes on with what DIR holds (and the same --quick)",
-    "train": "a training run goes on from its last checkpoint with training.resume=true and its output_dir",
-    "eval": "a report is written when all episodes are over, so give the same command again",
-    "sweep": "what was measured is in sweep.json; the same command begins anew",
-    "generate": "measures are written when all are there, so give the same command again",
-    "compare": "the same command goes on: what is done is not done again, and begun trainings go on from their checkpoints",
+    "demo": "flowchunk demo output_dir=DIR continues with the contents of DIR (add --quick again if it was given)",
+    "train": "continue from the last checkpoint with training.resume=true and the same output_dir",
+    "eval": "the report is written after the last episode, so run the same command again",
+    "sweep": "the finished rows are in sweep.json; the same command starts from the beginning",
+    "generate": "the measures are written at the end, so run the same command again",
+    "compare": "the same command continues: finished variants are skipped, others go on from their checkpoints",
     "collect": "finished episodes are kept",
-    "data": "a store is converted as a whole or not at all, so give the same command again",
+    "data": "a store is converted as a whole or not at all, so run the same command again",
 }
-"""What is true of each command once Ctrl-C has stopped it, unless the interruption itself says more."""
+"""The state that Ctrl-C leaves behind, for each command whose interruption carries no message of its own."""
 
 ADVICE = {
     errno.ENOENT: "check that the path is right",
-    errno.ENOTDIR: "check that the path is right: a file stands where a folder is needed",
-    errno.EEXIST: "a file stands where a folder is needed; remove it or choose another path",
-    errno.EISDIR: "a folder stands where a file is needed; remove it or choose another path",
+    errno.ENOTDIR: "check that the path is right: there is a file where a folder is needed",
+    errno.EEXIST: "there is a file where a folder is needed; remove it or choose another path",
+    errno.EISDIR: "there is a folder where a file is needed; remove it or choose another path",
     errno.ENAMETOOLONG: "choose a shorter path",
-    errno.EACCES: "check that the path is right and may be read and written",
-    errno.EPERM: "check that the path is right and may be read and written",
-    errno.EROFS: "choose a path that may be written",
+    errno.EACCES: "check that the path is right and that you may read and write it",
+    errno.EPERM: "check that the path is right and that you may read and write it",
+    errno.EROFS: "choose a path that you may write",
     errno.ENOSPC: "free some disk space",
     errno.EDQUOT: "free some disk space",
 }
 HELP = ("-h", "--help")
 
 _LISTING = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
-USAGE = f"""flowchunk: learn a robot's behaviour from demonstrations with conditional flow matching.
+USAGE = f"""flowchunk: learn robot policies from demonstrations with conditional flow matching.
 
 usage: flowchunk COMMAND [ARGUMENTS] [KEY=VALUE ...] [--debug]
 
 commands:
 {_LISTING}
 
-`flowchunk COMMAND --help` lists what a command takes. --debug adds the traceback to an error.
+`flowchunk COMMAND --help` lists the arguments of a command. --debug adds the traceback to an error.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; the exit status is 0, 1 for an error of ours, 2 for wrong usage, 130 for an interruption."""
+    """Run a command line; returns the exit status: 0, 1 for an error, 2 for wrong usage, 130 for an interruption."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that knows ASCII alone is no reason to lose a result
+        sys.stdout.reconfigure(errors="replace")  # a terminal limited to ASCII must not lose a result
     try:
         status = _run(arguments, debug=debug)
         sys.stdout.flush()
@@ -72,15 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         if debug:
             raise
-        what_is_true = str(interruption) or AFTER_INTERRUPTION.get(arguments[0] if arguments else "", "")
-        print(f"\ninterrupted{what_is_true and f'; {what_is_true}'}", file=sys.stderr)
+        state = str(interruption) or AFTER_INTERRUPTION.get(arguments[0] if arguments else "", "")
+        print(f"\ninterrupted{state and f'; {state}'}", file=sys.stderr)
         return 130
     except BrokenPipeError as error:
-        if _reader_has_gone():
-            return 128 + 13  # as SIGPIPE would end it: nobody is there to be told
+        if _reader_is_gone():
+            return 128 + 13  # as if SIGPIPE had ended it: nobody reads the error
         if debug:
             raise
-        print(f"error: {error}; another process of this command ended before its time", file=sys.stderr)
+        print(f"error: {error}; another process of this command ended early", file=sys.stderr)
         return 1
 
 
@@ -97,7 +97,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
     if name not in COMMANDS:
         print(f"error: there is no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    # Before torch is loaded: threads that wait by spinning slow a shared machine down twentyfold.
+    # Before torch is loaded: spinning threads slow a shared machine down twentyfold.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if rest[:1] == ["help"] or set(HELP) & set(rest):
         return run(name, lambda command: print((command.__doc__ or "").strip()), debug=debug)
@@ -105,7 +105,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
 
 
 def run(name: str, call: Callable[..., object], *, debug: bool) -> int:
-    """Import a sub-command, call with it, and report its errors."""
+    """Import a sub-command, call ``call`` with its module, and print its errors; returns the exit status."""
     from flowchunk.datasets.errors import FlowchunkError
 
     try:
@@ -115,14 +115,14 @@ def run(name: str, call: Callable[..., object], *, debug: bool) -> int:
     except (FlowchunkError, OSError) as error:
         if debug:
             raise
-        what_to_do = ADVICE.get(error.errno or 0, "") if isinstance(error, OSError) else ""
-        print(f"error: {error}{what_to_do and f'; {what_to_do}'}", file=sys.stderr)
+        advice = ADVICE.get(error.errno or 0, "") if isinstance(error, OSError) else ""
+        print(f"error: {error}{advice and f'; {advice}'}", file=sys.stderr)
         return 1
     return 0
 
 
-def _reader_has_gone() -> bool:
-    """Whether nobody reads our output any more; if so, what is left of it goes nowhere, also at exit."""
+def _reader_is_gone() -> bool:
+    """Whether nobody reads the standard output any more; if so, the rest of it is discarded, also at exit."""
     try:
         print(flush=True)
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""Turn ``KEY=VALUE`` arguments into values, through Hydra, with errors that say what could have been meant.
+"""Parse ``KEY=VALUE`` arguments with Hydra, with errors that suggest corrections.
 
 Names, types and defaults are those of ``flowchunk.cli.schemas``.
 """
@@ -49,25 +49,27 @@ RENAMED = {
     "invert": "dataset.invert",
     "half": "dataset.half",
 }
-"""Options of earlier versions: an error names the new one, and a run that was started with the old one can be resumed."""
+"""Old names of options: errors name the new one, and runs that were started with the old one can be resumed."""
 T = TypeVar("T")
 
 
 def read_options(config: str, overrides: Sequence[str], *, all_given: bool = True) -> dict[str, Any]:
-    """The options of ``flowchunk.cli.schemas.COMMANDS[config]`` after the overrides; paths as text.
+    """The options of ``flowchunk.cli.schemas.COMMANDS[config]`` with the overrides; paths as str.
 
-    all_given: whether required values must be there; without, those that are not are ``???``. Raises ConfigurationError for
-    an override that is no KEY=VALUE, an unknown or renamed key, an unknown choice, a value of another type, or a required
-    value that is not given.
+    all_given: whether required values must be given; otherwise missing ones are ``???``. Raises ConfigurationError for an
+    override that is not KEY=VALUE, an unknown or renamed key, an unknown choice, a value of the wrong type, or a missing
+    value.
     """
     for override in overrides:
         if "=" not in override or override.startswith(("-", "+", "~", "=")):
             raise ConfigurationError(f"expected KEY=VALUE, but got {override!r}; see --help")
-    with _explaining(config, overrides):
-        by_default = _composed(config, [one for one in overrides if one.partition("=")[0] in _groups(config)])
+    with _explained_errors(config, overrides):
+        by_default = _composed(
+            config, [override for override in overrides if override.partition("=")[0] in _groups(config)]
+        )
         for override in overrides:
             _check(override, by_default, config)
-        composed = _composed(config, [_for_hydra(one, by_default) for one in overrides])
+        composed = _composed(config, [_for_hydra(override, by_default) for override in overrides])
         if all_given and (missing := OmegaConf.missing_keys(composed)):
             raise ConfigurationError(f"{', '.join(f'{key}=…' for key in sorted(missing))} must be given; see --help")
         content = OmegaConf.to_container(composed, resolve=True)
@@ -76,10 +78,10 @@ def read_options(config: str, overrides: Sequence[str], *, all_given: bool = Tru
 
 
 def take_checkpoint(config: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The path that a command's first argument is, and the arguments after it.
+    """The path of the checkpoint, which is the first argument, and the other arguments.
 
-    A path may hold "=": it is an option only where nothing is there and what stands before "=" is one. Raises
-    ConfigurationError where no path comes first.
+    A path may contain "=": it is taken for an option only if it does not exist and the text before "=" names one. Raises
+    ConfigurationError if the first argument is not a path.
     """
     first, *rest = arguments or [""]
     if not first or ("=" in first and not Path(first).expanduser().exists() and _is_option(config, first)):
@@ -88,17 +90,17 @@ def take_checkpoint(config: str, arguments: Sequence[str]) -> tuple[str, list[st
 
 
 def take_cfg(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    """The arguments without Hydra's ``--cfg job``, and whether it was there. Raises ConfigurationError for another one."""
+    """The arguments without Hydra's ``--cfg job``, and whether they held it. Raises ConfigurationError for another --cfg."""
     if "--cfg" not in arguments:
         return list(arguments), False
-    place = list(arguments).index("--cfg")
-    if (what := [*arguments, ""][place + 1]) != "job":
-        raise ConfigurationError(f"--cfg {what}: expected --cfg job, which prints all options")
-    return [*arguments[:place], *arguments[place + 2 :]], True
+    index = list(arguments).index("--cfg")
+    if (value := [*arguments, ""][index + 1]) != "job":
+        raise ConfigurationError(f"--cfg {value}: expected --cfg job, which prints all options")
+    return [*arguments[:index], *arguments[index + 2 :]], True
 
 
 def fill(kind: type[T], values: dict[str, Any], *, section: str) -> T:
-    """A dataclass from a section of the options; other keys of the section are left alone."""
+    """A dataclass from a section of the options; other keys of the section are ignored. Raises ConfigurationError."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # T is a dataclass
     try:
         return kind(**{name: value for name, value in values.items() if name in names})
@@ -112,7 +114,7 @@ def to_yaml(options: dict[str, Any]) -> str:
 
 
 def choices(group: str) -> list[str]:
-    """Names that ``GROUP=`` accepts."""
+    """The names of a group's choices."""
     folder = files("flowchunk.configs").joinpath(group)
     in_files = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     registered = ConfigStore.instance().list(group) if group in ConfigStore.instance().repo else []
@@ -125,16 +127,16 @@ def _composed(config: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def _groups(config: str) -> list[str]:
-    """The groups that a command lets choose from."""
+    """The groups of a command."""
     file = files("flowchunk.configs").joinpath(f"{config}.yaml")
     return [group for group in GROUPS if file.is_file() and f"\n  - {group}: " in file.read_text()]
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_plain(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -142,7 +144,7 @@ def _plain(value: Any) -> Any:
 
 
 def _find(config: DictConfig, key: str) -> tuple[Node | None, bool]:
-    """What stands under a dotted key, if anything; and whether new keys may be put there."""
+    """The node of a dotted key, if there is one, and whether it would be a new key of an open section."""
     node: Any = config
     for part in key.split("."):
         if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
@@ -155,10 +157,10 @@ def _find(config: DictConfig, key: str) -> tuple[Node | None, bool]:
 
 
 def _types(node: Any, *, of_elements: bool = False) -> tuple[Any, ...]:
-    """The types that a node takes, or that its elements have to be of; none for any."""
+    """The types that a node, or its elements, may have; empty for any type."""
     kind = node._metadata.element_type if of_elements else node._metadata.ref_type
     kinds = kind.__args__ if _is_union(kind) else (kind,)
-    return () if Any in kinds else tuple(one for one in kinds if one is not NoneType)
+    return () if Any in kinds else tuple(kind for kind in kinds if kind is not NoneType)
 
 
 def _is_union(kind: Any) -> bool:
@@ -166,7 +168,7 @@ def _is_union(kind: Any) -> bool:
 
 
 def _check(override: str, config: DictConfig, name: str) -> None:
-    """Raise ConfigurationError unless an override's value is of its option's type."""
+    """Raise ConfigurationError if the value of an override does not have the type of its option."""
     key, _, text = override.partition("=")
     node, is_open = _find(config, key)
     if key in _groups(name) or (node is None and not is_open):
@@ -189,7 +191,7 @@ def _check(override: str, config: DictConfig, name: str) -> None:
 
 
 def _is_one_of(kinds: Sequence[Any], value: Any) -> bool:
-    """Whether a value that OmegaConf takes is also what somebody meant: it takes 2 as true, and any number as text."""
+    """Stricter than OmegaConf, which takes 2 as true, and any number as text."""
     if bool in kinds:
         return isinstance(value, bool)
     return kinds != (str,) or isinstance(value, str)
@@ -202,9 +204,9 @@ def _described(kinds: Sequence[Any]) -> str:
 
 
 def _for_hydra(override: str, config: DictConfig) -> str:
-    """An override as Hydra has to be given it: paths are quoted, with ~ expanded, and new keys of open sections are added.
+    """An override in Hydra's grammar: paths are quoted, with ~ expanded, and new keys of open sections get "++".
 
-    Folders may have names that Hydra's grammar refuses; null and what is quoted already stay as they are.
+    Paths are quoted because Hydra's grammar refuses many of their names; null and quoted values remain unchanged.
     """
     key, _, value = override.partition("=")
     node, is_open = _find(config, key)
@@ -213,9 +215,9 @@ def _for_hydra(override: str, config: DictConfig) -> str:
     is_path = node is not None and Path in _types(node)
     if not is_path or value in ("", "null") or (value[0] == value[-1] and value[0] in "'\""):
         return override
-    with suppress(RuntimeError):  # there is no such user
+    with suppress(RuntimeError):  # an unknown user
         value = str(Path(value).expanduser()) if value.startswith("~") else value
-    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no interpolation of OmegaConf's
+    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # prevents interpolation by OmegaConf
     value = re.sub(r"(\\*)'", r"\1\1\\'", value)
     value = re.sub(r"(\\+)$", r"\1\1", value)
     return f"{key}='{value}'"
@@ -230,7 +232,7 @@ def _is_option(config: str, argument: str) -> bool:
 
 
 @contextmanager
-def _explaining(config: str, overrides: Sequence[str]) -> Iterator[None]:
+def _explained_errors(config: str, overrides: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
@@ -246,7 +248,7 @@ def _explain(config: str, overrides: Sequence[str], error: Exception) -> str:
                 return unknown_dataset(given["task"], given[group])
             return f"unknown {group} {given[group]!r}; there are {', '.join(choices(group))}"
     if given.get("task") in DOMAINS and config != "train_generative":
-        return f"task={given['task']} is no robot's: its data are made when it is trained, by flowchunk train"
+        return f"task={given['task']} is not a robot's task; it is for flowchunk train"
     if given.get("vision") == "none" and "not in 'none'" in str(error):
         encoders = "|".join(name for name in choices("vision") if name != "none")
         return (
@@ -268,7 +270,7 @@ def _explain(config: str, overrides: Sequence[str], error: Exception) -> str:
 
 
 def unknown_dataset(task: str, name: str) -> str:
-    """What is said of a dataset that a task has not."""
+    """The error message for a dataset that a task does not have."""
     known = ", ".join(DATASETS[task])
     folder = (
         f"; give a folder or a zip of images by dataset={FOLDER} dataset.path=PATH" if FOLDER in DATASETS[task] else ""
@@ -277,7 +279,7 @@ def unknown_dataset(task: str, name: str) -> str:
 
 
 def _in_any_section(key: str, known: Sequence[str]) -> list[str]:
-    """Options whose last part is much like the key, for those who left the section out."""
+    """Options whose last part is similar to the key, in case its section was left out."""
     parts = {path.rpartition(".")[2] for path in known}
     near = difflib.get_close_matches(key.rpartition(".")[2], parts, n=2, cutoff=0.7)
     return sorted(path for path in known if path.rpartition(".")[2] in near)[:3]

@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Plots of a training run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowchunk.policy.training.run_log import read_metrics
 
 
 def plot_loss(run: Path) -> Path:
-    """Draw the losses and the evaluations of a run over its steps into ``RUN/loss.png``."""
+    """Plot losses and success rate of a run over its steps; returns the file, ``RUN/loss.png``."""
     entries = read_metrics(run)
     figure = Figure(figsize=(8, 4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -27,7 +27,7 @@ def plot_loss(run: Path) -> Path:
         right.set(ylabel="success rate (selection seeds)", ylim=(0, 1.02))
         right.plot(*zip(*rates, strict=True), color="tab:green", marker="s", label="success rate")
         right.legend(loc="center right")
-    if axes.lines:  # none if a run is shorter than the first log
+    if axes.lines:  # empty if the run ended before the first log entry
         axes.legend(loc="upper right")
         if all((np.asarray(line.get_ydata()) > 0).all() for line in axes.lines):
             axes.set_yscale("log")

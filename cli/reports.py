@@ -1,4 +1,4 @@
-"""What commands leave behind: reports that are whole or not there, and lines that can be read and copied at any width."""
+"""Reports of commands, written atomically, and console output that loses nothing in narrow terminals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 
 def write_report(file: Path, report: Mapping[str, Any]) -> None:
-    """Write JSON in one step: an interruption or a full disk leaves what was there before."""
+    """Write JSON atomically: an interruption or a full disk leaves an earlier file unchanged."""
     partial = file.with_name(f".{file.name}.partial")
     try:
         partial.write_text(json.dumps(report, indent=1))
@@ -22,19 +22,19 @@ def write_report(file: Path, report: Mapping[str, Any]) -> None:
 
 
 def print_written(console: Console, *files: Path) -> None:
-    """Say which files were written, each path whole on one line, so that it can be copied."""
+    """Print the written files, each path on a single line, so that it can be copied."""
     for file in files:
         console.print(f"written: {file}", soft_wrap=True, markup=False, highlight=False)
 
 
 def print_table(console: Console, title: str, table: Table) -> None:
-    """The table below its title, which is longer than most tables are wide."""
+    """Print a title, which may be wider than the table, and the table below it."""
     console.print(title, soft_wrap=True, markup=False)
     console.print(table)
 
 
 def table_of(*columns: str) -> Table:
-    """A table that loses nothing where there is little room: what does not fit goes on below."""
+    """An empty table whose cells are wrapped, not cut, in narrow terminals."""
     table = Table()
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="fold")

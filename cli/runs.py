@@ -1,4 +1,4 @@
-"""The folder of a run that the options describe: its name, whether it can be continued, what is written around training."""
+"""The folder of a training run: its name, whether it can be resumed, and its files besides those of training."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from flowchunk.cli.plots import plot_loss
 from flowchunk.cli.reports import print_written
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.checkpoint import replace_text
-from flowchunk.policy.diffusion.objectives import RENAMED as OBJECTIVES_THEN
+from flowchunk.policy.diffusion.objectives import RENAMED as RENAMED_OBJECTIVES
 from flowchunk.policy.training.config import TrainingConfig
 from flowchunk.policy.training.run import holds_checkpoints
 
 CONFIG = "config.yaml"
-MAY_DIFFER = (  # what a run may be resumed with, although it was started with something else
+MAY_DIFFER = (  # options that may change when a run is resumed
     "output_dir",
     "device",
     "logging.",
     "evaluation.",
-    "dataset.path",  # the data themselves are compared
+    "dataset.path",  # the data are compared instead
     "dataset.cache",
     "training.resume",
     "training.prefetch",
@@ -38,27 +38,27 @@ MAY_DIFFER = (  # what a run may be resumed with, although it was started with s
 
 
 def with_output_dir(options: dict[str, Any]) -> dict[str, Any]:
-    """The options with a directory for the run, named by task, network and time where none is given."""
+    """The options with an output directory; by default named by task, network and time."""
     if options["output_dir"] is None:
         if options["training"]["resume"]:
-            raise ConfigurationError("training.resume=true needs output_dir=DIR, the run to continue")
+            raise ConfigurationError("training.resume=true needs output_dir=DIR, the run to resume")
         now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         options["output_dir"] = str(Path("outputs") / f"{options['task']['name']}-{options['network']['name']}-{now}")
     return options
 
 
 def training_config(options: Mapping[str, Any]) -> TrainingConfig:
-    """How long and how to train, as the options say. Raises ConfigurationError."""
+    """The training configuration of the options. Raises ConfigurationError."""
     return fill(TrainingConfig, {**options["training"], "seed": options["seed"]}, section="training")
 
 
 def write_options(directory: Path, options: Mapping[str, Any]) -> None:
-    """Leave the options in the run's folder, for whoever continues it."""
+    """Write the options into the run's folder, where they are compared when it is resumed."""
     replace_text(directory / CONFIG, to_yaml(dict(options)))
 
 
 def finish(options: Mapping[str, Any]) -> Path:
-    """Plot a run's loss, and say what it has written; returns its folder."""
+    """Plot the losses of a run, and print its files; returns its folder."""
     directory = Path(options["output_dir"]).expanduser()
     if PartialState().is_main_process:
         plot_loss(directory)
@@ -69,9 +69,9 @@ def finish(options: Mapping[str, Any]) -> Path:
 
 
 def check_folder(options: Mapping[str, Any]) -> bool:
-    """Whether the folder of the options holds a run to continue.
+    """Whether the output directory holds a run to resume.
 
-    Raises ConfigurationError where a run is in the way, or is not the one to continue.
+    Raises ConfigurationError if it holds a run that must not be overwritten, or one that was started with other options.
     """
     run_dir = Path(options["output_dir"]).expanduser()
     saved = run_dir / CONFIG
@@ -79,23 +79,23 @@ def check_folder(options: Mapping[str, Any]) -> bool:
         return False
     if not options["training"]["resume"]:
         raise ConfigurationError(
-            f"{run_dir} holds a training run; add training.resume=true to continue it, or choose another output_dir"
+            f"{run_dir} holds a training run; add training.resume=true to resume it, or choose another output_dir"
         )
     if not saved.exists():
         raise ConfigurationError(
-            f"{run_dir} holds checkpoints but no {CONFIG}, so it cannot be told what they were trained with; bring it back, "
+            f"{run_dir} holds checkpoints but no {CONFIG}, so the options of their training are unknown; restore it, "
             "or choose another output_dir and start from these weights with training.init_from"
         )
-    before = _saved_options(saved)
+    saved_options = _saved_options(saved)
     now, defaults = _to_compare(options), _to_compare(_defaults(options))
 
-    def then(key: str) -> Any:
-        """What it was; options that came since then were as they are by default."""
-        is_known = any(key == known or key.startswith(f"{known}.") for known in before)
-        return before.get(key) if is_known else defaults.get(key)
+    def saved_value(key: str) -> Any:
+        """The saved value of an option; the default of options that are newer than the run."""
+        is_known = any(key == known or key.startswith(f"{known}.") for known in saved_options)
+        return saved_options.get(key) if is_known else defaults.get(key)
 
-    if different := sorted(key for key in before.keys() | now.keys() if then(key) != now.get(key)):
-        changes = ", ".join(f"{key}: {then(key)} then, {now.get(key)} now" for key in different)
+    if different := sorted(key for key in saved_options.keys() | now.keys() if saved_value(key) != now.get(key)):
+        changes = ", ".join(f"{key}: {saved_value(key)} then, {now.get(key)} now" for key in different)
         raise ConfigurationError(f"{run_dir} was started with other options ({changes}); resume it with the same ones")
     return True
 
@@ -103,21 +103,21 @@ def check_folder(options: Mapping[str, Any]) -> bool:
 def _saved_options(file: Path) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(file))
-    except Exception as error:  # of the YAML parser, too
+    except Exception as error:  # also of the YAML parser
         raise ConfigurationError(
-            f"{file} cannot be read ({error}); bring it back, or choose another output_dir"
+            f"{file} cannot be read ({error}); restore it, or choose another output_dir"
         ) from error
     if not isinstance(content, dict) or not content:
-        raise ConfigurationError(f"{file} is empty or damaged; bring it back, or choose another output_dir")
-    if isinstance(dataset := content.get("dataset"), str):  # as it once was, for generated data
+        raise ConfigurationError(f"{file} is empty or damaged; restore it, or choose another output_dir")
+    if isinstance(dataset := content.get("dataset"), str):  # the old form, of generated data
         is_known = dataset in choices("dataset")
         content["dataset"] = {"name": dataset} if is_known else {"name": FOLDER, "path": dataset}
     saved = {RENAMED.get(key, key): value for key, value in _to_compare(content).items()}
-    return {key: OBJECTIVES_THEN.get(value, value) if key == "objective" else value for key, value in saved.items()}
+    return {key: RENAMED_OBJECTIVES.get(value, value) if key == "objective" else value for key, value in saved.items()}
 
 
 def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the options would be if only what has to be chosen was."""
+    """The default options for the same task, network and data set."""
     task = options["task"]["name"]
     chosen = [f"task={task}", f"network={options['network']['name']}"]
     if task in DOMAINS:
@@ -131,7 +131,7 @@ def _dataset_of(options: Mapping[str, Any]) -> list[str]:
 
 
 def _to_compare(options: Any) -> dict[str, Any]:
-    """Options by their dotted names, without those that do not change what is learned from when."""
+    """Options by their dotted names, without those that may differ."""
     flat = _comparable(options)
     is_path_compared = options.get("task", {}).get("name") in DOMAINS and "path" in options["dataset"]
     return flat | ({"dataset.path": options["dataset"]["path"]} if is_path_compared else {})

@@ -1,4 +1,4 @@
-"""The options of every command, registered with Hydra. Sections take types and defaults from the classes that they fill."""
+"""The options of every command, registered with Hydra; types and defaults are those of the classes that sections fill."""
 
 from __future__ import annotations
 
@@ -32,61 +32,67 @@ from flowchunk.policy.training.config import TrainingConfig
 OUTPUT = "default: outputs/TASK-NETWORK-TIME"
 SEED = {"seed": Option(int, 0)}
 ENV = {"env": Option(dict[str, Any], {}, "env.KEY=VALUE: arguments of the environment, saved with the policy")}
-DEVICE = "auto | cpu | cuda | cuda:N | mps; auto: the first accelerator that is there"
+DEVICE = "auto | cpu | cuda | cuda:N | mps; auto: an accelerator if there is one"
 PATH_OR_NONE = Path | None
-WHOLE_OR_NONE = int | None
+INT_OR_NONE = int | None
 
 TRAINING = section(
     "Training",
     options_of(TrainingConfig, without=("seed",)),
     {
-        "resume": Option(bool, False, "go on from the last checkpoint in output_dir, bit for bit on the CPU"),
+        "resume": Option(bool, False, "continue from the last checkpoint in output_dir, bit for bit on the CPU"),
         "init_from": Option(PATH_OR_NONE, None, "a run or checkpoint to start from"),
     },
 )
 TASK = section("Task", {"name": Option(str), "env_id": Option(str | None, None), "expert": Option(str | None, None)})
 DOMAIN = section("Domain", {"name": Option(str)})
 LOGGING = section("Logging", {"wandb": Option(bool, False, "also log to Weights & Biases")})
-SOURCES = {"sources": Option(dict[str, str], {}, "for stores of others: which array each of our keys reads")}
+SOURCES = {"sources": Option(dict[str, str], {}, "for stores of another layout: the array that each key reads")}
 
 
-def _one_of(names: Iterable[str]) -> str:
+def _alternatives(names: Iterable[str]) -> str:
     return " | ".join(names)
 
 
-def _of_model(kind: type[ModelConfig]) -> Options:
-    """What models of every kind are trained for and sampled with, beside their objective and its schedule."""
+def _model_options(kind: type[ModelConfig]) -> Options:
+    """Options of every kind of model for training and sampling, besides its objective and schedule."""
     own = options_of(kind, only=("time_density", "min_snr_gamma"))
     sampling = options_of(SamplingOptions, only=("solver", "eta"))
     return {
-        "time_density": replace(own["time_density"], meaning=_one_of(TIME_DENSITIES)),
+        "time_density": replace(own["time_density"], meaning=_alternatives(TIME_DENSITIES)),
         "time_density_options": Option(dict[str, Any], {}, "mean and std of logit_normal, scale of mode"),
         "min_snr_gamma": replace(
             own["min_snr_gamma"], meaning="objective=data_prediction: weigh the error by min(SNR, this); 5 is usual"
         ),
-        "solver": replace(sampling["solver"], meaning=f"{_one_of(SOLVERS)}; default: the objective's own"),
+        "solver": replace(sampling["solver"], meaning=f"{_alternatives(SOLVERS)}; default: the objective's own"),
         "eta": sampling["eta"],
     }
 
 
-def _objective() -> Options:
+def _objective_options() -> Options:
     own = options_of(ModelConfig, only=("objective", "schedule"))
     return {
-        "objective": replace(own["objective"], meaning=_one_of(objective_names())),
-        "schedule": replace(own["schedule"], meaning=f"{_one_of(SCHEDULES)}; default: the objective's own"),
+        "objective": replace(own["objective"], meaning=_alternatives(objective_names())),
+        "schedule": replace(own["schedule"], meaning=f"{_alternatives(SCHEDULES)}; default: the objective's own"),
     }
 
 
 def _renamed(options: Options, names: dict[str, str]) -> Options:
-    return {names[name]: one for name, one in options.items() if name in names}
+    return {names[name]: option for name, option in options.items() if name in names}
 
 
 DATASET = section(
     "Dataset",
-    {"path": Option(Path, meaning="a zarr store: ours, or diffusion_policy's")},
+    {"path": Option(Path, meaning="a zarr store: flowchunk's own or diffusion_policy's")},
     options_of(DatasetOptions, only=("validation_fraction",)),
     SOURCES,
-    {"symmetry": Option(dict[str, Any] | None, None, "a mirror: KEY: {order, sign, offset}, or {picture: NAME}")},
+    {
+        "symmetry": Option(
+            dict[str, Any] | None,
+            None,
+            "also train on mirrored episodes; KEY: {order, sign, offset}, or {transform: NAME} for images",
+        )
+    },
     _renamed(
         options_of(ImageCacheOptions),
         {"mode": "cache", "directory": "cache_dir", "limit_gb": "cache_limit_gb", "skip_corrupt": "skip_corrupt"},
@@ -96,12 +102,12 @@ DATASET = section(
 POLICY = section(
     "Policy",
     options_of(PolicyConfig, only=("observation_steps", "horizon", "n_action_steps")),
-    _of_model(PolicyConfig),
+    _model_options(PolicyConfig),
     options_of(PolicyConfig, only=("num_noise_samples", "prefix_max", "mask_padding", "relative_to")),
 )
 MODEL = section(
     "Model",
-    _of_model(DataConfig),
+    _model_options(DataConfig),
     options_of(DataConfig, only=("coupling", "label_dropout", "augment")),
 )
 EVALUATION = section(
@@ -113,17 +119,17 @@ ENERGY_DISTANCE = section(
     "EnergyDistance",
     {
         "samples": Option(
-            int, 1000, "compared with other data than in training, to choose the best; 0: the last is best"
+            int, 1000, "samples compared with new data to choose the best checkpoint; 0: the last is the best"
         ),
         "seed": Option(int, SELECTION_SEED),
-        "nfe": Option(WHOLE_OR_NONE, None, "default: 16, or the only one that the objective admits"),
+        "nfe": Option(INT_OR_NONE, None, "default: 16, or the only one that the objective admits"),
     },
 )
 COMMON: dict[str, Option] = {
     "task": Option(Any),
     "output_dir": Option(PATH_OR_NONE, None, OUTPUT),
     **SEED,
-    **_objective(),
+    **_objective_options(),
     "device": Option(str, "auto", DEVICE),
     "network": Option(Any),
     "training": TRAINING,
@@ -145,36 +151,39 @@ TRAIN_GENERATIVE: dict[str, Option] = {
     "model": MODEL,
     "evaluation": ENERGY_DISTANCE,
 }
-SAMPLED = {
-    "solver": Option(str | None, None, "default: the one of the checkpoint"),
+SOLVER_AND_DEVICE = {
+    "solver": Option(str | None, None, "default: the checkpoint's own"),
     "device": Option(str, "cpu", DEVICE),
 }
-OF_EPISODES: dict[str, Option] = {
-    "n_action_steps": Option(WHOLE_OR_NONE, None, "default: the policy's own"),
-    "noise_scale": Option(float | None, None, "what the starting noise is multiplied by; default: the policy's own"),
+EPISODE_OPTIONS: dict[str, Option] = {
+    "n_action_steps": Option(INT_OR_NONE, None, "default: the policy's own"),
+    "noise_scale": Option(float | None, None, "factor of the initial noise; default: the policy's own"),
     **options_of(rollout, only=("num_envs", "workers")),
-    "env_id": Option(str | None, None, "default: the one that the policy was trained for"),
+    "env_id": Option(str | None, None, "default: the environment of training"),
     **ENV,
 }
-NFE = {"nfe": Option(WHOLE_OR_NONE, None, "network evaluations; default: the model's own number")}
-SAMPLES = {"n": Option(WHOLE_OR_NONE, None, "default: the domain's"), **options_of(SamplingOptions, only=("guidance",))}
-REPORT = {"seed": Option(int, REPORT_SEED, "of the first episode; no checkpoint was chosen on these seeds")}
+NFE = {"nfe": Option(INT_OR_NONE, None, "network evaluations; default: the model's own")}
+SAMPLES = {
+    "n": Option(INT_OR_NONE, None, "number of samples; default: the domain's own"),
+    **options_of(SamplingOptions, only=("guidance",)),
+}
+REPORT = {"seed": Option(int, REPORT_SEED, "of the first episode; these seeds are not used to choose checkpoints")}
 EVAL: dict[str, Option] = {
     "output_dir": Option(PATH_OR_NONE, None, "default: RUN/eval"),
     "episodes": Option(int, 100),
     **REPORT,
     **NFE,
-    **SAMPLED,
-    **OF_EPISODES,
-    "video": Option(int, 1, "episodes to film"),
+    **SOLVER_AND_DEVICE,
+    **EPISODE_OPTIONS,
+    "video": Option(int, 1, "episodes to record as videos"),
 }
 SWEEP: dict[str, Option] = {
     "output_dir": Option(PATH_OR_NONE, None, "default: RUN/sweep"),
     "nfe": Option(list[Any], [1, 2, 4, 8, 16, 100]),
-    **SAMPLED,
+    **SOLVER_AND_DEVICE,
     **REPORT,
-    "episodes": Option(int, 200, "of policies"),
-    **OF_EPISODES,
+    "episodes": Option(int, 200, "for policies"),
+    **EPISODE_OPTIONS,
     **SAMPLES,
 }
 GENERATE: dict[str, Option] = {
@@ -182,35 +191,40 @@ GENERATE: dict[str, Option] = {
     **SAMPLES,
     **SEED,
     **NFE,
-    "solver": SAMPLED["solver"],
-    "label": Option(int | str | None, None, "default: classes as in the data"),
-    "floor_pairs": Option(int, 8, "of data against data"),
+    "solver": SOLVER_AND_DEVICE["solver"],
+    "label": Option(int | str | None, None, "a class, by number or name; default: all, as in the data"),
+    "floor_pairs": Option(int, 8, "pairs of data samples that the measures are averaged over"),
 }
-ANYTHING = Option(dict[str, Any], {})
-OF_A_TASK: dict[str, Option] = {
+OPEN_SECTION = Option(dict[str, Any], {})
+TASK_OPTIONS: dict[str, Option] = {
     "task": TASK,
     "vision": Option(Any),
     **ENV,
-    **dict.fromkeys(("policy", "training", "evaluation"), ANYTHING),  # what recipes say of training
+    **dict.fromkeys(("policy", "training", "evaluation"), OPEN_SECTION),  # set by recipes for training, and ignored
 }
 COLLECT: dict[str, Option] = {
     "output_dir": Option(Path),
     "episodes": Option(int, 200),
     **SEED,
-    **OF_A_TASK,
-    "dataset": ANYTHING,
+    **TASK_OPTIONS,
+    "dataset": OPEN_SECTION,
 }
 CONVERT: dict[str, Option] = {
-    "jpeg": Option(WHOLE_OR_NONE, None, "the quality of JPEGs, 1 to 100; default: images are stored without loss"),
-    **OF_A_TASK,
+    "jpeg": Option(INT_OR_NONE, None, "store images as JPEG with this quality, 1 to 100; default: losslessly"),
+    **TASK_OPTIONS,
     "dataset": section("Sources", SOURCES, {"symmetry": Option(Any, None)}),
 }
 COMPARE: dict[str, Option] = {
     "output_dir": Option(Path, os.fspath("compare-objectives")),
-    "dataset": section("Demonstrations", {"path": Option(PATH_OR_NONE, None, "Push-T's; without them it is left out")}),
+    "dataset": section(
+        "Demonstrations",
+        {"path": Option(PATH_OR_NONE, None, "demonstrations of Push-T; without them its section is left out")},
+    ),
     **SEED,
     "full": Option(bool, False, "five times the training, and 500 episodes"),
-    "processes": Option(WHOLE_OR_NONE, None, "variants trained side by side, one thread each; default: the cores"),
+    "processes": Option(
+        INT_OR_NONE, None, "variants trained in parallel, one thread each; default: the number of cores"
+    ),
 }
 COMMANDS: dict[str, Options] = {
     "train": TRAIN,
@@ -226,50 +240,54 @@ COMMANDS: dict[str, Options] = {
 
 
 def generated_options(name: str) -> Options:
-    """What can be said of the data that a model of generated data learns from."""
+    """The options of a data set for models of generated data."""
     path = {"path": Option(Path, meaning="a folder or a zip of images")} if name == FOLDER else {}
     return {
         "name": Option(str, name),
         **path,
-        "samples": Option(WHOLE_OR_NONE, None, "how many data to train on; default: all, or what the domain draws"),
-        "size": Option(WHOLE_OR_NONE, None, "images are scaled to so many pixels"),
-        "invert": Option(bool, False, "white on black from black on white"),
-        "half": Option(WHOLE_OR_NONE, None, "0 | 1: train on one of two disjoint halves of the images"),
+        "samples": Option(INT_OR_NONE, None, "number of training data; default: all, or the domain's own number"),
+        "size": Option(INT_OR_NONE, None, "scale images to this width and height in pixels"),
+        "invert": Option(bool, False, "invert the brightness of images"),
+        "half": Option(
+            INT_OR_NONE, None, "0 | 1: train on one of two disjoint halves of the images, to measure memorization"
+        ),
     }
 
 
-OF_NETWORK = ("action_size", "horizon", "condition_size", "channels", "size")
+SIZE_ARGUMENTS = ("action_size", "horizon", "condition_size", "channels", "size")
 ENCODER: dict[str, Option] = {
-    "crop": Option(list[int] | None, None, "[height, width]: at random places in training, in the middle afterwards"),
-    "weights": Option(PATH_OR_NONE, None, "a file, or a name: IMAGENET1K_V1, pretrained"),
-    "share_weights": Option(bool, False, "whether all cameras look through the same weights"),
-    "image_steps": Option(WHOLE_OR_NONE, None, "images of how many of the last time steps; default: observation_steps"),
-    "color_jitter": Option(float, 0.0, "brightness, contrast and saturation change by up to this factor in training"),
+    "crop": Option(list[int] | None, None, "[height, width]: random crops in training, the center otherwise"),
+    "weights": Option(PATH_OR_NONE, None, "pretrained weights: a file or a name (IMAGENET1K_V1, pretrained)"),
+    "share_weights": Option(bool, False, "one encoder for all cameras"),
+    "image_steps": Option(INT_OR_NONE, None, "number of latest time steps with images; default: observation_steps"),
+    "color_jitter": Option(
+        float, 0.0, "random change of brightness, contrast and saturation in training, as a fraction"
+    ),
 }
 PRETRAINED = {"weights": Option(PATH_OR_NONE, "pretrained"), "share_weights": Option(bool, True)}
 BACKBONES = {"timm": "vit_small_patch14_dinov2", "transformers": "facebook/dinov2-small"}
 
 
 def network_options(name: str) -> Options:
-    """What the constructor of a network takes, besides the sizes of what it is to make."""
+    """The arguments of a network's constructor, without the sizes, which follow from the data."""
     kind = {**NETWORKS, **IMAGE_NETWORKS}[name]
-    without = tuple(size for size in OF_NETWORK if not (name == "unet1d" and size == "channels"))
+    without = tuple(size for size in SIZE_ARGUMENTS if not (name == "unet1d" and size == "channels"))
     return {"name": Option(str, name), **options_of(kind, without=without)}
 
 
 def vision_options(name: str) -> Options:
-    """What an image encoder takes, and what all of them do."""
+    """The options of an image encoder: its own, and those of all encoders."""
     own = options_of(VISION[name], without=("image_size", "architecture", "backbone"))
     if name in BACKBONES:
-        own = {"backbone": Option(Path, BACKBONES[name], "a name on the hub, or a folder"), **PRETRAINED, **own}
+        own = {"backbone": Option(Path, BACKBONES[name], "a name on the hub or a folder"), **PRETRAINED, **own}
     return {"name": Option(str, name), **ENCODER, **own}
 
 
 def register() -> None:
-    """Make all of them known to Hydra."""
+    """Register all options with Hydra."""
     store = ConfigStore.instance()
     for command, options in COMMANDS.items():
-        has_choices = "task" in options  # configs/COMMAND.yaml says which groups
+        has_choices = "task" in options  # configs/COMMAND.yaml lists its groups
         name = f"{command}_options" if has_choices else command
         store.store(name=name, node=schema(command, options))
     for network in (*NETWORKS, *IMAGE_NETWORKS):

@@ -1,4 +1,4 @@
-"""Options as dataclasses: a schema for Hydra made from what the code takes, so that types and defaults stand only there."""
+"""Options as dataclasses: schemas for Hydra, made from the code's parameters, so that types and defaults have one place."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from omegaconf import MISSING as REQUIRED
 
 @dataclass(frozen=True)
 class Option:
-    """One option: its type, as OmegaConf knows it, its default, and what it means."""
+    """An option: its type, as OmegaConf supports it, its default and its meaning."""
 
     type: Any
     default: Any = REQUIRED
     meaning: str = ""
 
     def as_field(self) -> Any:
-        """The field of a dataclass. Defaults that may be changed are made anew each time."""
+        """The field of a dataclass; mutable defaults are copied."""
         metadata = {"meaning": self.meaning}
         if isinstance(self.default, type) and is_dataclass(self.default):
             return field(default_factory=self.default, metadata=metadata)
@@ -37,23 +37,23 @@ Options = Mapping[str, Option]
 
 def schema(name: str, options: Options, doc: str = "") -> type:
     """A dataclass of these options, for Hydra's ConfigStore."""
-    made = make_dataclass(name, [(key, one.type, one.as_field()) for key, one in options.items()])
+    made = make_dataclass(name, [(key, option.type, option.as_field()) for key, option in options.items()])
     made.__doc__ = doc
     return made
 
 
 def section(name: str, *parts: Options, doc: str = "") -> Option:
-    """A section of options, one after the other."""
-    made = schema(name, {key: one for part in parts for key, one in part.items()}, doc)
+    """An option that is a section of the options in ``parts``."""
+    made = schema(name, {key: option for part in parts for key, option in part.items()}, doc)
     return Option(made, made, doc)
 
 
 def options_of(
     kind: Callable[..., Any], *, only: Sequence[str] | None = None, without: Sequence[str] = ()
 ) -> dict[str, Option]:
-    """An option for each parameter of a class or function: its type, its default, and what the docstring says of it."""
-    takes: Any = kind.__init__ if isinstance(kind, type) and not is_dataclass(kind) else kind  # type: ignore[misc]
-    hints = get_type_hints(takes)
+    """An option for each parameter of a class or function, with its type, its default and its meaning in the docstring."""
+    function: Any = kind.__init__ if isinstance(kind, type) and not is_dataclass(kind) else kind  # type: ignore[misc]
+    hints = get_type_hints(function)
     meanings = meanings_in(kind)
     found = {}
     for name, parameter in inspect.signature(kind).parameters.items():
@@ -66,12 +66,12 @@ def options_of(
 
 
 def omegaconf_type(hint: Any) -> Any:
-    """A type as OmegaConf knows it: mappings are dicts, sequences lists, literals text."""
-    origin, arguments = get_origin(hint), tuple(omegaconf_type(one) for one in get_args(hint))
+    """A type as OmegaConf supports it: mappings become dict, sequences list, literals str."""
+    origin, arguments = get_origin(hint), tuple(omegaconf_type(argument) for argument in get_args(hint))
     if origin is Literal:
         return str
     if origin in (Union, UnionType):
-        without_none = tuple(one for one in arguments if one is not type(None))
+        without_none = tuple(argument for argument in arguments if argument is not type(None))
         if Path in without_none:  # a path, or its text
             without_none = (Path,)
         kind = without_none[0] if len(without_none) == 1 else Union[without_none]  # noqa: UP007 -- of a variable
@@ -84,11 +84,11 @@ def omegaconf_type(hint: Any) -> Any:
 
 
 def meanings_in(kind: Callable[..., Any]) -> dict[str, str]:
-    """What a docstring says of each parameter, where it has sentences that begin with ``name:`` or ``name, name:``."""
+    """The meanings of parameters: sentences of the docstring that begin with ``name:`` or ``name, name:``."""
     names = list(inspect.signature(kind).parameters)
     text = " ".join((kind.__doc__ or "").split())
-    one = "|".join(map(re.escape, names)) or "-"
-    begins = list(re.finditer(rf"(?:^|(?<=[.;] ))((?:{one})(?:, (?:{one}))*): ", text))
+    any_name = "|".join(map(re.escape, names)) or "-"
+    begins = list(re.finditer(rf"(?:^|(?<=[.;] ))((?:{any_name})(?:, (?:{any_name}))*): ", text))
     found = {}
     ends = [*(begin.start() for begin in begins[1:]), len(text)]
     for begin, end in zip(begins, ends, strict=False):
@@ -100,7 +100,7 @@ def meanings_in(kind: Callable[..., Any]) -> dict[str, str]:
 
 def _default_of(kind: Callable[..., Any], parameter: inspect.Parameter) -> Any:
     if is_dataclass(kind):
-        declared = next(one for one in fields(kind) if one.name == parameter.name)
+        declared = next(entry for entry in fields(kind) if entry.name == parameter.name)
         if declared.default_factory is not MISSING:
             return declared.default_factory()
     return REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default

@@ -1,19 +1,24 @@
-"""flowchunk sweep: what more network calls buy, in quality and in time.
+"""flowchunk sweep: quality and latency of a checkpoint by its number of network evaluations.
 
 usage: flowchunk sweep CHECKPOINT ["nfe=[1,2,4,8,16,100]"] [KEY=VALUE ...]
 
-  CHECKPOINT                       a run directory (its best, else last) or a checkpoint directory
-  nfe=[1,2,4]                      numbers of network calls; those that the checkpoint does not admit are shown as -
-  solver=NAME                      another way through the same field than the checkpoint's
-  episodes=200  seed=100000        policies: episodes in simulation for each number, the same ones
-  noise_scale=1.0                  policies: what the starting noise is multiplied by
-  num_envs=50  n_action_steps=N  env_id=ID  env.KEY=VALUE
-  device=cpu|auto|cuda|cuda:N|mps  where the network runs, its latency included
-  n=N  guidance=1.0                models of toys and pictures: samples for each number
+  CHECKPOINT                       a run (its best checkpoint, otherwise its last) or a checkpoint
+  nfe=[1,2,4]                      numbers of network evaluations; invalid ones are shown as -
+  solver=NAME                      another solver than the checkpoint's
+  device=cpu|auto|cuda|cuda:N|mps  where the network runs and its latency is measured
   output_dir=DIR                   default: RUN/sweep
 
-Prints a table (score and success with its interval, or the measures beside their floors; latency at batch 1 on one
-thread), and writes DIR/sweep.json, row by row as they are measured, and DIR/sweep.png.
+of policies:
+  episodes=200  seed=100000        simulated episodes, the same ones for each number
+  noise_scale=1.0                  factor of the initial noise (default: the policy's own)
+  num_envs=50  n_action_steps=N  env_id=ID  env.KEY=VALUE    as for flowchunk eval
+
+of models of generated data:
+  n=N  guidance=1.0  seed=100000   samples for each number
+
+Prints a table: score and success with their intervals, or the measures and their floors; and the
+latency at batch size 1 on one thread. Writes DIR/sweep.json, row by row as they are measured, and
+DIR/sweep.png.
 """
 
 from __future__ import annotations
@@ -31,18 +36,17 @@ from rich.progress import Progress
 from rich.table import Table
 from scipy.stats import bootstrap
 
-from flowchunk.cli.domains.domain import Samples, figure, save
+from flowchunk.cli.domains.domain import Samples, make_figure, save_figure
 from flowchunk.cli.eval import PolicyEvaluation
 from flowchunk.cli.generate import (
-    Spread,
-    against_data,
-    as_numbers,
-    data_draws,
-    domain_of,
-    floors,
-    how_many,
-    load,
-    samples_like_data,
+    Estimate,
+    generate_samples,
+    load_domain,
+    load_model,
+    measure_floors,
+    measure_samples,
+    resolve_num_samples,
+    sample_data_pairs,
 )
 from flowchunk.cli.options import read_options, take_checkpoint
 from flowchunk.cli.reports import print_table, print_written, table_of, write_report
@@ -59,15 +63,18 @@ RESAMPLINGS = 2000
 
 
 def run(arguments: list[str]) -> None:
-    """Sweep as the arguments say."""
+    """Sweep with command-line arguments."""
     checkpoint, overrides = take_checkpoint("sweep", arguments)
     sweep(checkpoint, read_options("sweep", overrides))
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is swept. check: raises ConfigurationError for a number of calls that is not admitted. conditions: what else
-    the numbers depend on. floor: measures of data against data, for the rows to be seen beside."""
+    """A checkpoint that is swept.
+
+    check: raises ConfigurationError for an invalid number of network evaluations. measure: the row of a number. conditions:
+    what else the rows depend on. floor: measures of data against data, empty for policies.
+    """
 
     check: Callable[[int], object]
     measure: Callable[[int], Row]
@@ -84,18 +91,18 @@ def sweep(checkpoint: str | Path, options: Mapping[str, Any]) -> Path:
     output_dir = Path(options["output_dir"] or find_run(directory) / "sweep").expanduser()
     kind = read_json(directory / "checkpoint.json").get("kind")
     console = Console()
-    subject = (_of_policy if kind == CHUNK_POLICY else _of_generative_model)(directory, options, console)
-    refusals = {nfe: reason for nfe in numbers if (reason := _refusal(subject, nfe)) is not None}
-    if len(refusals) == len(set(numbers)):
-        raise ConfigurationError(f"none of nfe={numbers} is admitted: {refusals[numbers[0]]}")
+    subject = (_policy_subject if kind == CHUNK_POLICY else _generative_subject)(directory, options, console)
+    refused = {nfe: reason for nfe in numbers if (reason := _refusal(subject, nfe)) is not None}
+    if len(refused) == len(set(numbers)):
+        raise ConfigurationError(f"none of nfe={numbers} is valid: {refused[numbers[0]]}")
     output_dir.mkdir(parents=True, exist_ok=True)
     file = output_dir / "sweep.json"
-    about = {"checkpoint": str(directory), "kind": kind, "seed": options["seed"], **subject.conditions}
-    report: Row = {**about, "floor": subject.floor(), "rows": []}
+    settings = {"checkpoint": str(directory), "kind": kind, "seed": options["seed"], **subject.conditions}
+    report: Row = {**settings, "floor": subject.floor(), "rows": []}
     with Progress(console=console) as progress:
         for nfe in progress.track(numbers, description="sweeping"):
-            found = {"refused": refusals[nfe]} if nfe in refusals else subject.measure(nfe)
-            report["rows"].append({"nfe": nfe, **found})
+            row = {"refused": refused[nfe]} if nfe in refused else subject.measure(nfe)
+            report["rows"].append({"nfe": nfe, **row})
             write_report(file, report)
     print_table(console, str(directory), _table(report))
     print_written(console, file, _plot(report, output_dir / "sweep.png"))
@@ -110,8 +117,8 @@ def _refusal(subject: Subject, nfe: int) -> str | None:
     return None
 
 
-def _of_policy(directory: Path, options: Mapping[str, Any], console: Console) -> Subject:
-    """Score and success in simulation, on the same episodes for each number of calls."""
+def _policy_subject(directory: Path, options: Mapping[str, Any], console: Console) -> Subject:
+    """Score and success in simulation, on the same episodes for each number of evaluations."""
     evaluation = PolicyEvaluation.load(directory, options, console=console)
 
     def measure(nfe: int) -> Row:
@@ -129,31 +136,31 @@ def _of_policy(directory: Path, options: Mapping[str, Any], console: Console) ->
 
 
 def _interval_of_mean(scores: np.ndarray) -> list[float]:
-    """The middle 95 % of bootstrapped means; a single score says nothing of how far it is off."""
+    """The 95 % bootstrap interval of the mean; a single score is both of its ends."""
     if len(scores) == 1:
         return [float(scores[0])] * 2
-    drawn = bootstrap((scores,), np.mean, n_resamples=RESAMPLINGS, method="percentile", rng=0)
-    return [float(end) for end in drawn.confidence_interval]
+    resampled = bootstrap((scores,), np.mean, n_resamples=RESAMPLINGS, method="percentile", rng=0)
+    return [float(end) for end in resampled.confidence_interval]
 
 
-def _of_generative_model(directory: Path, options: Mapping[str, Any], console: Console) -> Subject:
-    """The domain's measures, against the same data for each number of calls."""
+def _generative_subject(directory: Path, options: Mapping[str, Any], console: Console) -> Subject:
+    """The domain's measures, against the same data for each number of evaluations."""
     if options["noise_scale"] is not None:
-        raise ConfigurationError(f"noise_scale={options['noise_scale']} is for robots' policies; leave it out")
-    model = load(directory, solver=options["solver"], device=choose_device(options["device"]))
-    domain, guidance = domain_of(directory), options["guidance"]
-    n = how_many(options["n"], domain)
-    draws = data_draws(domain, n)
-    alone = Samples(**draws[0][0].batch(torch.arange(1)))
+        raise ConfigurationError(f"noise_scale={options['noise_scale']} is for policies only; leave it out")
+    model = load_model(directory, solver=options["solver"], device=choose_device(options["device"]))
+    domain, guidance = load_domain(directory), options["guidance"]
+    n = resolve_num_samples(options["n"], domain)
+    pairs = sample_data_pairs(domain, n)
+    single = Samples(**pairs[0][0].batch(torch.arange(1)))
 
     def measure(nfe: int) -> Row:
-        made = samples_like_data(model, domain, n, nfe=nfe, seed=options["seed"], guidance=guidance)
+        generated = generate_samples(model, domain, n, nfe=nfe, seed=options["seed"], guidance=guidance)
 
-        def one(number: int) -> None:
-            generate_like(model, alone, nfe=nfe, seed=number, guidance=guidance)
+        def generate_single(seed: int) -> None:
+            generate_like(model, single, nfe=nfe, seed=seed, guidance=guidance)
 
-        latency = latency_ms(one, calls=20, warm_up=3)
-        return {**_flat(against_data(domain, made, draws)), "latency_ms": latency}
+        latency = latency_ms(generate_single, calls=20, warm_up=3)
+        return {**_entries(measure_samples(domain, generated, pairs)), "latency_ms": latency}
 
     conditions = {
         "task": read_json(directory / "checkpoint.json")["training"]["task"],
@@ -167,53 +174,53 @@ def _of_generative_model(directory: Path, options: Mapping[str, Any], console: C
         check=lambda nfe: model.with_sampling(nfe=nfe, guidance=guidance),
         measure=measure,
         conditions=conditions,
-        floor=lambda: _flat(floors(domain, draws)),
+        floor=lambda: _entries(measure_floors(domain, pairs)),
     )
 
 
-def _flat(spreads: Mapping[str, Spread]) -> Row:
-    return {key: value for name, spread in spreads.items() for key, value in as_numbers(name, spread).items()}
+def _entries(estimates: Mapping[str, Estimate]) -> Row:
+    return {key: value for name, estimate in estimates.items() for key, value in estimate.entries(name).items()}
 
 
 def _table(report: Row) -> Table:
-    names = [name for name in _measured(report) if name != "latency_ms"]
+    names = [name for name in _measure_names(report) if name != "latency_ms"]
     table = table_of("nfe", *names, "latency p50 / p95")
     for row in report["rows"]:
         if "refused" in row:
             table.add_row(str(row["nfe"]), *["-"] * (len(names) + 1))
             continue
         latency = f"{row['latency_ms']['p50']:.1f} / {row['latency_ms']['p95']:.1f} ms"
-        table.add_row(str(row["nfe"]), *(_cell(row, name) for name in names), latency)
+        table.add_row(str(row["nfe"]), *(_formatted(row, name) for name in names), latency)
     if report["floor"]:
-        table.add_row("floor", *(_cell(report["floor"], name) for name in names), "")
+        table.add_row("floor", *(_formatted(report["floor"], name) for name in names), "")
     return table
 
 
-def _cell(row: Row, name: str) -> str:
+def _formatted(row: Row, name: str) -> str:
     if (interval := row.get(f"{name}_ci95")) is not None:
         return f"{row[name]:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
-    return str(Spread(row[name], row.get(f"{name}_std")))
+    return str(Estimate(row[name], row.get(f"{name}_std")))
 
 
-def _measured(report: Row) -> list[str]:
+def _measure_names(report: Row) -> list[str]:
     row = next(row for row in report["rows"] if "refused" not in row)
     return [name for name in row if name != "nfe" and not name.endswith(("_ci95", "_std"))]
 
 
 def _plot(report: Row, file: Path) -> Path:
-    """Every measure against the number of network calls, with its interval or its floor."""
+    """Plot every measure against the number of network evaluations, with its interval or its floor; returns the file."""
     rows = [row for row in report["rows"] if "refused" not in row]
-    names = _measured(report)
-    drawn, axes = figure(1, len(names), size=3.6)
-    calls = [row["nfe"] for row in rows]
+    names = _measure_names(report)
+    figure, axes = make_figure(1, len(names), size=3.6)
+    nfe = [row["nfe"] for row in rows]
     for name, ax in zip(names, axes[0], strict=True):
         values = [row[name]["p50"] if name == "latency_ms" else row[name] for row in rows]
-        ax.plot(calls, values, marker="o")
-        ax.set(xscale="log", xlabel="network calls", title=name.replace("_", " "), xticks=calls, xticklabels=calls)
+        ax.plot(nfe, values, marker="o")
+        ax.set(xscale="log", xlabel="network evaluations", title=name.replace("_", " "), xticks=nfe, xticklabels=nfe)
         ax.minorticks_off()
         if f"{name}_ci95" in rows[0]:
-            ax.fill_between(calls, *zip(*(row[f"{name}_ci95"] for row in rows), strict=True), alpha=0.2)
+            ax.fill_between(nfe, *zip(*(row[f"{name}_ci95"] for row in rows), strict=True), alpha=0.2)
         if name in report["floor"]:
             ax.axhline(report["floor"][name], color="0.5", ls="--", label="data against data")
             ax.legend()
-    return save(drawn, file)
+    return save_figure(figure, file)

@@ -1,43 +1,62 @@
-"""flowchunk train: learn a policy from demonstrations.
+"""flowchunk train: learn a policy from demonstrations, or a model of generated data.
 
-usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]        a robot's policy
-       flowchunk train task=DOMAIN [dataset=NAME] [KEY=VALUE ...]         see below
+usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]
+       flowchunk train task=DOMAIN [dataset=NAME] [KEY=VALUE ...]
 
-  task=pusht_state|pusht_keypoints|pusht_image|pickplace_state|pickplace_image
-  task=own                         a data set of your own, by the specifications stored in it; no simulation is needed
-  dataset.path=PATH                a zarr store: ours (flowchunk collect) or diffusion_policy's
-  experiment=NAME                  another recipe than the task's own; none leaves it out
-  network=mlp|mixer|dit|unet1d|gru [network.width=512 ...]
-  hardware=cpu|gpu                 of the _image tasks: small convolutions, or ResNet-18 in bf16, compiled
-  vision=small_conv|resnet18|timm|transformers  vision.crop=[84,84] vision.weights=PATH|NAME vision.share_weights=true …
-  policy.num_noise_samples=4             times each encoded observation is learned from
-  dataset.cache=auto|disk|ram|device  dataset.cache_dir=DIR    where pictures are kept
-  --skip-corrupt                   leave out episodes with frames that cannot be read, and say which
-  training.precision=fp32|bf16  training.compile=true  training.channels_last=true  training.num_micro_batches=PARTS
-  training.steps=10000  training.batch_size=256  training.learning_rate=5e-4
-  training.checkpoint_every=1000  training.log_every=100  training.evaluate_every=STEPS
-  training.resume=true             go on from the last checkpoint in output_dir, bit for bit
-  training.init_from=CHECKPOINT    fine-tune; network, specs and normaliser are the checkpoint's; policy.n_action_steps,
-                                   mask_padding, prefix_max, num_noise_samples, time_density, solver, … may be others
-  objective=flow|noise_prediction|data_prediction|v|posterior|regression|mip|flow_map
-  schedule=linear|linear_beta|cosine|sigmoid
-  policy.solver=…  policy.time_density=beta|uniform|logit_normal|mode
-  policy.horizon=16  policy.n_action_steps=8  policy.observation_steps=2
-  evaluation.episodes=50           in simulation; the mean of score and success rate chooses `best` (0: the validation loss)
-  evaluation.noise_scale=1.0       what acting multiplies the starting noise by; saved with the policy
-  env.KEY=VALUE                    an argument of the environment; eval inherits it
-  --cfg job                        print all options as YAML, defaults included, and train nothing
-  seed=0  device=auto|cpu|cuda|cuda:N|mps  output_dir=DIR  logging.wandb=true
+data of policies:
+  task=NAME                        pusht_state | pusht_keypoints | pusht_image | pickplace_state |
+                                   pickplace_image | own
+                                   own: a data set of your own, by its stored specifications
+  dataset.path=PATH                a zarr store: flowchunk's own or diffusion_policy's
+  dataset.cache=MODE               auto | disk | ram | device: where images are kept
+  dataset.cache_dir=DIR            the folder of cache=disk
+  --skip-corrupt                   leave out episodes with damaged images, and list them
+  env.KEY=VALUE                    an argument of the environment; flowchunk eval inherits it
 
-The same loss, sampler and trainer for other data (then: flowchunk generate RUN):
+data of other models (samples: flowchunk generate RUN):
   task=toy2d                       dataset=8gaussians|two_moons|checkerboard|spiral
-  task=obstacle|torus              chunks round an obstacle; the inverse kinematics of an arm
-  task=images                      dataset=digits, or dataset=folder dataset.path=FOLDER|ZIP; dataset.size=32
-                                   dataset.invert=true  dataset.half=0  model.augment=true
-  dataset.samples=N                train on so many; model.coupling=ot  model.label_dropout=0.1  model.solver=…
+  task=obstacle                    chunks that pass an obstacle on either side
+  task=torus                       inverse kinematics of a planar arm
+  task=images                      dataset=digits, or dataset=folder dataset.path=FOLDER|ZIP
+                                   dataset.size=32  dataset.invert=true  dataset.half=0
+  dataset.samples=N                train on N data
 
-writes DIR/checkpoints/{last,best}, DIR/metrics.jsonl, DIR/config.yaml, DIR/loss.png, DIR/tensorboard.
-Two processes on a CPU: torchrun --nproc-per-node 2 --no-python flowchunk train ... output_dir=DIR device=cpu
+model:
+  objective=NAME                   flow | noise_prediction | data_prediction | v | posterior |
+                                   regression | mip | flow_map
+  schedule=NAME                    linear | linear_beta | cosine | sigmoid
+  network=NAME                     mlp | mixer | dit | unet1d | gru; for images also unet2d |
+                                   patch_dit | local_conv; options: network.width=512 …
+  vision=NAME                      image encoder: small_conv | resnet18 | timm | transformers
+                                   vision.crop=[84,84]  vision.weights=PATH|NAME
+                                   vision.image_steps=1  vision.share_weights=true …
+  policy.solver=NAME  policy.time_density=beta|uniform|logit_normal|mode
+  policy.observation_steps=2  policy.horizon=16  policy.n_action_steps=8
+  policy.num_noise_samples=4       noise samples per encoded observation in each step
+  model.solver=NAME                like policy.solver, for other models; also model.time_density,
+                                   model.coupling=ot  model.label_dropout=0.1  model.augment=true
+
+training:
+  experiment=NAME                  another recipe than the task's; none: the plain defaults
+  hardware=cpu|gpu                 of tasks with images: a small CNN, or ResNet-18 in bf16, compiled
+  training.steps=10000  training.batch_size=256  training.learning_rate=5e-4
+  training.precision=fp32|bf16  training.compile=true  training.channels_last=true
+  training.num_micro_batches=N     split each batch to save memory
+  training.log_every=100  training.checkpoint_every=1000  training.evaluate_every=STEPS
+  training.resume=true             continue from the last checkpoint in output_dir
+  training.init_from=CHECKPOINT    fine-tune a policy: network, specifications and normalizer are
+                                   the checkpoint's; policy.n_action_steps, mask_padding,
+                                   prefix_max, num_noise_samples, time_density, solver, … may change
+  evaluation.episodes=50           simulated episodes per evaluation; the mean of score and success
+                                   rate chooses the best checkpoint (0: the validation loss does)
+  evaluation.noise_scale=1.0       factor of the initial noise in simulation; saved with the policy
+  seed=0  device=auto|cpu|cuda|cuda:N|mps  output_dir=DIR  logging.wandb=true
+  --cfg job                        print all options with their defaults as YAML, without training
+
+Writes DIR/checkpoints/{last,best}, DIR/metrics.jsonl, DIR/config.yaml, DIR/loss.png and
+DIR/tensorboard.
+Two processes on a CPU:
+  torchrun --nproc-per-node 2 --no-python flowchunk train ... output_dir=DIR device=cpu
 """
 
 from __future__ import annotations
@@ -65,12 +84,12 @@ from flowchunk.policy.sampling import SamplingOptions
 
 
 def run(arguments: list[str]) -> None:
-    """Train as the arguments say, or print the options that they make."""
-    arguments = ["dataset.skip_corrupt=true" if one == "--skip-corrupt" else one for one in arguments]
-    arguments, is_only_printed = take_cfg(arguments)
+    """Train with command-line arguments, or print the options."""
+    arguments = ["dataset.skip_corrupt=true" if argument == "--skip-corrupt" else argument for argument in arguments]
+    arguments, prints_only = take_cfg(arguments)
     task = next((argument.partition("=")[2] for argument in reversed(arguments) if argument.startswith("task=")), None)
     config = "train_generative" if task in DOMAINS else "train"
-    if is_only_printed:
+    if prints_only:
         print(to_yaml(read_options(config, arguments, all_given=False)), end="")
     elif task in DOMAINS:
         from flowchunk.cli.train_generative import train_generative
@@ -84,7 +103,7 @@ def run(arguments: list[str]) -> None:
 def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
     """Train with the options of ``schemas.TRAIN``; returns the run's directory.
 
-    given: names of the options that somebody asked for, which fine-tuning has to heed or refuse.
+    given: names of the options that were given explicitly, which fine-tuning must use or refuse.
     """
     init_from = options["training"]["init_from"]
     if init_from is not None:
@@ -96,10 +115,10 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
     resume = check_folder(options)
     store = Store.open(options["dataset"]["path"], sources=options["dataset"]["sources"])
     specs = task_specs(store, make_env)
-    policy = policy_config(options) if init_from is None else _policy_to_tune(options, specs, store)
+    policy = policy_config(options) if init_from is None else _load_policy(options, specs, store)
     evaluate = None
     if make_env is not None and episodes > 0:
-        _require_admitted(policy if isinstance(policy, PolicyConfig) else policy.config, evaluation["nfe"])
+        _require_valid_nfe(policy if isinstance(policy, PolicyConfig) else policy.config, evaluation["nfe"])
         evaluate = evaluate_in(make_env, episodes=episodes, seed=evaluation["seed"], nfe=evaluation["nfe"])
     fit(
         store,
@@ -120,7 +139,7 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
 
 
 def policy_config(options: Mapping[str, Any]) -> PolicyConfig:
-    """The policy that the options of ``schemas.TRAIN`` ask for. Raises ConfigurationError."""
+    """The configuration of the policy in the options of ``schemas.TRAIN``. Raises ConfigurationError."""
     network, vision = dict(options["network"]), dict(options["vision"])
     chosen = {
         "network": network.pop("name"),
@@ -135,14 +154,14 @@ def policy_config(options: Mapping[str, Any]) -> PolicyConfig:
 
 
 def sampling_options(options: Mapping[str, Any]) -> SamplingOptions:
-    """How the policy will be sampled, in the evaluations of training and afterwards."""
+    """The default sampling options of the policy, during and after training."""
     policy, noise_scale = options["policy"], options["evaluation"]["noise_scale"]
     values = {"solver": policy["solver"], "eta": policy["eta"], "noise_scale": noise_scale}
     return fill(SamplingOptions, values, section="policy")
 
 
 def dataset_options(options: Mapping[str, Any], specs: Specs, make_env: MakeEnv | None) -> DatasetOptions:
-    """How the policy learns from its store. Raises ConfigurationError."""
+    """The options of its data set. Raises ConfigurationError."""
     dataset = options["dataset"]
     return DatasetOptions(
         validation_fraction=dataset["validation_fraction"],
@@ -155,9 +174,9 @@ def dataset_options(options: Mapping[str, Any], specs: Specs, make_env: MakeEnv 
 
 
 def task_specs(store: Store, make_env: MakeEnv | None) -> Specs:
-    """The environment's specifications, or without one the store's.
+    """The specifications of the environment, or those of the store if make_env is None.
 
-    Raises SpecMismatchError where the store has its own, and they differ, or where neither has any.
+    Raises SpecMismatchError if those of the store differ from the environment's, or if there are none.
     """
     if make_env is None:
         if store.observation_spec is None or store.action_spec is None:
@@ -178,7 +197,7 @@ def task_specs(store: Store, make_env: MakeEnv | None) -> Specs:
     return specs
 
 
-def _policy_to_tune(options: Mapping[str, Any], specs: Specs, store: Store) -> ChunkPolicy:
+def _load_policy(options: Mapping[str, Any], specs: Specs, store: Store) -> ChunkPolicy:
     init_from = options["training"]["init_from"]
     policy = ChunkPolicy.load(init_from)
     require_specs_of(policy, specs, expected_by=str(init_from), got_from=str(store.path))
@@ -186,8 +205,8 @@ def _policy_to_tune(options: Mapping[str, Any], specs: Specs, store: Store) -> C
     return policy.with_options(**changes, sampling=sampling_options(options))
 
 
-def _require_admitted(config: PolicyConfig, nfe: int | None) -> None:
-    """Refuse a number of network evaluations before anything is trained."""
+def _require_valid_nfe(config: PolicyConfig, nfe: int | None) -> None:
+    """Raise ConfigurationError for an invalid number of network evaluations before training."""
     if nfe is not None:
         config.make_objective().times(nfe, sampling=config.sampling)
 
@@ -205,11 +224,11 @@ def _symmetry(options: Mapping[str, Any] | None, specs: Specs, make_env: MakeEnv
     shapes = {key: field.shape for key, field in observation_spec.images.items()}
     symmetry = Symmetry.from_options(options, sizes, shapes)
     if make_env is not None:
-        _require_goal_kept(make_env, symmetry)
+        _require_preserved_goal(make_env, symmetry)
     return symmetry
 
 
-def _require_goal_kept(make_env: MakeEnv, symmetry: Symmetry) -> None:
+def _require_preserved_goal(make_env: MakeEnv, symmetry: Symmetry) -> None:
     env = make_env()
     try:
         if env.has_wrapper_attr("preserves_goal") and not env.get_wrapper_attr("preserves_goal")(

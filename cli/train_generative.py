@@ -1,4 +1,4 @@
-"""Train a model of toys, pictures or the other domains: see ``flowchunk train --help``."""
+"""Train a model of generated data (points, images, …): see ``flowchunk train --help``."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from flowchunk.policy.training.run import Plan, open_run
 from flowchunk.policy.training.trainer import Evaluate
 
 DOMAIN_OPTIONS = ("dataset", "samples", "size", "invert", "half", "seed")
-"""What a checkpoint remembers of its data; ``dataset`` is a name, or the path of images."""
+"""The options of its data that a checkpoint stores; ``dataset`` is a name, or the path of images."""
 
 
 def train_generative(options: dict[str, Any]) -> Path:
     """Train with the options of ``schemas.TRAIN_GENERATIVE``; returns the run's directory."""
-    task, of_domain = options["task"]["name"], domain_options(options)
-    if (samples := of_domain["samples"]) is not None and samples < 2:
+    task, data_options = options["task"]["name"], domain_options(options)
+    if (samples := data_options["samples"]) is not None and samples < 2:
         raise ConfigurationError(f"dataset.samples={samples} must be at least 2")
-    if (measured := options["evaluation"]["samples"]) < 0:
-        raise ConfigurationError(f"evaluation.samples={measured} must be at least 0")
+    if (compared := options["evaluation"]["samples"]) < 0:
+        raise ConfigurationError(f"evaluation.samples={compared} must be at least 0")
     if options["training"]["init_from"] is not None:
-        raise ConfigurationError("training.init_from is for robots' policies; models of other data begin anew")
+        raise ConfigurationError("training.init_from is for policies only; leave it out")
     run = open_run(
         options["output_dir"], training_config(options), device=options["device"], resume=check_folder(options)
     )
-    domain = make_domain(task, of_domain)
-    data = domain.training()
+    domain = make_domain(task, data_options)
+    data = domain.train_data()
     config = generative_config(options, domain, data)
     torch.manual_seed(options["seed"])
     model = DataModel(config, fit_normalizer(domain, data))
     evaluation = options["evaluation"]
     if evaluation["samples"]:
-        model.with_sampling(nfe=evaluation["nfe"])  # refuses what does not fit before it is trained
+        model.with_sampling(nfe=evaluation["nfe"])  # raises for an invalid number before training
     run.train(
         model,
         data.to(run.accelerator.device),
@@ -56,8 +56,8 @@ def train_generative(options: dict[str, Any]) -> Path:
             data=f"{len(data):,} data of shape {tuple(config.shape)}",
             nbytes=sum(values.nbytes for values in data.batch(torch.arange(len(data))).values()),
         ),
-        evaluate=evaluation_of(domain, evaluation) if evaluation["samples"] else None,
-        metadata={"task": task, "options": of_domain},
+        evaluate=make_evaluate(domain, evaluation) if evaluation["samples"] else None,
+        metadata={"task": task, "options": data_options},
         wandb=options["logging"]["wandb"],
         write_run_files=lambda directory: write_options(directory, options),
     )
@@ -65,16 +65,16 @@ def train_generative(options: dict[str, Any]) -> Path:
 
 
 def domain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a domain is made from. Raises ConfigurationError for a dataset that is another task's."""
+    """The options that a domain is made from. Raises ConfigurationError for the dataset of another task."""
     dataset, task = options["dataset"], options["task"]["name"]
     if dataset["name"] not in DATASETS[task]:
         raise ConfigurationError(unknown_dataset(task, dataset["name"]))
-    of_data = {name: dataset[name] for name in DOMAIN_OPTIONS if name in dataset}
-    return {"dataset": dataset.get("path", dataset["name"]), **of_data, "seed": options["seed"]}
+    chosen = {name: dataset[name] for name in DOMAIN_OPTIONS if name in dataset}
+    return {"dataset": dataset.get("path", dataset["name"]), **chosen, "seed": options["seed"]}
 
 
 def generative_config(options: Mapping[str, Any], domain: Domain, data: Samples) -> DataConfig:
-    """The model of these data that the options ask for. Raises ConfigurationError."""
+    """The configuration of a model of the data. Raises ConfigurationError."""
     network = dict(options["network"])
     return fill(
         DataConfig,
@@ -97,9 +97,9 @@ def generative_config(options: Mapping[str, Any], domain: Domain, data: Samples)
 
 
 def fit_normalizer(domain: Domain, data: Samples) -> Normalizer:
-    """Vectors to mean 0 and deviation 1, one for all their tokens; pictures, in [-1, 1], and angles stay as they are."""
-    as_is = domain.is_wrapped or data.x.ndim == 4
-    scalings = {X: _scaling(data.x, "identity" if as_is else "gaussian")}
+    """Normalizes vectors to mean 0 and standard deviation 1, the same for all tokens; images and angles stay unchanged."""
+    is_unchanged = domain.is_wrapped or data.x.ndim == 4
+    scalings = {X: _scaling(data.x, "identity" if is_unchanged else "gaussian")}
     if data.condition is not None:
         scalings[CONDITION] = _scaling(data.condition, "gaussian")
     return Normalizer(scalings)
@@ -111,28 +111,28 @@ def _scaling(values: Tensor, mode: Any) -> Scaling:
     return Scaling.fit(mode, [values.flatten(0, -2).numpy()])
 
 
-def evaluation_of(domain: Domain, settings: Mapping[str, Any]) -> Evaluate:
-    """Measures a model by the energy distance to fresh data, jointly with their conditions."""
+def make_evaluate(domain: Domain, settings: Mapping[str, Any]) -> Evaluate:
+    """A function that scores a model by the energy distance to new data, jointly with their conditions."""
 
     def evaluate(model: DataModel) -> dict[str, float]:
-        data = domain.fresh(settings["samples"], settings["seed"])
-        made = generate_like(model, data, nfe=settings["nfe"], seed=settings["seed"])
-        distance = float(energy_distance(*(joint(samples, domain) for samples in (made, data))))
+        data = domain.sample_data(settings["samples"], settings["seed"])
+        generated = generate_like(model, data, nfe=settings["nfe"], seed=settings["seed"])
+        distance = float(energy_distance(*(joint(samples, domain) for samples in (generated, data))))
         return {"score": -distance, "energy_distance": distance}
 
     return evaluate
 
 
 def joint(samples: Samples, domain: Domain) -> Tensor:
-    """(N, d) samples with their conditions as vectors; angles as points on circles."""
+    """(N, d) samples as vectors joined with their conditions; angles as points on the unit circle."""
     if domain.is_wrapped:
         samples = replace(samples, x=torch.cat([samples.x.cos(), samples.x.sin()], dim=-1))
     return samples.joint()
 
 
 def generate_like(model: DataModel, data: Samples, *, nfe: int | None, seed: int, guidance: float = 1.0) -> Samples:
-    """As many samples as data, for the same conditions and labels."""
+    """Generate as many samples as there are data, for the same conditions and labels."""
     device = model.model.device
-    known = data.to(device)
-    x = model.generate(len(data), condition=known.condition, label=known.label, nfe=nfe, seed=seed, guidance=guidance)
+    given = data.to(device)
+    x = model.generate(len(data), condition=given.condition, label=given.label, nfe=nfe, seed=seed, guidance=guidance)
     return replace(data, x=x.cpu())

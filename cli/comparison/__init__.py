@@ -1,1 +1,1 @@
-"""What ``flowchunk compare`` is made of: its cells, and the page that shows them."""
+"""The parts of ``flowchunk compare``: its variants, and the page that shows their results."""

@@ -1,9 +1,9 @@
-"""What can be generated besides actions: each domain brings data, measures and pictures; all else is shared."""
+"""Domains of generated data: each brings its data, measures and plots; everything else is shared with policies."""
 
 DOMAINS = {"toy2d": "Toy2D", "obstacle": "Obstacle", "images": "Images", "torus": "Torus"}
-"""The tasks and the class of each in its module ``flowchunk.cli.domains.TASK``, imported when it is wanted."""
+"""Task: name of its class in the module ``flowchunk.cli.domains.TASK``, which is imported on demand."""
 FOLDER = "folder"
-"""The choice of ``dataset=`` that has a path."""
+"""The choice of ``dataset=`` that needs ``dataset.path``."""
 
 DATASETS = {
     "toy2d": ("8gaussians", "checkerboard", "spiral", "two_moons"),
@@ -11,4 +11,4 @@ DATASETS = {
     "images": ("digits", FOLDER),
     "torus": ("planar_arm",),
 }
-"""The choices of ``dataset=`` of each task."""
+"""Task: its choices of ``dataset=``."""

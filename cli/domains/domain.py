@@ -1,4 +1,4 @@
-"""What a domain brings: data to train on, new data to compare with, measures, and pictures to look at."""
+"""The interface of a domain: training data, new data to compare with, measures, and plots."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from flowchunk.cli.domains import DOMAINS
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.data_model import CONDITION, DataModel, X
 
-NOT_FOR_ALL = ("size", "invert", "half")
+OPTIONAL_OPTIONS = ("size", "invert", "half")  # supported by some domains only
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Data with what is known of them. x: (N, *shape) in their own units; condition: (N, C); label: (N,) whole numbers."""
+    """Data with their conditions and labels.
+
+    x: (N, *shape) in the units of the data. condition: (N, C). label: (N,) integers.
+    """
 
     x: Tensor
     condition: Tensor | None = None
@@ -34,7 +37,7 @@ class Samples:
         return len(self.x)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """So many of them, by name, as models train on them."""
+        """The tensors at ``indices`` (B,), by name, as ``DataModel`` is trained on them."""
         return {name: values[indices] for name, values in self._columns()}
 
     def to(self, device: torch.device) -> Samples:
@@ -42,7 +45,7 @@ class Samples:
         return Samples(**{name: values.to(device) for name, values in self._columns()})
 
     def joint(self) -> Tensor:
-        """(N, d): each sample as one vector together with what is known of it, so that a wrong answer to it counts."""
+        """(N, d) samples as vectors joined with their conditions, so that a distance also compares what they are for."""
         parts = [self.x.flatten(1)] + ([] if self.condition is None else [self.condition])
         return torch.cat(parts, dim=1)
 
@@ -52,63 +55,63 @@ class Samples:
 
 
 class Domain(Protocol):
-    """One family of data sets; made from the options of ``schemas.TRAIN_GENERATIVE``.
+    """A family of data sets, made from the ``dataset`` options of ``schemas.TRAIN_GENERATIVE``.
 
-    is_wrapped: the data are angles. label_names: of the classes, if any. n: how many samples to generate by default.
-    own_options: those that not every domain takes.
+    is_wrapped: the data are angles. label_names: names of the classes, empty without classes. default_num_samples: how many
+    samples to generate by default. own_options: the options of ``OPTIONAL_OPTIONS`` that it supports.
     """
 
     is_wrapped: bool
-    n: int
+    default_num_samples: int
     label_names: Sequence[str]
     own_options: Sequence[str]
 
     def __init__(self, options: Mapping[str, Any]) -> None: ...
 
-    def training(self) -> Samples:
-        """What to train on."""
+    def train_data(self) -> Samples:
+        """The training data."""
 
-    def fresh(self, n: int, seed: int) -> Samples:
-        """Up to n data, a different draw for each seed.
+    def sample_data(self, n: int, seed: int) -> Samples:
+        """Up to n data, others for each seed.
 
-        An even seed and the odd one after it share no datum, and hold the classes, if any, in the same shares.
+        Those of an even seed and of the odd seed after it are disjoint, with the same proportions of the classes.
         """
 
     def measure(self, generated: Samples, data: Samples) -> dict[str, float]:
-        """How far the generated are from data with the same conditions; the same of data and data is the floor."""
+        """Distances and rates of generated samples relative to data; for data instead of samples they are the floor."""
 
-    def memorised(self, generated: Samples) -> dict[str, tuple[float, float]]:
-        """Measures of learning by heart, each with its floor; none where data are drawn without end."""
+    def memorization(self, generated: Samples) -> dict[str, tuple[float, float]]:
+        """Measures of memorization, each with its floor; empty if the data are unlimited."""
 
-    def draw(self, model: DataModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
-        """Pictures of what was generated, written into the folder."""
+    def plot(self, model: DataModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
+        """Plot generated samples into files of the folder; returns the files."""
 
 
 def make_domain(task: str, options: Mapping[str, Any]) -> Domain:
-    """The domain of a task in ``DOMAINS``. Raises ConfigurationError or DatasetError for options it cannot use."""
+    """The domain of a task in ``DOMAINS``. Raises ConfigurationError or DatasetError for options that it cannot use."""
     kind: type[Domain] = getattr(import_module(f"flowchunk.cli.domains.{task}"), DOMAINS[task])
-    for name in NOT_FOR_ALL:
+    for name in OPTIONAL_OPTIONS:
         if name not in kind.own_options and not (options[name] is None or options[name] is False):
-            raise ConfigurationError(f"dataset.{name}={options[name]}: task={task} has no such thing; leave it out")
+            raise ConfigurationError(f"dataset.{name}={options[name]}: task={task} has no such option; leave it out")
     return kind(options)
 
 
-def figure(rows: int, columns: int, *, size: float = 3.2) -> tuple[Figure, np.ndarray]:
-    """An empty figure and its axes, (rows, columns)."""
-    drawn = Figure(figsize=(size * columns, size * rows), layout="constrained")
-    FigureCanvasAgg(drawn)
-    return drawn, drawn.subplots(rows, columns, squeeze=False)
+def make_figure(rows: int, columns: int, *, size: float = 3.2) -> tuple[Figure, np.ndarray]:
+    """An empty figure and its axes (rows, columns), each of size x size inches."""
+    figure = Figure(figsize=(size * columns, size * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def bare(axes: Axes, title: str = "", *, reach: float | None = None) -> Axes:
-    """Axes of equal scale without ticks, from -reach to reach."""
+def clean_axes(axes: Axes, title: str = "", *, limit: float | None = None) -> Axes:
+    """Axes of equal scale without ticks, from -limit to limit."""
     axes.set(title=title, xticks=[], yticks=[], aspect="equal")
-    if reach is not None:
-        axes.set(xlim=(-reach, reach), ylim=(-reach, reach))
+    if limit is not None:
+        axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
     return axes
 
 
-def save(drawn: Figure, file: Path) -> Path:
-    """Write the figure; returns the file."""
-    drawn.savefig(file, dpi=120)
+def save_figure(figure: Figure, file: Path) -> Path:
+    """Write a figure into a file; returns the file."""
+    figure.savefig(file, dpi=120)
     return file

@@ -1,4 +1,4 @@
-"""Inverse kinematics of a planar arm: two answers to every pose, on a torus of angles. The one wrapped path."""
+"""Inverse kinematics of a planar arm: two solutions for every pose, as angles on a torus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowchunk.cli.domains.domain import Samples, bare, figure, save
+from flowchunk.cli.domains.domain import Samples, clean_axes, make_figure, save_figure
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.generated.arm_kinematics import (
     LINKS,
@@ -22,52 +22,52 @@ from flowchunk.policy.data_model import DataModel
 from flowchunk.policy.evaluation.generative_metrics import angular_energy_distance
 
 TRAINING_POSES = 50_000
-POSES, ANSWERS = 4, 30  # in the picture
+NUM_POSES, ARMS_PER_POSE = 4, 30  # in the plot
 
 
 class Torus:
-    """``dataset=planar_arm`` alone: joint angles (N, 1, 3) in radians, for poses (N, 4)."""
+    """``dataset=planar_arm``: joint angles (N, 1, 3) in radians, conditioned on poses (N, 4)."""
 
-    is_wrapped, label_names, n, own_options = True, (), 2000, ()
+    is_wrapped, label_names, default_num_samples, own_options = True, (), 2000, ()
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         if options["dataset"] != "planar_arm":
             raise ConfigurationError(f"unknown dataset {options['dataset']!r} of task=torus; there is planar_arm")
         self.poses, self.seed = options["samples"] or TRAINING_POSES, options["seed"]
 
-    def training(self) -> Samples:
-        return self._draw(self.poses, [self.seed, 0])
+    def train_data(self) -> Samples:
+        return self._sample(self.poses, [self.seed, 0])
 
-    def fresh(self, n: int, seed: int) -> Samples:
-        return self._draw(n, [seed, 1])
+    def sample_data(self, n: int, seed: int) -> Samples:
+        return self._sample(n, [seed, 1])
 
-    def _draw(self, n: int, seeds: list[int]) -> Samples:
-        drawn = sample_arm_poses(n, np.random.default_rng(seeds))
-        return Samples(torch.from_numpy(drawn.angles)[:, None], torch.from_numpy(drawn.condition))
+    def _sample(self, n: int, seeds: list[int]) -> Samples:
+        sampled = sample_arm_poses(n, np.random.default_rng(seeds))
+        return Samples(torch.from_numpy(sampled.angles)[:, None], torch.from_numpy(sampled.condition))
 
     def measure(self, generated: Samples, data: Samples) -> dict[str, float]:
         poses, angles = _arrays(generated)
         return {
             "angular_energy_distance": float(angular_energy_distance(generated.x[:, 0], data.x[:, 0])),
-            "elbow_up_share": float(elbow_is_up(angles).mean()),
-            "reach_error_m": float(np.median(position_error(angles, poses))),
-            "reach_error_p95_m": float(np.quantile(position_error(angles, poses), 0.95)),
+            "elbow_up_fraction": float(elbow_is_up(angles).mean()),
+            "position_error_m": float(np.median(position_error(angles, poses))),
+            "position_error_p95_m": float(np.quantile(position_error(angles, poses), 0.95)),
             "heading_error_rad": float(np.median(heading_error(angles, poses))),
         }
 
-    def memorised(self, generated: Samples) -> dict[str, tuple[float, float]]:
+    def memorization(self, generated: Samples) -> dict[str, tuple[float, float]]:
         return {}
 
-    def draw(self, model: DataModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
-        drawn, axes = figure(1, POSES)
-        poses = self.fresh(POSES, 1).condition
+    def plot(self, model: DataModel, generated: Samples, folder: Path, *, nfe: int | None) -> list[Path]:
+        figure, axes = make_figure(1, NUM_POSES)
+        poses = self.sample_data(NUM_POSES, 1).condition
         assert poses is not None
-        condition = poses.repeat_interleave(ANSWERS, 0)
+        condition = poses.repeat_interleave(ARMS_PER_POSE, 0)
         angles = model.generate(len(condition), condition=condition, nfe=nfe, seed=1)[:, 0].numpy()
-        for place in range(POSES):
-            part = slice(place * ANSWERS, (place + 1) * ANSWERS)
-            _draw_arms(axes[0, place], angles[part], poses[place].numpy())
-        return [save(drawn, folder / "samples.png")]
+        for i in range(NUM_POSES):
+            part = slice(i * ARMS_PER_POSE, (i + 1) * ARMS_PER_POSE)
+            _plot_arms(axes[0, i], angles[part], poses[i].numpy())
+        return [save_figure(figure, folder / "samples.png")]
 
 
 def _arrays(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
@@ -75,11 +75,11 @@ def _arrays(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
     return samples.condition.numpy(), samples.x[:, 0].numpy()
 
 
-def _draw_arms(axes: Any, angles: np.ndarray, pose: np.ndarray) -> None:
+def _plot_arms(axes: Any, angles: np.ndarray, pose: np.ndarray) -> None:
     headings = np.cumsum(angles, axis=1)  # (n, 3)
     steps = np.array(LINKS)[:, None] * np.stack([np.cos(headings), np.sin(headings)], axis=-1)
     joints = np.concatenate([np.zeros((len(angles), 1, 2)), np.cumsum(steps, axis=1)], axis=1)  # (n, 4, 2)
-    bare(axes, "arms for one pose", reach=0.9)
+    clean_axes(axes, "arms for one pose", limit=0.9)
     for arm, is_up in zip(joints, elbow_is_up(angles), strict=True):
         axes.plot(*arm.T, lw=0.8, alpha=0.6, color="tab:blue" if is_up else "tab:orange")
     axes.quiver(*pose[:2], *pose[2:], color="k", width=0.012)

@@ -1,4 +1,4 @@
-"""Small things that the commands' tests share: stores, pictures, trained runs, an interrupted one. Do not write into them."""
+"""Shared fixtures of the commands' tests: stores, images, finished and interrupted runs. Do not write into them."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ TINY_GENERATIVE = (
 
 @pytest.fixture(scope="session")
 def tiny() -> tuple[str, ...]:
-    """Overrides that make training take a second."""
+    """Overrides for a training of about a second."""
     return TINY
 
 
 @pytest.fixture(scope="session")
 def tiny_generative() -> tuple[str, ...]:
-    """Overrides that make training a model of toys or pictures take a second."""
+    """Overrides for a training of about a second, of a model of generated data."""
     return TINY_GENERATIVE
 
 
 @pytest.fixture(scope="session")
 def pickplace_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of ours: 6 demonstrations of the arm."""
+    """A store of 6 demonstrations of the arm."""
     path = tmp_path_factory.mktemp("stores") / "arm.zarr"
     assert main(["collect", "task=pickplace_state", f"output_dir={path}", "episodes=6"]) == 0
     return path
@@ -93,9 +93,9 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """64 pictures of 8 x 8 pixels: dark ones in the folder ``cats``, light ones in ``dogs``."""
-    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 images of 8 x 8 pixels: dark ones in the folder ``cats``, light ones in ``dogs``."""
+    folder, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for name, darkest in (("cats", 0), ("dogs", 150)):
         (folder / name).mkdir()
         for number in range(32):
@@ -105,16 +105,16 @@ def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def picture_run(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of those pictures after 20 steps."""
-    run = tmp_path_factory.mktemp("runs") / "pictures"
+def image_run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of those images after 20 steps."""
+    run = tmp_path_factory.mktemp("runs") / "images"
     assert (
         main(
             [
                 "train",
                 "task=images",
                 "dataset=folder",
-                f"dataset.path={picture_folder}",
+                f"dataset.path={image_folder}",
                 f"output_dir={run}",
                 *TINY_GENERATIVE,
             ]
@@ -126,7 +126,7 @@ def picture_run(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module", autouse=True)
 def short_episodes() -> Iterator[None]:
-    """Push-T is over after 40 steps."""
+    """Limit episodes of Push-T to 40 steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gymnasium.spec("flowchunk/PushT-v1"), "max_episode_steps", 40)
         yield
@@ -134,5 +134,5 @@ def short_episodes() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables and messages that are not broken into lines."""
+    """Keep tables and messages on single lines."""
     monkeypatch.setenv("COLUMNS", "400")

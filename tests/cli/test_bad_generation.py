@@ -1,4 +1,4 @@
-"""What is wrong with objectives, pictures and generating is said in one clear line, and nothing is touched by it."""
+"""Wrong options of objectives, images and generation: one clear line as the error, and no file is changed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Places:
     """What is there, and a folder for what a test makes."""
 
     toy: Path
-    pictures: Path
+    images: Path
     regression: Path
     torus: Path
     unguidable: Path
     policy: Path
     store: Path
-    picture_folder: Path
+    image_folder: Path
     folder: Path
 
     def train(self, task: str, *options: str) -> list[str]:
@@ -34,8 +34,8 @@ class Places:
     def train_robot(self, *options: str) -> list[str]:
         return self.train("pusht_state", f"dataset.path={self.store}", *options)
 
-    def train_pictures(self, *options: str) -> list[str]:
-        return self.train_folder(f"dataset.path={self.picture_folder}", *options)
+    def train_images(self, *options: str) -> list[str]:
+        return self.train_folder(f"dataset.path={self.image_folder}", *options)
 
     def generate(self, run: Path, *options: str) -> list[str]:
         return ["generate", str(run), f"output_dir={self.folder / 'new'}", "n=10", *options]
@@ -47,7 +47,7 @@ class Places:
         return ["sweep", str(run), f"output_dir={self.folder / 'new'}", "n=10", "episodes=1", *options]
 
     def folder_of(self, *sizes: tuple[int, int]) -> str:
-        """``dataset.path=`` a folder with a picture of each size (width, height), or with none."""
+        """``dataset.path=`` a folder with an image of each size (width, height), or with none."""
         for number, (width, height) in enumerate(sizes):
             Image.fromarray(np.full((height, width), 9 * number, np.uint8)).save(self.folder / f"{number}.png")
         return f"dataset.path={self.folder}"
@@ -71,11 +71,11 @@ class Places:
 
 @pytest.fixture(scope="session")
 def runs(
-    picture_folder: Path, tmp_path_factory: pytest.TempPathFactory, tiny_generative: Sequence[str]
+    image_folder: Path, tmp_path_factory: pytest.TempPathFactory, tiny_generative: Sequence[str]
 ) -> dict[str, Path]:
     """Models that admit less than others: one number of calls, no Gaussian solver, no guidance."""
     options = {"regression": ("task=toy2d", "objective=regression"), "torus": ("task=torus",)}
-    options["unguidable"] = ("task=images", "dataset=folder", f"dataset.path={picture_folder}", "model.label_dropout=0")
+    options["unguidable"] = ("task=images", "dataset=folder", f"dataset.path={image_folder}", "model.label_dropout=0")
     folder = tmp_path_factory.mktemp("runs")
     for name, chosen in options.items():
         assert main(["train", *chosen, f"output_dir={folder / name}", *tiny_generative, "training.steps=10"]) == 0
@@ -84,7 +84,7 @@ def runs(
 
 @pytest.fixture(scope="session")
 def regression_policy(pusht_store: Path, tmp_path_factory: pytest.TempPathFactory, tiny: Sequence[str]) -> Path:
-    """A robot's policy that admits one network call alone."""
+    """A robot's policy that admits only one network evaluation."""
     run = tmp_path_factory.mktemp("runs") / "regression_policy"
     command = ["train", "task=pusht_state", f"dataset.path={pusht_store}", f"output_dir={run}", *tiny]
     assert main([*command, "objective=regression"]) == 0
@@ -94,26 +94,26 @@ def regression_policy(pusht_store: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def places(
     toy_run: Path,
-    picture_run: Path,
+    image_run: Path,
     regression_policy: Path,
     runs: dict[str, Path],
     pusht_store: Path,
-    picture_folder: Path,
+    image_folder: Path,
     tmp_path: Path,
 ) -> Iterator[Places]:
     """Afterwards the runs are byte for byte what they were, and nothing new was made."""
     places = Places(
         toy=toy_run,
-        pictures=picture_run,
+        images=image_run,
         policy=regression_policy,
         store=pusht_store,
-        picture_folder=picture_folder,
+        image_folder=image_folder,
         folder=tmp_path,
         **runs,
     )
-    before = contents(toy_run, picture_run, regression_policy, *runs.values())
+    before = contents(toy_run, image_run, regression_policy, *runs.values())
     yield places
-    assert contents(toy_run, picture_run, regression_policy, *runs.values()) == before
+    assert contents(toy_run, image_run, regression_policy, *runs.values()) == before
     assert not (tmp_path / "new").exists() or not any((tmp_path / "new").iterdir())
 
 
@@ -207,15 +207,15 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     ),
     "toys to collect": (
         lambda at: ["collect", "task=toy2d", f"output_dir={at.folder / 'new'}"],
-        ["task=toy2d is no robot's", "flowchunk train"],
+        ["task=toy2d is not a robot's task", "flowchunk train"],
     ),
-    "no pictures": (lambda at: at.train_folder(at.folder_of()), ["expected images (.png, .jpg, .jpeg)", "none"]),
-    "pictures that are not there": (
+    "no images": (lambda at: at.train_folder(at.folder_of()), ["expected images (.png, .jpg, .jpeg)", "none"]),
+    "images that are not there": (
         lambda at: at.train_folder("dataset.path=no/such/folder"),
         ["no/such/folder", "found nothing", "check the path"],
     ),
     "file that is no archive": (lambda at: at.train_folder(f"dataset.path={at.file}"), ["a_file", ".zip archive"]),
-    "unreadable picture": (
+    "unreadable image": (
         lambda at: at.train_folder(at.unreadable_folder),
         ["2.png: is not a readable image", "replace or remove"],
     ),
@@ -223,19 +223,19 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
         lambda at: at.train_folder(at.folder_of((8, 8), (8, 8), (9, 8), (8, 8))),
         ["one size", "0.png is 8x8", "2.png is 9x8", "size=32"],
     ),
-    "oblong pictures": (
+    "oblong images": (
         lambda at: at.train_folder(at.folder_of(*[(12, 8)] * 4)),
         ["12x8", "not square", "give dataset.size=8"],
     ),
-    "too few pictures": (lambda at: at.train_folder(at.folder_of((8, 8), (8, 8))), ["2 pictures", "at least 9"]),
-    "no pixels": (lambda at: at.train_pictures("dataset.size=0"), ["size", "at least 1", "not 0"]),
-    "half of points": (lambda at: at.train("toy2d", "dataset.half=0"), ["half=0", "task=toy2d has no such thing"]),
-    "size of angles": (lambda at: at.train("torus", "dataset.size=8"), ["size=8", "task=torus has no such thing"]),
-    "third half": (lambda at: at.train_pictures("dataset.half=3"), ["dataset.half=3", "must be 0, 1 or null"]),
-    "more pictures than there are": (lambda at: at.train_pictures("dataset.samples=65"), ["samples=65", "43 pictures"]),
-    "more pictures than in a half": (
-        lambda at: at.train_pictures("dataset.half=1", "dataset.samples=33"),
-        ["samples=33", "21 pictures"],
+    "too few images": (lambda at: at.train_folder(at.folder_of((8, 8), (8, 8))), ["2 images", "at least 9"]),
+    "no pixels": (lambda at: at.train_images("dataset.size=0"), ["size", "at least 1", "not 0"]),
+    "half of points": (lambda at: at.train("toy2d", "dataset.half=0"), ["half=0", "task=toy2d has no such option"]),
+    "size of angles": (lambda at: at.train("torus", "dataset.size=8"), ["size=8", "task=torus has no such option"]),
+    "third half": (lambda at: at.train_images("dataset.half=3"), ["dataset.half=3", "must be 0, 1 or null"]),
+    "more images than there are": (lambda at: at.train_images("dataset.samples=65"), ["samples=65", "43 images"]),
+    "more images than in a half": (
+        lambda at: at.train_images("dataset.half=1", "dataset.samples=33"),
+        ["samples=33", "21 images"],
     ),
     "a single sample": (lambda at: at.train("toy2d", "dataset.samples=1"), ["dataset.samples=1", "at least 2"]),
     "samples as text": (lambda at: at.train("toy2d", "dataset.samples=some"), ["samples=some", "a whole number"]),
@@ -251,7 +251,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     "option of robots": (lambda at: at.train("toy2d", "policy.horizon=8"), ["unknown option 'policy.horizon'"]),
     "unknown coupling": (lambda at: at.train("toy2d", "model.coupling=tight"), ["'tight'", "independent, ot"]),
     "coupling with classes": (
-        lambda at: at.train_pictures("model.coupling=ot"),
+        lambda at: at.train_images("model.coupling=ot"),
         ["coupling=ot is for unconditional data", "skewed", "coupling=independent"],
     ),
     "coupling with a condition": (
@@ -260,24 +260,24 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     ),
     "augmented toys": (lambda at: at.train("toy2d", "model.augment=true"), ["augment=true", "only for images"]),
     "class always hidden": (
-        lambda at: at.train_pictures("model.label_dropout=1"),
+        lambda at: at.train_images("model.label_dropout=1"),
         ["label_dropout=1", "at least 0 and below 1"],
     ),
-    "picture network on toys": (
+    "image network on toys": (
         lambda at: at.train("toy2d", "network=unet2d"),
         ["'unet2d'", "(1, 2)", "mlp, mixer, dit, unet1d, gru"],
     ),
-    "picture network on a robot": (
+    "image network on a robot": (
         lambda at: at.train_robot("network=patch_dit"),
         ["'patch_dit'", "mlp, mixer, dit, unet1d, gru"],
     ),
-    "pictures that cannot be halved": (
-        lambda at: at.train_pictures("dataset.size=6", "network.widths=[8,16,16]"),
+    "images that cannot be halved": (
+        lambda at: at.train_images("dataset.size=6", "network.widths=[8,16,16]"),
         ["size=6", "multiple of 4", "fewer widths"],
     ),
-    "widths as a number": (lambda at: at.train_pictures("network.widths=64"), ["network.widths=64", "a list"]),
+    "widths as a number": (lambda at: at.train_images("network.widths=64"), ["network.widths=64", "a list"]),
     "even field of view": (
-        lambda at: at.train_pictures("network=local_conv", "network.receptive_field=4"),
+        lambda at: at.train_images("network=local_conv", "network.receptive_field=4"),
         ["receptive_field=4", "odd"],
     ),
     "solver that does not fit": (
@@ -294,7 +294,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     ),
     "weights to start from": (
         lambda at: at.train("toy2d", f"training.init_from={at.toy}"),
-        ["training.init_from is for robots"],
+        ["training.init_from is for policies only"],
     ),
     "run in the way": (
         lambda at: at.train("toy2d", f"output_dir={at.toy}"),
@@ -316,10 +316,10 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     ),
     "odd nfe of Heun": (lambda at: at.generate(at.toy, "solver=heun", "nfe=3"), ["nfe=3", "heun", "multiple of 2"]),
     "odd nfe with guidance": (
-        lambda at: at.generate(at.pictures, "guidance=1.5", "nfe=3"),
+        lambda at: at.generate(at.images, "guidance=1.5", "nfe=3"),
         ["nfe=3", "two network evaluations", "even number"],
     ),
-    "guidance of what knows no classes": (
+    "guidance of a model without classes": (
         lambda at: at.generate(at.toy, "guidance=1.5"),
         ["guidance=1.5", "has no classes"],
     ),
@@ -327,15 +327,15 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
         lambda at: at.generate(at.unguidable, "guidance=1.5"),
         ["guidance=1.5", "label_dropout=0"],
     ),
-    "label of what knows no classes": (lambda at: at.generate(at.toy, "label=3"), ["label=3", "knows no classes"]),
-    "unknown label": (lambda at: at.generate(at.pictures, "label=cows"), ["'cows'", "0 to 1", "cats, dogs"]),
-    "label too high": (lambda at: at.generate(at.pictures, "label=2"), ["label 2", "0 to 1", "cats, dogs"]),
+    "label of a model without classes": (lambda at: at.generate(at.toy, "label=3"), ["label=3", "has no classes"]),
+    "unknown label": (lambda at: at.generate(at.images, "label=cows"), ["'cows'", "0 to 1", "cats, dogs"]),
+    "label too high": (lambda at: at.generate(at.images, "label=2"), ["label 2", "0 to 1", "cats, dogs"]),
     "fraction of a label": (
-        lambda at: at.generate(at.pictures, "label=0.5"),
+        lambda at: at.generate(at.images, "label=0.5"),
         ["label=0.5", "a whole number or a name"],
     ),
     "too few of a class": (
-        lambda at: at.generate(at.pictures, "label=1", "n=2", "nfe=2"),
+        lambda at: at.generate(at.images, "label=1", "n=2", "nfe=2"),
         ["label=1", "too few", "larger n"],
     ),
     "unknown solver": (
@@ -372,11 +372,11 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     "sweep of a number": (lambda at: at.sweep(at.toy, "nfe=4"), ["nfe=4", "a list"]),
     "sweep of what is refused": (
         lambda at: at.sweep(at.regression, "nfe=[2,4]"),
-        ["none of nfe=[2, 4] is admitted", "objective=regression admits only 1"],
+        ["none of nfe=[2, 4] is valid", "objective=regression admits only 1"],
     ),
     "sweep of what a policy refuses": (
         lambda at: at.sweep(at.policy, "nfe=[2,4]"),
-        ["none of nfe=[2, 4] is admitted", "admits only 1"],
+        ["none of nfe=[2, 4] is valid", "admits only 1"],
     ),
     "sweep with guidance of no class": (lambda at: at.sweep(at.toy, "guidance=2"), ["guidance=2", "has no classes"]),
     "sweep of no samples": (lambda at: at.sweep(at.toy, "n=0"), ["n=0", "at least 2"]),

@@ -1,4 +1,4 @@
-"""What is wrong is said in one clear line that names what, where and what to do, and nothing is touched by it."""
+"""Wrong input: one clear line as the error, which says what is wrong, where, and what to do; no file is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""flowchunk collect: the store it leaves, made from seeds alone, with failed attempts made again."""
+"""flowchunk collect: a store that depends only on the seed, without failed attempts."""
 
 from __future__ import annotations
 
@@ -59,21 +59,23 @@ def test_the_same_seed_gives_the_same_demonstrations(pickplace_store: Path, tmp_
     assert not np.array_equal(other.read("state", 0, 1), first.read("state", 0, 1))
 
 
-def test_demonstrations_of_a_robot_that_sees_are_those_of_one_that_knows(pickplace_store: Path, tmp_path: Path) -> None:
+def test_demonstrations_with_images_equal_those_with_states(pickplace_store: Path, tmp_path: Path) -> None:
     try:
         env = gymnasium.make("flowchunk/PickPlace-v1", observation="image")
     except SimulationError as error:
-        pytest.skip(f"nothing can be drawn here: {error}")
-    assert collect(tmp_path / "seen.zarr", "episodes=2", "env.observation=image") == 0
-    known, seen = Store.open(pickplace_store), Store.open(tmp_path / "seen.zarr")
-    assert seen.observation_spec == env.get_wrapper_attr("observation_spec")
-    np.testing.assert_array_equal(seen.read("action"), known.read("action", 0, seen.num_frames))
-    np.testing.assert_array_equal(seen.read("proprioception")[:, :10], known.read("state", 0, seen.num_frames)[:, :10])
+        pytest.skip(f"nothing can be rendered here: {error}")
+    assert collect(tmp_path / "images.zarr", "episodes=2", "env.observation=image") == 0
+    states, images = Store.open(pickplace_store), Store.open(tmp_path / "images.zarr")
+    assert images.observation_spec == env.get_wrapper_attr("observation_spec")
+    np.testing.assert_array_equal(images.read("action"), states.read("action", 0, images.num_frames))
+    np.testing.assert_array_equal(
+        images.read("proprioception")[:, :10], states.read("state", 0, images.num_frames)[:, :10]
+    )
     observation, _ = env.reset(seed=0)
     env.close()
     for key in ("front_image", "wrist_image"):
-        assert seen.read(key, 0, 1).dtype == np.uint8
-        np.testing.assert_array_equal(seen.read(key, 0, 1)[0], observation[key])
+        assert images.read(key, 0, 1).dtype == np.uint8
+        np.testing.assert_array_equal(images.read(key, 0, 1)[0], observation[key])
 
 
 def test_arguments_of_the_environment_are_used(tmp_path: Path) -> None:
@@ -135,7 +137,7 @@ def test_an_interruption_keeps_the_finished_demonstrations_and_says_where(
     assert main(["data", "inspect", str(kept)]) == 0
     shown = capsys.readouterr().out
     assert f"{episodes} episodes" in shown
-    assert "a recording that was broken off, or goes on" in shown
+    assert "an unfinished or ongoing recording" in shown
 
 
 def test_after_a_kill_the_next_command_says_what_is_kept(

@@ -55,7 +55,7 @@ def test_of_others_stores_it_says_that_the_meaning_is_unknown(
 ) -> None:
     shown = inspect(pusht_store, capsys)
     assert "5 episodes, 100 frames; lengths 10 to 30, median 20 (zarr format 2)" in shown
-    assert "no specs" in shown
+    assert "no specifications stored" in shown
 
 
 # Converting.
@@ -63,7 +63,7 @@ def test_of_others_stores_it_says_that_the_meaning_is_unknown(
 
 @pytest.fixture(scope="module")
 def keypoints_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three short episodes in diffusion_policy's layout, with a picture that the task does not ask for."""
+    """Three short episodes in diffusion_policy's layout, with an image that the task does not use."""
     random = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("stores") / "keypoints.zarr"
     root = zarr.open_group(path, mode="w", zarr_format=2)
@@ -117,4 +117,4 @@ def test_pictures_are_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[st
         writer.add_episode({"image": np.full((5, 6, 8, 3), 77, np.uint8)}, np.zeros((5, 1)))
     shown = inspect(tmp_path / "ours.zarr", capsys)
     assert re.search(r"image\s*│ \(6, 8, 3\)\s*│ uint8\s*│ 77\s*│ 77", shown)
-    assert re.search(r"image\s*│ picture of the camera wrist, 6x8 RGB", shown)
+    assert re.search(r"image\s*│ image of camera wrist, 6x8 RGB", shown)

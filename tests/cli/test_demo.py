@@ -23,7 +23,7 @@ from flowchunk.policy.training.trainer import Trainer
 from tests.cli.folders import contents
 
 
-def can_draw() -> bool:
+def can_render() -> bool:
     env = PickPlace(render_mode="rgb_array", render_size=(8, 8))
     try:
         env.reset(seed=0)
@@ -61,12 +61,12 @@ def test_the_demo_leaves_demonstrations_a_policy_and_its_evaluation(output_dir: 
     assert (output_dir / "train" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_demo_leaves_films(output_dir: Path) -> None:
-    if not can_draw():
-        pytest.skip("nothing can be drawn here: neither EGL nor OSMesa")
-    films = sorted((output_dir / "videos").iterdir())
-    assert [film.name for film in films] == ["episode_100000.mp4", "episode_100001.mp4"]
-    with av.open(films[0]) as container:
+def test_the_demo_records_videos(output_dir: Path) -> None:
+    if not can_render():
+        pytest.skip("nothing can be rendered here: neither EGL nor OSMesa")
+    videos = sorted((output_dir / "videos").iterdir())
+    assert [video.name for video in videos] == ["episode_100000.mp4", "episode_100001.mp4"]
+    with av.open(videos[0]) as container:
         assert container.streams.video[0].average_rate == 20
         assert next(container.decode(video=0)).width == 640
 
@@ -77,11 +77,11 @@ def test_a_demo_goes_on_with_what_its_folder_holds(
     folder = tmp_path / "a folder, named 'so' = (1)"
     shutil.copytree(pickplace_store, folder / "demonstrations.zarr")
     before = contents(folder)
-    train_step, seen = Trainer.train_step, []
+    train_step, steps = Trainer.train_step, []
 
     def interrupted_once(self: Trainer) -> torch.Tensor:
-        seen.append(self.step)
-        if len(seen) == 4:
+        steps.append(self.step)
+        if len(steps) == 4:
             raise KeyboardInterrupt
         return train_step(self)
 
@@ -95,7 +95,7 @@ def test_a_demo_goes_on_with_what_its_folder_holds(
     assert main(["demo", f"output_dir={folder}"]) == 130
     assert not (folder / "eval.json").exists()
     assert main(["demo", f"output_dir={folder}"]) == 0
-    assert seen == [0, 1, 2, 3, 2, 3, 4, 5], "from the checkpoint of step 2"
+    assert steps == [0, 1, 2, 3, 2, 3, 4, 5], "from the checkpoint of step 2"
     assert json.loads((folder / "eval.json").read_text())["checkpoint"] == str(
         folder / "train" / "checkpoints" / "best"
     )

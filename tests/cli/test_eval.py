@@ -112,16 +112,16 @@ def test_options_reach_the_rollout(report: dict[str, Any], trained_run: Path, tm
 def test_each_option_changes_what_happens(
     option: str, report: dict[str, Any], trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: dict[str, Any] = {}
+    received: dict[str, Any] = {}
 
     def spy(policy: Any, make_env: Any, execution: Any, **options: Any) -> Any:
-        seen.update(options, n_action_steps=execution.n_action_steps)
+        received.update(options, n_action_steps=execution.n_action_steps)
         return rollout(policy, make_env, execution, **options)
 
     monkeypatch.setattr("flowchunk.cli.eval.rollout", spy)
     evaluate(trained_run, tmp_path, "episodes=1", option)
     name, _, value = option.partition("=")
-    assert seen[name] == int(value)
+    assert received[name] == int(value)
 
 
 def test_the_report_tells_other_conditions_apart(trained_run: Path, tmp_path: Path) -> None:
@@ -156,21 +156,21 @@ def test_a_video_of_the_first_episode_is_written(trained_run: Path, tmp_path: Pa
         assert len(list(container.decode(stream))) == report["episodes"][0]["steps"]
 
 
-def films(folder: Path) -> list[str]:
+def videos(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "videos").iterdir())
 
 
-def test_films_are_of_the_episodes_in_the_report(trained_run: Path, tmp_path: Path) -> None:
+def test_videos_are_of_the_episodes_in_the_report(trained_run: Path, tmp_path: Path) -> None:
     evaluate(trained_run, tmp_path, "episodes=1", "seed=5", "video=3", "env.render_size=32")
-    assert films(tmp_path) == ["episode_5.mp4"]
+    assert videos(tmp_path) == ["episode_5.mp4"]
     (tmp_path / "videos" / "mine.mp4").touch()
     evaluate(trained_run, tmp_path, "episodes=2", "seed=9", "video=2", "env.render_size=32")
-    assert films(tmp_path) == ["episode_10.mp4", "episode_9.mp4", "mine.mp4"]
+    assert videos(tmp_path) == ["episode_10.mp4", "episode_9.mp4", "mine.mp4"]
     evaluate(trained_run, tmp_path, "episodes=1")
-    assert films(tmp_path) == ["mine.mp4"]
+    assert videos(tmp_path) == ["mine.mp4"]
 
 
-def test_a_film_too_small_to_see_is_no_reason_to_lose_the_report(
+def test_the_report_is_kept_if_the_video_is_too_small(
     trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate(trained_run, tmp_path, "episodes=1", "video=1", "env.render_size=1")
@@ -191,7 +191,7 @@ def test_a_narrow_terminal_cuts_nothing(
         assert columns == "30" or text in shown
 
 
-def test_a_terminal_that_knows_ascii_alone_gets_the_table_and_the_film(trained_run: Path, tmp_path: Path) -> None:
+def test_a_terminal_limited_to_ascii_gets_the_table_and_the_video(trained_run: Path, tmp_path: Path) -> None:
     command = ["eval", str(trained_run), f"output_dir={tmp_path}", "episodes=1", "env.render_size=32"]
     done = subprocess.run(
         [str(CONSOLE_SCRIPT), *command],
@@ -201,7 +201,7 @@ def test_a_terminal_that_knows_ascii_alone_gets_the_table_and_the_film(trained_r
     )
     assert done.returncode == 0, done.stderr
     assert b"n_action_steps" in done.stdout
-    assert films(tmp_path) == ["episode_100000.mp4"]
+    assert videos(tmp_path) == ["episode_100000.mp4"]
 
 
 def test_the_table_shows_the_numbers(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,7 @@ def tiny_dinov2(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def seen_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two short episodes of pushing, seen from above."""
     path = tmp_path_factory.mktemp("stores") / "seen.zarr"
     env = environment_maker("flowchunk/PushT-v1", {"observation": "image"})()
@@ -130,7 +130,7 @@ def act_once(task: str, *words: str) -> None:
 def domain_of(task: str) -> tuple[Any, Any]:
     options = read_options("train_generative", [f"task={task}", *(["dataset=digits"] if task == "images" else [])])
     domain = make_domain(task, domain_options(options))
-    return domain, domain.training()
+    return domain, domain.train_data()
 
 
 def generate_once(task: str, *words: str) -> None:
@@ -212,7 +212,7 @@ def test_the_command_runs_once_with_each(
     key: str,
     value: str,
     pusht_store: Path,
-    seen_store: Path,
+    image_store: Path,
     tiny_dinov2: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -225,7 +225,7 @@ def test_the_command_runs_once_with_each(
     if task == "images":
         command += ["dataset=digits", "dataset.samples=20", "evaluation.samples=10"]
     else:
-        store = seen_store if task == "pusht_image" else pusht_store
+        store = image_store if task == "pusht_image" else pusht_store
         command += [f"dataset.path={store}", f"evaluation.episodes={int(key == 'objective')}"]
     command += ["network.width=32", "network.blocks=1"] if key in ("solver", "schedule", "time_density") else []
     if key == "vision" and value in ("timm", "transformers"):

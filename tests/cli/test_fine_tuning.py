@@ -65,7 +65,7 @@ def test_fine_tuning_changes_what_it_can(
         ("objective=v", "objective=v: {run} was trained with objective=flow"),
         ("schedule=cosine", "schedule=cosine: {run} was trained with schedule=null"),
         ("vision=small_conv", "vision=small_conv: {run} was trained with vision=null"),
-        ("dataset.normalizer.state=gaussian", "dataset.normalizer.state: fine-tuning keeps the normaliser of {run}"),
+        ("dataset.normalizer.state=gaussian", "dataset.normalizer.state: fine-tuning keeps the normalizer of {run}"),
     ],
 )
 def test_fine_tuning_refuses_what_it_cannot_change(

@@ -1,4 +1,4 @@
-"""flowchunk train task=DOMAIN and flowchunk generate: samples, pictures and measures of every domain, the same each time."""
+"""flowchunk train task=DOMAIN and flowchunk generate: reproducible samples, plots and measures of every domain."""
 
 from __future__ import annotations
 
@@ -26,25 +26,31 @@ from flowchunk.policy.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Expected:
-    """What generating in a domain gives: a sample's shape, the measures, and the files beside samples and measures."""
+    """The results of a domain: shape of a sample, names of the measures, and files of the plots."""
 
     shape: tuple[int, ...]
     measures: set[str]
-    pictures: set[str]
+    plots: set[str]
 
 
 EXPECTED = {
     "toy2d": Expected((1, 2), {"sliced_wasserstein", "energy_distance"}, {"samples.png", "animation.gif"}),
     "obstacle": Expected(
-        (16, 2), {"sliced_wasserstein", "energy_distance", "left_share", "collision_share"}, {"samples.png"}
+        (16, 2), {"sliced_wasserstein", "energy_distance", "left_fraction", "collision_fraction"}, {"samples.png"}
     ),
     "torus": Expected(
         (1, 3),
-        {"angular_energy_distance", "elbow_up_share", "reach_error_m", "reach_error_p95_m", "heading_error_rad"},
+        {
+            "angular_energy_distance",
+            "elbow_up_fraction",
+            "position_error_m",
+            "position_error_p95_m",
+            "heading_error_rad",
+        },
         {"samples.png"},
     ),
     "images": Expected(
-        (1, 8, 8), {"kernel_distance", "class_accuracy"}, {"samples.png", "nearest_training_pictures.png"}
+        (1, 8, 8), {"kernel_distance", "class_accuracy"}, {"samples.png", "nearest_training_images.png"}
     ),
 }
 
@@ -118,80 +124,78 @@ def test_every_measure_stands_beside_its_floor(generated: Generated) -> None:
 
 def test_the_floor_is_what_data_get(generated: Generated) -> None:
     measured = measures(generated.folder)
-    flawless = {"collision_share": 0.0, "reach_error_m": 0.0, "heading_error_rad": 0.0, "class_accuracy": 1.0}
+    flawless = {"collision_fraction": 0.0, "position_error_m": 0.0, "heading_error_rad": 0.0, "class_accuracy": 1.0}
     for name in generated.expected.measures & flawless.keys():
         assert measured[f"{name}_floor"] == pytest.approx(flawless[name], abs=0.05)
-        assert abs(measured[name] - flawless[name]) > 0.1, "this model hardly learnt"
+        assert abs(measured[name] - flawless[name]) > 0.1, "this model hardly learned"
 
 
-def test_pictures_show_something(generated: Generated) -> None:
+def test_no_plot_is_blank(generated: Generated) -> None:
     written = {file.name for file in generated.folder.iterdir()}
-    assert written == {"samples.npy", "metrics.json", *generated.expected.pictures}
-    for name in generated.expected.pictures:
-        with Image.open(generated.folder / name) as picture:
-            shades = np.unique(np.asarray(picture.convert("L")))
-        assert len(shades) > 10, f"{name} is as good as blank"
+    assert written == {"samples.npy", "metrics.json", *generated.expected.plots}
+    for name in generated.expected.plots:
+        with Image.open(generated.folder / name) as image:
+            shades = np.unique(np.asarray(image.convert("L")))
+        assert len(shades) > 10, f"{name} is blank"
 
 
 @pytest.mark.parametrize("generated", ["toy2d"], indirect=True)
 def test_the_animation_of_a_toy_moves(generated: Generated) -> None:
-    with Image.open(generated.folder / "animation.gif") as film:
-        assert getattr(film, "n_frames", 1) > 20
-        first = np.asarray(film.convert("L"))
-        film.seek(20)
-        assert (np.asarray(film.convert("L")) != first).mean() > 0.01
+    with Image.open(generated.folder / "animation.gif") as video:
+        assert getattr(video, "n_frames", 1) > 20
+        first = np.asarray(video.convert("L"))
+        video.seek(20)
+        assert (np.asarray(video.convert("L")) != first).mean() > 0.01
 
 
 # What options do
 
 
-def test_the_same_seed_gives_the_same_samples(picture_run: Path, tmp_path: Path) -> None:
-    first, again = (generate(picture_run, tmp_path / name, "seed=3") for name in ("first", "again"))
-    other = generate(picture_run, tmp_path / "other", "seed=4")
+def test_the_same_seed_gives_the_same_samples(image_run: Path, tmp_path: Path) -> None:
+    first, again = (generate(image_run, tmp_path / name, "seed=3") for name in ("first", "again"))
+    other = generate(image_run, tmp_path / "other", "seed=4")
     assert np.array_equal(samples(first), samples(again))
     assert measures(first) == measures(again)
     assert not np.array_equal(samples(first), samples(other))
 
 
-def test_a_class_is_chosen_by_number_or_by_name(picture_run: Path, tmp_path: Path) -> None:
+def test_a_class_is_chosen_by_number_or_by_name(image_run: Path, tmp_path: Path) -> None:
     by_number, by_name, other = (
-        generate(picture_run, tmp_path / label, f"label={label}", "n=24") for label in ("1", "dogs", "cats")
+        generate(image_run, tmp_path / label, f"label={label}", "n=24") for label in ("1", "dogs", "cats")
     )
     assert np.array_equal(samples(by_number), samples(by_name))
     assert not np.array_equal(samples(by_number), samples(other))
 
 
-def test_guidance_leads_elsewhere(picture_run: Path, tmp_path: Path) -> None:
-    plain, guided = (generate(picture_run, tmp_path / f"{g}", f"guidance={g}", "nfe=4") for g in (1, 3.0))
+def test_guidance_leads_elsewhere(image_run: Path, tmp_path: Path) -> None:
+    plain, guided = (generate(image_run, tmp_path / f"{g}", f"guidance={g}", "nfe=4") for g in (1, 3.0))
     assert not np.array_equal(samples(plain), samples(guided))
 
 
 @pytest.mark.parametrize("option", ["nfe=4", "solver=heun"])
-def test_the_way_through_the_field_can_be_chosen(option: str, picture_run: Path, tmp_path: Path) -> None:
-    plain, other = generate(picture_run, tmp_path / "plain"), generate(picture_run, tmp_path / "other", option)
+def test_nfe_and_solver_can_be_chosen(option: str, image_run: Path, tmp_path: Path) -> None:
+    plain, other = generate(image_run, tmp_path / "plain"), generate(image_run, tmp_path / "other", option)
     assert not np.array_equal(samples(plain), samples(other))
 
 
-def test_more_are_made_than_there_are_data(picture_run: Path, tmp_path: Path) -> None:
-    assert len(samples(generate(picture_run, tmp_path, "n=70"))) == 70
+def test_more_are_made_than_there_are_data(image_run: Path, tmp_path: Path) -> None:
+    assert len(samples(generate(image_run, tmp_path, "n=70"))) == 70
 
 
-def test_pictures_without_classes_have_no_labels(
-    picture_folder: Path, tmp_path: Path, tiny_generative: tuple[str, ...]
+def test_images_without_classes_have_no_labels(
+    image_folder: Path, tmp_path: Path, tiny_generative: tuple[str, ...]
 ) -> None:
     run = train(
-        tmp_path / "run", "task=images", "dataset=folder", f"dataset.path={picture_folder / 'cats'}", *tiny_generative
+        tmp_path / "run", "task=images", "dataset=folder", f"dataset.path={image_folder / 'cats'}", *tiny_generative
     )
     folder = generate(run, tmp_path / "made")
     assert samples(folder).shape == (12, 1, 8, 8)
-    assert measures(folder).keys() == {"kernel_distance", "kernel_distance_floor"}, "one draw has no deviation"
+    assert measures(folder).keys() == {"kernel_distance", "kernel_distance_floor"}, "one pair has no deviation"
     assert DataModel.load(run).config.classes == 0
 
 
-def test_pictures_are_resized_and_inverted(
-    picture_folder: Path, tmp_path: Path, tiny_generative: tuple[str, ...]
-) -> None:
-    folder = ("dataset=folder", f"dataset.path={picture_folder}")
+def test_images_are_resized_and_inverted(image_folder: Path, tmp_path: Path, tiny_generative: tuple[str, ...]) -> None:
+    folder = ("dataset=folder", f"dataset.path={image_folder}")
     train(tmp_path / "run", "task=images", *folder, "dataset.size=6", "dataset.invert=true", *tiny_generative)
     assert samples(generate(tmp_path / "run", tmp_path / "made")).shape == (12, 1, 6, 6)
 
@@ -227,7 +231,7 @@ def test_a_resumed_run_ends_as_if_it_had_not_been_interrupted(
 
 
 def interrupted_at(step: int) -> Callable[[Trainer], torch.Tensor]:
-    """``Trainer.train_step`` as if someone pressed Ctrl-C before this step."""
+    """``Trainer.train_step`` as if Ctrl-C was pressed before this step."""
     train_step = Trainer.train_step
 
     def interrupted(self: Trainer) -> torch.Tensor:
@@ -258,15 +262,15 @@ def test_the_energy_distance_chooses_the_best_checkpoint(tmp_path: Path, tiny_ge
     assert best["metrics"]["score"] == -min(distances.values())
 
 
-def test_a_checkpoint_remembers_its_data(picture_run: Path, picture_folder: Path) -> None:
-    content = json.loads((picture_run / "checkpoints" / "last" / "checkpoint.json").read_text())
+def test_a_checkpoint_remembers_its_data(image_run: Path, image_folder: Path) -> None:
+    content = json.loads((image_run / "checkpoints" / "last" / "checkpoint.json").read_text())
     assert content["kind"] == "generative_model"
     assert content["training"]["task"] == "images"
-    assert content["training"]["options"]["dataset"] == str(picture_folder)
+    assert content["training"]["options"]["dataset"] == str(image_folder)
 
 
 def learns(run: Path, *options: str) -> DataModel:
-    """A model that was trained with these options, and that makes 3 finite data in as many calls as it admits."""
+    """A model that was trained with these options, and that generates 3 finite data."""
     model = DataModel.load(train(run, *options))
     label = torch.zeros(3, dtype=torch.long) if model.config.classes else None
     made = model.generate(3, nfe=None if model.objective.valid_nfe else 4, label=label)
@@ -312,10 +316,10 @@ def test_every_network_is_here() -> None:
 
 @pytest.mark.parametrize("network", SMALL_NETWORKS)
 def test_every_network_trains(
-    network: str, picture_folder: Path, tmp_path: Path, tiny_generative: tuple[str, ...]
+    network: str, image_folder: Path, tmp_path: Path, tiny_generative: tuple[str, ...]
 ) -> None:
-    pictures = ("task=images", "dataset=folder", f"dataset.path={picture_folder}", "model.augment=true")
-    data = pictures if network in IMAGE_NETWORKS else ("task=toy2d",)
+    images = ("task=images", "dataset=folder", f"dataset.path={image_folder}", "model.augment=true")
+    data = images if network in IMAGE_NETWORKS else ("task=toy2d",)
     few = ("training.steps=4", "training.log_every=2", f"network={network}", *SMALL_NETWORKS[network])
     assert learns(tmp_path / "run", *data, *tiny_generative[3:], *few).config.network == network
 

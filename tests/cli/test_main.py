@@ -128,9 +128,9 @@ def test_help_alone_lists_the_commands(arguments: list[str], capsys: pytest.Capt
     assert capsys.readouterr().out == USAGE
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="pipes close otherwise there")
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes work differently on Windows")
 @pytest.mark.parametrize("arguments", ["--help", "train --help"])
-def test_a_reader_who_has_seen_enough_is_no_error(arguments: str) -> None:
+def test_a_reader_that_closes_the_pipe_is_no_error(arguments: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -152,7 +152,7 @@ def test_a_pipe_that_breaks_elsewhere_is_an_error(
     assert "Broken pipe; another process" in capsys.readouterr().err
 
 
-def test_output_that_knows_ascii_alone_gets_help_too() -> None:
+def test_help_is_printed_to_output_limited_to_ascii() -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([str(CONSOLE_SCRIPT), "train", "--help"], capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
@@ -160,7 +160,7 @@ def test_output_that_knows_ascii_alone_gets_help_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "advice"), [(errno.EEXIST, "a file stands where"), (errno.ENOSPC, "disk space"), (errno.EIO, None)]
+    ("number", "advice"), [(errno.EEXIST, "there is a file where"), (errno.ENOSPC, "disk space"), (errno.EIO, None)]
 )
 def test_advice_fits_what_the_system_says(
     number: int, advice: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

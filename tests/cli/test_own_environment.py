@@ -1,4 +1,4 @@
-"""Environments that users register: found by MODULE:ID, told what training was told, and refused in plain words."""
+"""Environments of users: found by MODULE:ID, with the arguments of training, and clear errors."""
 
 from __future__ import annotations
 
@@ -79,20 +79,20 @@ def test_a_module_before_the_colon_is_imported(module: str, trained_run: Path, t
 
 def test_workers_import_it_too(module: str, trained_run: Path, tmp_path: Path) -> None:
     options = (f"env_id={module}:own/Same-v0", "episodes=2")
-    alone = evaluated(trained_run, tmp_path / "eval", *options)
-    assert evaluated(trained_run, tmp_path / "eval", *options, "workers=true")["episodes"] == alone["episodes"]
+    serial = evaluated(trained_run, tmp_path / "eval", *options)
+    assert evaluated(trained_run, tmp_path / "eval", *options, "workers=true")["episodes"] == serial["episodes"]
 
 
 @pytest.mark.parametrize("name", ["Same", "Anything"])
-def test_what_training_was_told_is_handed_on(name: str, module: str, moved_run: Path, tmp_path: Path) -> None:
+def test_arguments_of_training_are_inherited(name: str, module: str, moved_run: Path, tmp_path: Path) -> None:
     report = evaluated(moved_run, tmp_path / "eval", f"env_id={module}:own/{name}-v0")
     assert report["env"] == {"observation": "state", "goal_pose": GOAL}
-    told = evaluated(moved_run, tmp_path / "eval", f"env_id={module}:own/{name}-v0", "env.goal_pose=[100,100,0]")
-    assert told["env"]["goal_pose"] == [100, 100, 0]
+    given = evaluated(moved_run, tmp_path / "eval", f"env_id={module}:own/{name}-v0", "env.goal_pose=[100,100,0]")
+    assert given["env"]["goal_pose"] == [100, 100, 0]
 
 
 @pytest.mark.parametrize(("name", "env"), [("Plain", {}), ("Moved", {"observation": "state"})])
-def test_what_another_environment_does_not_take_is_said(
+def test_arguments_that_are_not_taken_are_printed(
     name: str, env: dict[str, Any], module: str, moved_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluated(moved_run, tmp_path / "eval", f"env_id={module}:own/{name}-v0")["env"] == env
@@ -108,7 +108,7 @@ def test_options_in_force_are_shown(moved_run: Path, tmp_path: Path, capsys: pyt
     assert str(GOAL) in shown
 
 
-def test_a_constructor_that_takes_anything_is_told_anything(module: str) -> None:
+def test_a_constructor_with_any_arguments_gets_all_of_them(module: str) -> None:
     assert accepted_options(f"{module}:own/Anything-v0") is None
     env = environment_maker(f"{module}:own/Anything-v0", {"goal_pose": GOAL})()
     assert env.get_wrapper_attr("goal_pose").tolist() == GOAL

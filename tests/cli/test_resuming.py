@@ -124,14 +124,14 @@ def test_a_run_that_was_started_with_the_former_names_is_resumed(
 
 
 def test_a_model_of_a_folder_that_was_started_with_the_former_names_is_resumed(
-    picture_run: Path,
-    picture_folder: Path,
+    image_run: Path,
+    image_folder: Path,
     tmp_path: Path,
     tiny_generative: tuple[str, ...],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "run"
-    shutil.copytree(picture_run, run)
+    shutil.copytree(image_run, run)
     saved: Any = OmegaConf.load(run / "config.yaml")
     dataset = saved.pop("dataset")
     saved.dataset = dataset.path
@@ -139,11 +139,11 @@ def test_a_model_of_a_folder_that_was_started_with_the_former_names_is_resumed(
         saved[name] = dataset[name]
     OmegaConf.save(saved, run / "config.yaml")
     options = (f"output_dir={run}", *tiny_generative, "training.resume=true")
-    assert main(["train", "task=images", "dataset=folder", f"dataset.path={picture_folder}", *options]) == 0
+    assert main(["train", "task=images", "dataset=folder", f"dataset.path={image_folder}", *options]) == 0
     assert "resuming from step 20" in capsys.readouterr().out
-    others = f"dataset.path={picture_folder / 'cats'}"
+    others = f"dataset.path={image_folder / 'cats'}"
     assert main(["train", "task=images", "dataset=folder", others, *options]) == 1
-    assert f"(dataset.path: {picture_folder} then, {picture_folder / 'cats'} now)" in capsys.readouterr().err
+    assert f"(dataset.path: {image_folder} then, {image_folder / 'cats'} now)" in capsys.readouterr().err
 
 
 def test_resuming_on_other_data_is_refused(
@@ -179,7 +179,7 @@ def test_resuming_without_its_options_does_not_start_over(
     assert main(pusht(pusht_store, run, *tiny, "training.resume=true")) == 1
     message = capsys.readouterr().err
     assert "config.yaml" in message
-    assert "bring it back" in message
+    assert "restore it" in message
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

@@ -1,4 +1,4 @@
-"""flowchunk sweep: quality and latency for each number of network calls, and refused numbers as such."""
+"""flowchunk sweep: quality and latency for each number of network evaluations; invalid numbers are marked."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def report(folder: Path) -> dict[str, Any]:
     return content
 
 
-def shows_something(picture: Path) -> bool:
-    with Image.open(picture) as opened:
-        return len(np.unique(np.asarray(opened.convert("L")))) > 10
+def is_blank(file: Path) -> bool:
+    with Image.open(file) as image:
+        return len(np.unique(np.asarray(image.convert("L")))) <= 10
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def of_policy(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def of_toy(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of a generative model with a solver that admits even numbers alone."""
+    """A sweep of a generative model with a solver that admits only even numbers."""
     folder = tmp_path_factory.mktemp("sweep")
     swept(toy_run, folder, "nfe=[1,2,4]", "n=50", "solver=heun")
     return folder
@@ -136,8 +136,8 @@ def test_the_same_sweep_gives_the_same_measures(of_toy: Path, toy_run: Path, tmp
     }
 
 
-def test_guidance_is_swept(picture_run: Path, tmp_path: Path) -> None:
-    odd, even = swept(picture_run, tmp_path, "nfe=[1,2]", "guidance=1.5", "n=12")["rows"]
+def test_guidance_is_swept(image_run: Path, tmp_path: Path) -> None:
+    odd, even = swept(image_run, tmp_path, "nfe=[1,2]", "guidance=1.5", "n=12")["rows"]
     assert "give an even number" in odd["refused"]
     measures = ("kernel_distance", "class_accuracy")
     assert even.keys() == {"nfe", *measures, *(f"{name}_std" for name in measures), "latency_ms"}
@@ -147,10 +147,10 @@ def test_guidance_is_swept(picture_run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["of_policy", "of_toy"])
-def test_a_plot_is_drawn(which: str, request: pytest.FixtureRequest) -> None:
+def test_a_plot_is_written(which: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(which)
     assert {file.name for file in folder.iterdir()} == {"sweep.json", "sweep.png"}
-    assert shows_something(folder / "sweep.png")
+    assert not is_blank(folder / "sweep.png")
 
 
 def test_the_table_shows_refused_numbers_as_dashes(
@@ -181,7 +181,9 @@ def test_a_narrow_terminal_cuts_nothing(
 def test_a_folder_that_cannot_be_made_is_found_before_anything_is_measured(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("flowchunk.cli.eval.rollout", lambda *_, **__: pytest.fail("measured before it was looked"))
+    monkeypatch.setattr(
+        "flowchunk.cli.eval.rollout", lambda *_, **__: pytest.fail("measured before the folder was checked")
+    )
     (tmp_path / "a_file").touch()
     assert main(["sweep", str(trained_run), f"output_dir={tmp_path / 'a_file' / 'sweep'}", "nfe=[1]"]) == 1
     assert "a_file" in capsys.readouterr().err
@@ -233,7 +235,7 @@ def test_noise_that_cannot_be_scaled_is_refused(
     for command, message in (
         (["eval", str(trained_run), "noise_scale=-1"], "noise_scale=-1.0 must be at least 0"),
         (["eval", str(trained_run), "noise_scale=much"], "noise_scale=much must be a number"),
-        (["sweep", str(toy_run), "noise_scale=0.5"], "noise_scale=0.5 is for robots' policies"),
+        (["sweep", str(toy_run), "noise_scale=0.5"], "noise_scale=0.5 is for policies only"),
     ):
         assert main([*command, f"output_dir={tmp_path / 'out'}"]) == 1
         assert message in capsys.readouterr().err

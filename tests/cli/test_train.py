@@ -38,7 +38,7 @@ NETWORK_SIZES = {
 # What a run leaves
 
 
-def test_a_run_leaves_checkpoints_metrics_options_and_a_picture(trained_run: Path) -> None:
+def test_a_run_writes_checkpoints_metrics_options_and_a_plot(trained_run: Path) -> None:
     for name in ("last", "best"):
         assert description(trained_run / "checkpoints" / name)["kind"] == "chunk_policy"
     assert (trained_run / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Policies that see, from the command line: trained, resumed, evaluated; what is wrong with pictures is said."""
+"""Vision policies from the command line: trained, resumed, evaluated; clear errors for wrong images and options."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ LENGTHS = (24, 10, 20)
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three episodes of aimless pushing, seen from above, in a store of ours."""
+    """A store of three episodes of random pushing, with images from above."""
     path, env = (
-        tmp_path_factory.mktemp("stores") / "seen.zarr",
+        tmp_path_factory.mktemp("stores") / "images.zarr",
         gymnasium.make("flowchunk.envs:flowchunk/PushT-v1", observation="image"),
     )
     env.action_space.seed(0)
@@ -79,8 +79,8 @@ def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def seeing_run(recorded: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "seeing"
+def vision_run(recorded: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "vision"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
         assert main(train(recorded, run)) == 0
@@ -90,16 +90,16 @@ def seeing_run(recorded: Path, cache: Path, tmp_path_factory: pytest.TempPathFac
 # -- training and evaluating -----------------------------------------------------------------------------------------
 
 
-def test_a_policy_is_trained_from_pictures_and_evaluated(seeing_run: Path, tmp_path: Path) -> None:
-    policy = ChunkPolicy.load(seeing_run)
+def test_a_policy_is_trained_from_images_and_evaluated(vision_run: Path, tmp_path: Path) -> None:
+    policy = ChunkPolicy.load(vision_run)
     assert policy.config.vision == "small_conv"
     assert policy.observation_spec.fields["image"].crop == (84, 84)
-    assert main(["eval", str(seeing_run), f"output_dir={tmp_path}", "episodes=2", "video=1", "nfe=2"]) == 0
+    assert main(["eval", str(vision_run), f"output_dir={tmp_path}", "episodes=2", "video=1", "nfe=2"]) == 0
     assert len(json.loads((tmp_path / "eval.json").read_text())["episodes"]) == 2
     assert list((tmp_path / "videos").glob("*.mp4"))
 
 
-def test_where_pictures_are_kept_is_said(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_place_of_images_is_printed(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for mode, words in (("disk", "cache=disk"), ("ram", "cache=ram"), ("auto", "cache=disk")):
         assert (
             main(train(recorded, tmp_path / mode, f"dataset.cache={mode}", f"dataset.cache_dir={tmp_path / 'c'}")) == 0
@@ -144,8 +144,8 @@ def test_the_arm_is_collected_and_trained_with_two_cameras(tmp_path: Path) -> No
     assert list(ChunkPolicy.load(tmp_path / "shared").encoder.cameras) == ["front_image"]
 
 
-def test_fine_tuning_keeps_what_was_seen(recorded: Path, seeing_run: Path, tmp_path: Path) -> None:
-    assert main(train(recorded, tmp_path / "run", f"training.init_from={seeing_run}")) == 0
+def test_fine_tuning_keeps_the_crop(recorded: Path, vision_run: Path, tmp_path: Path) -> None:
+    assert main(train(recorded, tmp_path / "run", f"training.init_from={vision_run}")) == 0
     assert ChunkPolicy.load(tmp_path / "run").observation_spec.fields["image"].crop == (84, 84)
 
 
@@ -255,9 +255,7 @@ def test_options_that_cannot_be_used(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_task_without_pictures_has_nothing_to_look_at(
-    pusht_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_image_encoder_needs_images(pusht_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", "task=pusht_state", f"dataset.path={pusht_store}", f"output_dir={tmp_path / 'run'}"]
     assert main([*command, "vision=resnet18"]) == 1
     assert "vision=resnet18, but the observation has no images" in said(capsys)
@@ -265,7 +263,7 @@ def test_a_task_without_pictures_has_nothing_to_look_at(
     assert "the observation has no images" in said(capsys)
 
 
-def test_pictures_need_a_network_that_sees(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_need_an_image_encoder(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", "task=pusht_image", f"dataset.path={recorded}", f"output_dir={tmp_path / 'run'}", "vision=none"]
     assert main(command) == 1
     assert "the recipe is for observations with images: choose vision=resnet18|small_conv|timm|transformers" in said(
@@ -310,9 +308,9 @@ def test_a_damaged_frame_is_named_and_its_episodes_can_be_left_out(
 
 
 def test_an_environment_that_shows_something_else_is_refused(
-    seeing_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    vision_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["eval", str(seeing_run), f"output_dir={tmp_path}", "env.observation=keypoints", "episodes=1"]) == 1
+    assert main(["eval", str(vision_run), f"output_dir={tmp_path}", "env.observation=keypoints", "episodes=1"]) == 1
     message = said(capsys)
     assert "needs the observation 'image'" in message
     assert "change the environment by env.KEY=VALUE, for example env.observation=image" in message
