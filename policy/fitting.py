@@ -52,7 +52,7 @@ def fit(
     """Train on the store's demonstrations, and return the best policy of the run, ready to act.
 
     policy: what to make (by default ``PolicyConfig()``), or a policy to fine-tune: a copy of it is trained, with the same
-    specifications and normaliser. specs: (observation, action), by default those stored with the data; a crop in them is
+    specifications and normalizer. specs: (observation, action), by default those stored with the data; a crop in them is
     what the policy is shown. vision_weights: a file or a name that a new image encoder starts from. evaluate: measures a
     policy; its ``score`` (higher is better) chooses the best, without it the validation loss does. device: auto, cpu, cuda,
     cuda:N or mps. resume: continue the run that ``output_dir`` holds, bit for bit on the CPU. metadata: remembered by the

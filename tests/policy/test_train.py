@@ -207,7 +207,7 @@ def test_the_loss_is_the_mean_over_what_counts(tmp_path: Path, mask_padding: boo
 
 
 def test_a_batch_of_nothing_but_padding_does_no_harm(tmp_path: Path) -> None:
-    """Episodes of a single step: a prefix leaves nothing but padding."""
+    """Episodes of a single step: a prefix leaves only padding."""
     config = TrainingConfig(steps=20, batch_size=1)
     trainer = make_trainer(tmp_path, config, data=make_windows((1,) * 6), evaluate=None, validation=None)
     trainer.run()
