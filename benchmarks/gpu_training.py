@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from flowchunk.datasets.store import Store
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.symmetry import IMAGE_TRANSFORMS, Symmetry, ValueTransform
 from flowchunk.envs.contract import specs_of
 from flowchunk.envs.simulation import environment_maker

@@ -25,11 +25,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.image_cache import ImageCacheOptions
 from flowchunk.datasets.image_reader import ImageReader
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
-from flowchunk.datasets.store import Store
 from flowchunk.datasets.symmetry import Symmetry
 from flowchunk.datasets.windows import load_image_tensors, load_windows
 

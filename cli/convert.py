@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 
 from flowchunk.cli.options import read_options
+from flowchunk.cli.own_data import open_source
 from flowchunk.cli.train import task_specs
 from flowchunk.datasets.convert import convert
 from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.datasets.store import Store
 from flowchunk.envs.simulation import environment_maker
 
 SKIP_CORRUPT = "--skip-corrupt"
@@ -20,12 +20,13 @@ def convert_store(arguments: list[str]) -> None:
     if len(paths) != 2 or any(path.startswith("-") for path in paths):
         raise ConfigurationError("usage: flowchunk data convert SOURCE OUT task=TASK [jpeg=QUALITY] [--skip-corrupt]")
     options = read_options("convert", [argument for argument in arguments if "=" in argument])
-    source = Store.open(paths[0], sources=options["dataset"]["sources"])
-    make_env = environment_maker(options["task"]["env_id"], options["env"])
+    options["dataset"]["path"] = paths[0]
+    source, env_id = open_source(options), options["task"]["env_id"]
+    make_env = None if env_id is None else environment_maker(env_id, options["env"])
     console = Console()
     convert(
         source,
-        *task_specs(source, make_env),
+        *task_specs(source, make_env, options),
         paths[1],
         jpeg=options["jpeg"],
         skip_corrupt=SKIP_CORRUPT in arguments,

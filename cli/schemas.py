@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 
 from flowchunk.cli.domains import DATASETS, FOLDER
 from flowchunk.cli.structured import Option, Options, options_of, schema, section
+from flowchunk.datasets.derived_specs import SpecOptions
 from flowchunk.datasets.image_cache import ImageCacheOptions
 from flowchunk.envs.evaluation import evaluate_in
 from flowchunk.envs.rollout import REPORT_SEED, SELECTION_SEED, rollout
@@ -47,7 +48,13 @@ TRAINING = section(
 TASK = section("Task", {"name": Option(str), "env_id": Option(str | None, None), "expert": Option(str | None, None)})
 DOMAIN = section("Domain", {"name": Option(str)})
 LOGGING = section("Logging", {"wandb": Option(bool, False, "also log to Weights & Biases")})
-SOURCES = {"sources": Option(dict[str, str], {}, "for stores of another layout: the array that each key reads")}
+SOURCES = {
+    "sources": Option(
+        dict[str, str], {}, "the array that each key reads: NAME, some of its columns, NAME[0:2], or several: A + B[:1]"
+    ),
+    "image_size": Option(list[int] | None, None, "[height, width]: scale images to this size; default: as recorded"),
+}
+SPECS = options_of(SpecOptions)
 
 
 def _alternatives(names: Iterable[str]) -> str:
@@ -83,9 +90,10 @@ def _renamed(options: Options, names: dict[str, str]) -> Options:
 
 DATASET = section(
     "Dataset",
-    {"path": Option(Path, meaning="a zarr store: flowchunk's own or diffusion_policy's")},
-    options_of(DatasetOptions, only=("validation_fraction",)),
+    {"path": Option(Path, meaning="a data set of any format that flowchunk data inspect reads")},
+    options_of(DatasetOptions, only=("validation_fraction", "stored_split")),
     SOURCES,
+    SPECS,
     {
         "symmetry": Option(
             dict[str, Any] | None,
@@ -212,7 +220,10 @@ COLLECT: dict[str, Option] = {
 CONVERT: dict[str, Option] = {
     "jpeg": Option(INT_OR_NONE, None, "store images as JPEG with this quality, 1 to 100; default: losslessly"),
     **TASK_OPTIONS,
-    "dataset": section("Sources", SOURCES, {"symmetry": Option(Any, None)}),
+    "dataset": section("Sources", SOURCES, SPECS, {"symmetry": Option(Any, None)}),
+}
+INSPECT: dict[str, Option] = {
+    "output_dir": Option(PATH_OR_NONE, None, "where plots and images are written; default: none")
 }
 COMPARE: dict[str, Option] = {
     "output_dir": Option(Path, os.fspath("compare-objectives")),
@@ -234,6 +245,7 @@ COMMANDS: dict[str, Options] = {
     "generate": GENERATE,
     "collect": COLLECT,
     "convert": CONVERT,
+    "inspect": INSPECT,
     "compare": COMPARE,
 }
 """The options of each command, by the name of its configuration."""

@@ -65,14 +65,19 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from rich.console import Console
+
 from flowchunk.cli.domains import DOMAINS
 from flowchunk.cli.fine_tuning import CHANGEABLE, with_checkpoint
 from flowchunk.cli.options import fill, read_options, take_cfg, to_yaml
+from flowchunk.cli.own_data import derived_overrides, open_source, specs_of_source
 from flowchunk.cli.runs import check_folder, finish, training_config, with_output_dir, write_options
-from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
+from flowchunk.datasets.derived_specs import DerivedSpecs
+from flowchunk.datasets.episode_source import ACTION, EpisodeSource
+from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.image_cache import ImageCacheOptions
 from flowchunk.datasets.specs import require_observations, require_same_actions
-from flowchunk.datasets.store import ACTION, Store
 from flowchunk.datasets.symmetry import Symmetry
 from flowchunk.envs.contract import specs_of
 from flowchunk.envs.evaluation import evaluate_in
@@ -97,7 +102,18 @@ def run(arguments: list[str]) -> None:
         train_generative(with_output_dir(read_options(config, arguments)))
     else:
         given = frozenset(argument.partition("=")[0] for argument in arguments)
-        train(with_output_dir(read_options(config, arguments)), given=given)
+        train(with_output_dir(_with_derived(read_options(config, arguments), arguments, given)), given=given)
+
+
+def _with_derived(options: dict[str, Any], arguments: list[str], given: Collection[str]) -> dict[str, Any]:
+    """The options, with those that follow from the data set if there is no environment that decides."""
+    if options["task"]["env_id"] is not None:
+        return options
+    console = Console() if PartialState().is_main_process else None
+    derived = derived_overrides(options, given, console=console)
+    if options["training"]["init_from"] is not None:  # the checkpoint decides about the policy
+        derived = [override for override in derived if override.startswith("dataset.")]
+    return read_options("train", [*derived, *arguments])
 
 
 def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
@@ -113,8 +129,8 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
         raise ConfigurationError(f"evaluation.episodes={episodes} must be at least 0")
     make_env = None if env_id is None else environment_maker(env_id, options["env"])
     resume = check_folder(options)
-    store = Store.open(options["dataset"]["path"], sources=options["dataset"]["sources"])
-    specs = task_specs(store, make_env)
+    store = open_source(options)
+    specs = task_specs(store, make_env, options)
     policy = policy_config(options) if init_from is None else _load_policy(options, specs, store)
     evaluate = None
     if make_env is not None and episodes > 0:
@@ -125,7 +141,7 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
         policy,
         training_config(options),
         output_dir=options["output_dir"],
-        specs=(specs[0].cropped(_crop(options["vision"])), specs[1]),
+        specs=_shown_to_policy(specs, make_env, options),
         dataset=dataset_options(options, specs, make_env),
         vision_weights=options["vision"].get("weights"),
         evaluate=evaluate,
@@ -136,6 +152,11 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
         write_run_files=lambda directory: write_options(directory, options),
     )
     return finish(options)
+
+
+def _shown_to_policy(specs: Specs, make_env: MakeEnv | None, options: Mapping[str, Any]) -> Specs | DerivedSpecs:
+    observation_spec = specs[0].cropped(_crop(options["vision"]))
+    return DerivedSpecs(observation_spec, specs[1], {}) if make_env is None else (observation_spec, specs[1])
 
 
 def policy_config(options: Mapping[str, Any]) -> PolicyConfig:
@@ -165,6 +186,7 @@ def dataset_options(options: Mapping[str, Any], specs: Specs, make_env: MakeEnv 
     dataset = options["dataset"]
     return DatasetOptions(
         validation_fraction=dataset["validation_fraction"],
+        stored_split=dataset["stored_split"],
         normalizer=dataset["normalizer"],
         symmetry=_symmetry(dataset["symmetry"], specs, make_env),
         cache=ImageCacheOptions(
@@ -173,18 +195,14 @@ def dataset_options(options: Mapping[str, Any], specs: Specs, make_env: MakeEnv 
     )
 
 
-def task_specs(store: Store, make_env: MakeEnv | None) -> Specs:
-    """The specifications of the environment, or those of the store if make_env is None.
+def task_specs(store: EpisodeSource, make_env: MakeEnv | None, options: Mapping[str, Any]) -> Specs:
+    """The specifications of the environment, or those of the data set and the options if make_env is None.
 
-    Raises SpecMismatchError if those of the store differ from the environment's, or if there are none.
+    Raises SpecMismatchError if those of the data set differ from the environment's.
     """
     if make_env is None:
-        if store.observation_spec is None or store.action_spec is None:
-            raise SpecMismatchError(
-                f"{store.path} does not say what its numbers mean, and task=own has no environment that does: record it with "
-                "StoreWriter, which stores specifications, or give the task that it belongs to"
-            )
-        return store.observation_spec, store.action_spec
+        derived = specs_of_source(store, options)
+        return derived.observation_spec, derived.action_spec
     env = make_env()
     try:
         specs = specs_of(env)
@@ -197,7 +215,7 @@ def task_specs(store: Store, make_env: MakeEnv | None) -> Specs:
     return specs
 
 
-def _load_policy(options: Mapping[str, Any], specs: Specs, store: Store) -> ChunkPolicy:
+def _load_policy(options: Mapping[str, Any], specs: Specs, store: EpisodeSource) -> ChunkPolicy:
     init_from = options["training"]["init_from"]
     policy = ChunkPolicy.load(init_from)
     require_specs_of(policy, specs, expected_by=str(init_from), got_from=str(store.path))

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
         SpecMismatchError,
         TrainingError,
     )
+    from flowchunk.datasets.formats.zarr_store import Store
     from flowchunk.datasets.image_cache import ImageCacheOptions
     from flowchunk.datasets.recorder import StoreWriter
     from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
-    from flowchunk.datasets.store import Store
     from flowchunk.datasets.symmetry import Symmetry, ValueTransform
     from flowchunk.datasets.windows import Windows, load_windows, split_episodes
 else:
@@ -36,7 +36,7 @@ else:
             "image_cache": ["ImageCacheOptions"],
             "recorder": ["StoreWriter"],
             "specs": ["ActionDimension", "ActionSpec", "ObservationField", "ObservationSpec"],
-            "store": ["Store"],
+            "formats.zarr_store": ["Store"],
             "symmetry": ["ValueTransform", "Symmetry"],
             "windows": ["Windows", "load_windows", "split_episodes"],
         },

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
+from flowchunk.datasets.episode_source import ACTION, EpisodeSource
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.image_reader import ImageReader, report_dropped_episodes
 from flowchunk.datasets.progress import progress_if_slow
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
-from flowchunk.datasets.store import ACTION, Store
 
 
 def convert(
-    store: Store,
+    store: EpisodeSource,
     observation_spec: ObservationSpec,
     action_spec: ActionSpec,
     out: str | Path,
@@ -55,13 +56,13 @@ def convert(
     say(f"{_describe(Store.open(writer.path))} (from {_size_on_disk(store.path) / 1e6:.1f} MB)")
 
 
-def _read_finite(store: Store, key: str, start: int, stop: int) -> np.ndarray:
+def _read_finite(store: EpisodeSource, key: str, start: int, stop: int) -> np.ndarray:
     values = store.read(key, start, stop)
     store.require_finite(key, start, values)
     return values
 
 
-def _describe(store: Store) -> str:
+def _describe(store: EpisodeSource) -> str:
     size = _size_on_disk(store.path) / 1e6
     return f"{store.path}: {len(store.episode_ends)} episodes, {store.num_frames:,} frames, {size:.1f} MB"
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from flowchunk.datasets.episode_source import EpisodeSource
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
 from flowchunk.datasets.image_cache_file import ImageCacheFile, decode_images, find_cache_file
 from flowchunk.datasets.image_reader import ImageReader, report_dropped_episodes
 from flowchunk.datasets.shape_repr import shape_repr
 from flowchunk.datasets.specs import ObservationField
-from flowchunk.datasets.store import Store
 
 MODES = ("auto", "device", "disk", "ram")  # auto tries the other three in this order
 MAPPED_BYTES = 128 * 2**20  # mapped pages to keep in the process's memory; recent kernels map far more than is read
@@ -102,7 +102,7 @@ class ImageCache:
 
 
 def load_image_cache(
-    store: Store,
+    store: EpisodeSource,
     fields: Mapping[str, ObservationField],
     options: ImageCacheOptions,
     *,

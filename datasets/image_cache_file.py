@@ -106,13 +106,14 @@ def find_cache_file(directory: Path, source: ImageReader, *, visible: bool) -> I
     so that unchanged files are hashed only once.
     """
     shape = (source.store.num_frames, *source.field.shape)
-    part = repr((shape, source.columns)).encode()
-    files = sorted(file for file in source.folder.rglob("*") if file.is_file())
+    folder, files = source.store.files(source.name)
+    own = () if folder.name == source.name else (source.name,)  # files that several arrays share
+    part = repr((shape, source.columns, *own)).encode()
     listing, is_settled = _list(files)
     note = directory / f"{hashlib.sha256(part + listing).hexdigest()[:32]}.hash"
     name = _read_noted(note)
     if name is None:
-        name = _hash(source, files, part, visible=visible)
+        name = _hash(str(source), folder, files, part, visible=visible)
         if is_settled:
             with suppress(OSError):  # without a writable folder, the next run hashes again
                 directory.mkdir(parents=True, exist_ok=True)
@@ -136,13 +137,13 @@ def _read_noted(note: Path) -> str | None:
     return name if re.fullmatch("[0-9a-f]{32}", name) else None
 
 
-def _hash(source: ImageReader, files: list[Path], part: bytes, *, visible: bool) -> str:
+def _hash(source: str, folder: Path, files: list[Path], part: bytes, *, visible: bool) -> str:
     digest = hashlib.sha256(part)
     with progress_if_slow(f"hashing {source}", sum(file.stat().st_size for file in files), visible=visible) as advance:
         for file in files:
             with file.open("rb") as content:
                 file_digest = hashlib.file_digest(content, "sha256")
-            digest.update(file.relative_to(source.folder).as_posix().encode() + b"\0" + file_digest.digest())
+            digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file_digest.digest())
             advance(file.stat().st_size)
     return digest.hexdigest()[:32]
 
@@ -171,7 +172,7 @@ def decode_images(
 
 def frames_per_block(source: ImageReader) -> int:
     """How many frames to read at once: whole chunks, about BLOCK_BYTES."""
-    chunk = source.array.chunks[0]
+    chunk = source.store.chunk_rows(source.name)
     return max(1, BLOCK_BYTES // (source.frame_bytes() * chunk)) * chunk
 
 

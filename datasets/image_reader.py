@@ -10,61 +10,58 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import zarr
+from PIL import Image
 
+from flowchunk.datasets.episode_source import ArrayInfo, DamageError, EpisodeSource
 from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.specs import ObservationField
-from flowchunk.datasets.store import Store
 
 
 @dataclass(frozen=True)
 class ImageReader:
     """Reads the images of one observation key; create it with ``ImageReader.find``.
 
-    array: (at least N, H, W, 3). columns: the slice of its rows of pixels that is read.
+    name, info: the array that holds them. columns: the slice of its rows of pixels that is read.
     """
 
-    store: Store
+    store: EpisodeSource
     key: str
     field: ObservationField
-    array: zarr.Array[Any]
+    name: str
+    info: ArrayInfo
     columns: slice
 
     @classmethod
-    def find(cls, store: Store, key: str, field: ObservationField) -> ImageReader:
+    def find(cls, store: EpisodeSource, key: str, field: ObservationField) -> ImageReader:
         """A reader for ``key``. Raises DatasetError if its images are missing, or differ from the field in size or order."""
-        name = store.sources.get(key, key).partition("[")[0]
-        if name not in store.arrays:
+        name = (store.sources.get(key) or store.description.arrays.get(key) or key).partition("[")[0]
+        if name not in store.arrays and name not in store.description.arrays:
             raise DatasetError(
-                f"camera {field.camera!r} is missing: {store.path} has no array data/{name} (wanted for {key!r}), only "
-                f"{sorted(store.arrays)}; use a data set that was recorded with this camera, or set "
+                f"camera {field.camera!r} is missing: {store.path} has no array {store.label(name)} (wanted for {key!r}), "
+                f"only {sorted(store.arrays)}; use a data set that was recorded with this camera, or set "
                 f"dataset.sources.{key} to the array that holds its images"
             )
-        array, columns = store.find(key)
-        source = cls(store, key, field, array, slice(None) if columns is None else columns)
+        parts = store.find(key)
+        if len(parts) > 1:
+            raise DatasetError(f"dataset.sources.{key} joins several arrays, but images are read from one")
+        name, columns = parts[0]
+        source = cls(store, key, field, name, store.arrays[name], slice(None) if columns is None else columns)
         source._check_shape(store.shape(key))
-        if array.dtype != np.uint8 and array.dtype.kind != "f":
+        if source.info.dtype != np.uint8 and source.info.dtype.kind != "f":
             raise DatasetError(
-                f"{source} holds {array.dtype}, but images are uint8 from 0 to 255 (or floats that are integers in that "
-                "range); convert them"
+                f"{source} holds {source.info.dtype}, but images are uint8 from 0 to 255 (or floats that are integers in "
+                "that range); convert them"
             )
         return source
 
     def __str__(self) -> str:
-        return f"data/{self.array.basename} in {self.store.path}"
-
-    @property
-    def folder(self) -> Path:
-        """The folder that holds the array's files."""
-        return self.store.path / "data" / self.array.basename
+        return f"{self.store.label(self.name)} in {self.store.path}"
 
     def frame_bytes(self) -> int:
         """Bytes of one stored frame before compression."""
-        return self.array.dtype.itemsize * int(np.prod(self.array.shape[1:]))
+        return self.info.dtype.itemsize * int(np.prod(self.info.shape))
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Frames start … stop - 1, uint8 (stop - start, H, W, 3).
@@ -83,17 +80,17 @@ class ImageReader:
         """
         try:
             return self._read(start, stop), {}
-        except _DamageError:
+        except DamageError:
             pass
         frames = np.zeros((stop - start, *self.field.shape), np.uint8)
         damaged: dict[int, str] = {}
-        chunk = self.array.chunks[0]
+        chunk = self.store.chunk_rows(self.name)
         for first in range(start // chunk * chunk, stop, chunk):  # damage is limited to its chunk
             rows = range(max(first, start), min(first + chunk, stop))
             try:
                 frames[rows.start - start : rows.stop - start] = self._read(rows.start, rows.stop)
-            except _DamageError as error:
-                damaged |= dict.fromkeys(rows, str(error))
+            except DamageError as error:
+                damaged |= dict.fromkeys(rows, error.problem)
         return frames, damaged
 
     def damage_error(self, damaged: Mapping[int, str]) -> DatasetError:
@@ -110,16 +107,12 @@ class ImageReader:
         return f"episode {episode}, frame {number} of {self}"
 
     def _read(self, start: int, stop: int) -> np.ndarray:
-        if problem := self.store.damage(self.array, start, stop):
-            raise _DamageError(problem)
-        try:
-            values = np.asarray(self.array[start:stop])
-        except Exception as error:  # codecs raise exceptions of any type
-            raise _DamageError(str(error) or type(error).__name__) from error
-        values = values[:, self.columns]
+        values = self.store.read_array(self.name, start, stop)[:, self.columns]
         if values.dtype != np.uint8 and len(values):
             self._check_values(start, values)
-        return values.astype(np.uint8, copy=False)
+        images = values.astype(np.uint8, copy=False)
+        size = self.field.shape[:2]
+        return images if images.shape[1:3] == size or self.store.image_size is None else _scaled(images, size)
 
     def _check_shape(self, got: tuple[int, ...]) -> None:
         height, width, channels = expected = self.field.shape
@@ -157,12 +150,11 @@ class ImageReader:
     @cached_property
     def _has_bright_values(self) -> bool:
         """Whether any readable value is above 1; if so, a block of only zeros and ones is merely dark."""
-        step = self.array.chunks[0]
+        step = self.store.chunk_rows(self.name)
         for start in range(0, self.store.num_frames, step):
             stop = min(start + step, self.store.num_frames)
-            with suppress(Exception):  # codecs raise exceptions of any type; ``read`` reports damage
-                is_whole = self.store.damage(self.array, start, stop) is None
-                if is_whole and np.asarray(self.array[start:stop])[:, self.columns].max() > 1:
+            with suppress(DamageError):  # ``read`` reports damage
+                if self.store.read_array(self.name, start, stop)[:, self.columns].max() > 1:
                     return True
         return False
 
@@ -176,7 +168,7 @@ class ImageReader:
 
 
 def report_dropped_episodes(
-    store: Store,
+    store: EpisodeSource,
     sources: Mapping[str, ImageReader],
     damaged: Mapping[str, Mapping[int, str]],
     say: Callable[[str], None],
@@ -189,7 +181,7 @@ def report_dropped_episodes(
     for key, frames in damaged.items():
         for frame, reason in sorted(frames.items()):
             episode, number = store.place_of(frame)
-            reasons.setdefault(episode, f"frame {number} of data/{sources[key].array.basename}: {reason}")
+            reasons.setdefault(episode, f"frame {number} of {store.label(sources[key].name)}: {reason}")
     if reasons:
         episodes = len(store.episode_ends)
         listed = "; ".join(f"episode {episode} ({reason})" for episode, reason in sorted(reasons.items()))
@@ -201,5 +193,10 @@ def report_dropped_episodes(
     return reasons
 
 
-class _DamageError(Exception):
-    """Frames that cannot be read; raised and caught only in this file."""
+def _scaled(images: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Images (n, H, W, 3) scaled to (height, width) by an area-weighted average, without keeping their proportions."""
+    height, width = size
+    scaled = np.empty((len(images), height, width, 3), np.uint8)
+    for index, image in enumerate(images):
+        scaled[index] = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    return scaled

@@ -15,10 +15,11 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from flowchunk.datasets.episode_source import ACTION
 from flowchunk.datasets.errors import DatasetError
+from flowchunk.datasets.formats.zarr_store import ATTRIBUTE, PARTIAL, describe_unfinished
 from flowchunk.datasets.jpeg_codec import JpegCodec
 from flowchunk.datasets.specs import ActionSpec, ObservationField, ObservationSpec
-from flowchunk.datasets.store import ACTION, ATTRIBUTE, PARTIAL, describe_unfinished
 
 FORMAT_VERSION = 1
 CHUNK_FRAMES = 4096

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from flowchunk.datasets.errors import ConfigurationError
 
+REPRESENTATIONS = {"rotation_6d": 6, "axis_angle": 3, "quaternion_xyzw": 4, "quaternion_wxyz": 4, "euler_xyz": 3}
+"""The representations of a rotation, and how many numbers each takes."""
 _SHORTEST_COLUMN = 1e-6
 
 

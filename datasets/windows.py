@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowchunk.datasets.episode_source import ACTION, EpisodeSource
 from flowchunk.datasets.image_cache import DeviceMemory, ImageCache, ImageCacheOptions, Say, Write, load_image_cache
 from flowchunk.datasets.shape_repr import shape_repr
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
-from flowchunk.datasets.store import ACTION, Store
 from flowchunk.datasets.symmetry import ImageTransform, Symmetry
 
 IDENTITY_6D = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # the identity rotation in the layout of ``rotation_6d_from_matrix``
@@ -112,7 +112,7 @@ class Windows:
 
 
 def load_image_tensors(
-    store: Store,
+    store: EpisodeSource,
     observation_spec: ObservationSpec,
     options: ImageCacheOptions,
     *,
@@ -142,7 +142,7 @@ def load_image_tensors(
 
 
 def load_windows(
-    store: Store,
+    store: EpisodeSource,
     observation_spec: ObservationSpec,
     action_spec: ActionSpec,
     *,
@@ -211,7 +211,7 @@ def split_episodes(episodes: int, *, validation_fraction: float, seed: int) -> t
     return np.sort(order[validation:]), np.sort(order[:validation])
 
 
-def _read_float32(store: Store, key: str, symmetry: Symmetry | None) -> Tensor:
+def _read_float32(store: EpisodeSource, key: str, symmetry: Symmetry | None) -> Tensor:
     recorded = np.concatenate([block.astype(np.float32) for block in store.blocks(key)])
     rows = recorded if symmetry is None else np.concatenate([recorded, symmetry.value_transforms[key](recorded)])
     return torch.as_tensor(rows)
@@ -228,7 +228,9 @@ def _rest(action_spec: ActionSpec, device: torch.device | str) -> Tensor | None:
     return None if all(map(math.isnan, rest)) else torch.tensor(rest, device=device)
 
 
-def _cut(store: Store, episodes: np.ndarray, symmetry: Symmetry | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _cut(
+    store: EpisodeSource, episodes: np.ndarray, symmetry: Symmetry | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First frame of the episode, current frame, and last frame of the episode, for every window; (W,) each."""
     lengths, starts = store.episode_lengths[episodes], store.episode_starts[episodes]
     first = np.repeat(starts, lengths)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from flowchunk.datasets.derived_specs import DerivedSpecs
+from flowchunk.datasets.episode_source import ACTION, EpisodeSource
 from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
 from flowchunk.datasets.image_cache import ImageCacheOptions, Say
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec, require_observations, require_same_actions
-from flowchunk.datasets.store import ACTION, Store
 from flowchunk.datasets.symmetry import Symmetry
 from flowchunk.datasets.windows import Windows, load_image_tensors, load_windows, memory_bytes, split_episodes
 from flowchunk.policy.normalizer import Mode, Normalizer, Scaling
@@ -24,12 +25,14 @@ Specs = tuple[ObservationSpec, ActionSpec]
 class DatasetOptions:
     """How a policy learns from a store.
 
-    validation_fraction: of the episodes, in [0, 1), on which the loss is only measured. normalizer: the mode of each key
+    validation_fraction: of the episodes, in [0, 1), on which the policy is only measured. stored_split: use the validation
+    episodes that the data set itself sets aside, if it does, instead of that fraction. normalizer: the mode of each key
     that is not scaled by min_max, see ``Scaling``. symmetry: a mirror under which demonstrations stay demonstrations, so
     that each is learned from twice. cache: where images are kept, and whether episodes with damaged ones are left out.
     """
 
     validation_fraction: float = 0.02
+    stored_split: bool = True
     normalizer: Mapping[str, Mode] = field(default_factory=dict)
     symmetry: Symmetry | None = None
     cache: ImageCacheOptions = ImageCacheOptions()  # noqa: RUF009 -- frozen
@@ -57,11 +60,13 @@ class Demonstrations:
         return f"{len(self.training):,} windows to train on and {len(self.validation):,} to validate"
 
 
-def matching_specs(store: Store, given: Specs | None) -> Specs:
-    """The given specifications, or else the stored ones.
+def matching_specs(store: EpisodeSource, given: Specs | DerivedSpecs | None) -> Specs:
+    """The given specifications, or else the stored ones. Derived ones may differ from the stored ones, as their user said.
 
     Raises SpecMismatchError if there are neither, or if the given ones are not what the store holds.
     """
+    if isinstance(given, DerivedSpecs):
+        return given.observation_spec, given.action_spec
     stored = None
     if store.observation_spec is not None and store.action_spec is not None:
         stored = store.observation_spec, store.action_spec
@@ -69,7 +74,8 @@ def matching_specs(store: Store, given: Specs | None) -> Specs:
     if specs is None:
         raise SpecMismatchError(
             f"{store.path} does not say what its numbers mean, and no specifications were given: give "
-            "specs=(observation_spec, action_spec), those of the environment or the robot; StoreWriter stores them with data"
+            "specs=(observation_spec, action_spec), those of the environment or the robot, or "
+            "specs=derive_specs(source, SpecOptions(…)); StoreWriter stores them with data"
         )
     if given is not None and stored is not None:
         sides = {"expected_by": "the given specification", "got_from": str(store.path)}
@@ -80,7 +86,7 @@ def matching_specs(store: Store, given: Specs | None) -> Specs:
 
 
 def load_demonstrations(
-    store: Store,
+    store: EpisodeSource,
     specs: Specs,
     options: DatasetOptions,
     *,
@@ -97,12 +103,12 @@ def load_demonstrations(
     """
     images = load_image_tensors(store, specs[0], options.cache, device=device, say=say)
     usable = np.delete(np.arange(len(store.episode_ends)), [] if images is None else list(images.cache.dropped))
-    parts = split_episodes(len(usable), validation_fraction=options.validation_fraction, seed=seed)
+    parts = _split(store, usable, options, seed)
     training, validation = (
         load_windows(
             store,
             *specs,
-            episodes=usable[episodes],
+            episodes=episodes,
             observation_steps=observation_steps,
             horizon=horizon,
             symmetry=options.symmetry,
@@ -114,8 +120,24 @@ def load_demonstrations(
     return Demonstrations(training, validation)
 
 
+def _split(
+    store: EpisodeSource, usable: np.ndarray, options: DatasetOptions, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation episodes among the usable ones."""
+    stored = store.validation_episodes if options.stored_split else None
+    if stored is not None and 0 < np.isin(usable, stored).sum() < len(usable):
+        return usable[~np.isin(usable, stored)], usable[np.isin(usable, stored)]
+    training, validation = split_episodes(len(usable), validation_fraction=options.validation_fraction, seed=seed)
+    return usable[training], usable[validation]
+
+
 def fit_normalizer(
-    store: Store, specs: Specs, options: DatasetOptions, windows: Windows, *, relative_to: RelativeTo | None = None
+    store: EpisodeSource,
+    specs: Specs,
+    options: DatasetOptions,
+    windows: Windows,
+    *,
+    relative_to: RelativeTo | None = None,
 ) -> Normalizer:
     """Fit every key in one pass over the store and over its mirror image, and relative actions to the windows' chunks.
 
@@ -138,7 +160,7 @@ def fit_normalizer(
     return normalizer.with_scaling(ACTION, Scaling.fit("gaussian", chunks))
 
 
-def _require_arrays(store: Store, observation_spec: ObservationSpec, action_spec: ActionSpec) -> None:
+def _require_arrays(store: EpisodeSource, observation_spec: ObservationSpec, action_spec: ActionSpec) -> None:
     shapes = {key: one.shape for key, one in observation_spec.fields.items()} | {ACTION: (action_spec.size,)}
     for key, shape in shapes.items():
         if key not in store.keys:

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from flowchunk.datasets.derived_specs import DerivedSpecs
+from flowchunk.datasets.episode_source import EpisodeSource
 from flowchunk.datasets.specs import ObservationSpec, require_observations, require_same_actions
-from flowchunk.datasets.store import Store
 from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig
 from flowchunk.policy.demonstrations import (
     DatasetOptions,
@@ -34,12 +35,12 @@ from flowchunk.policy.training.run import Plan, open_run
 
 
 def fit(
-    store: Store,
+    store: EpisodeSource,
     policy: PolicyConfig | ChunkPolicy | None = None,
     training: TrainingConfig | None = None,
     *,
     output_dir: str | Path,
-    specs: Specs | None = None,
+    specs: Specs | DerivedSpecs | None = None,
     dataset: DatasetOptions | None = None,
     vision_weights: str | None = None,
     evaluate: Callable[[ChunkPolicy], Mapping[str, float]] | None = None,
@@ -52,12 +53,12 @@ def fit(
     """Train on the store's demonstrations, and return the best policy of the run, ready to act.
 
     policy: what to make (by default ``PolicyConfig()``), or a policy to fine-tune: a copy of it is trained, with the same
-    specifications and normalizer. specs: (observation, action), by default those stored with the data; a crop in them is
-    what the policy is shown. vision_weights: a file or a name that a new image encoder starts from. evaluate: measures a
-    policy; its ``score`` (higher is better) chooses the best, without it the validation loss does. device: auto, cpu, cuda,
-    cuda:N or mps. resume: continue the run that ``output_dir`` holds, bit for bit on the CPU. metadata: remembered by the
-    checkpoints; ``flowchunk eval`` looks there for ``env_id`` and ``env``. write_run_files: called with the folder before
-    the first step.
+    specifications and normalizer. specs: (observation, action), by default those stored with the data, or those of
+    ``derive_specs(store)``; a crop in them is what the policy is shown. vision_weights: a file or a name that a new image
+    encoder starts from. evaluate: measures a policy; its ``score`` (higher is better) chooses the best, without it the
+    validation loss does. device: auto, cpu, cuda, cuda:N or mps. resume: continue the run that ``output_dir`` holds, bit for
+    bit on the CPU. metadata: remembered by the checkpoints; ``flowchunk eval`` looks there for ``env_id`` and ``env``.
+    write_run_files: called with the folder before the first step.
 
     Writes ``checkpoints/{last,best}``, ``metrics.jsonl`` and ``tensorboard`` into ``output_dir``; nothing before data and
     policy fit together. Raises SpecMismatchError for specifications that are not the data's, ConfigurationError for options
@@ -65,17 +66,17 @@ def fit(
     is not finite.
     """
     training, dataset = training or TrainingConfig(), dataset or DatasetOptions()
-    specs = matching_specs(store, specs)
+    matching = matching_specs(store, specs)
     if isinstance(policy, ChunkPolicy):
-        require_specs_of(policy, specs, expected_by="the policy to fine-tune", got_from=str(store.path))
-        config, specs = policy.config, (policy.observation_spec, policy.action_spec)
+        require_specs_of(policy, matching, expected_by="the policy to fine-tune", got_from=str(store.path))
+        config, matching = policy.config, (policy.observation_spec, policy.action_spec)
     else:
-        config = with_architecture(policy or PolicyConfig(), specs[0])
+        config = with_architecture(policy or PolicyConfig(), matching[0])
     run = open_run(output_dir, training, device=device, resume=resume)
     with run.accelerator.local_main_process_first():  # one of each machine expands images, the others find them
         data = load_demonstrations(
             store,
-            specs,
+            matching,
             dataset,
             observation_steps=config.observation_steps,
             horizon=config.horizon,
@@ -86,7 +87,7 @@ def fit(
     if isinstance(policy, ChunkPolicy):
         model = copy.deepcopy(policy).train()
     else:
-        model = new_policy(store, config, specs, dataset, data, seed=training.seed, vision_weights=vision_weights)
+        model = new_policy(store, config, matching, dataset, data, seed=training.seed, vision_weights=vision_weights)
     run.train(
         model,
         data.training,
@@ -103,7 +104,7 @@ def fit(
 
 
 def new_policy(
-    store: Store,
+    store: EpisodeSource,
     config: PolicyConfig,
     specs: Specs,
     dataset: DatasetOptions,

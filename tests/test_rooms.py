@@ -74,7 +74,8 @@ def test_a_name_is_followed_into_its_room(tmp_path: Path, monkeypatch: pytest.Mo
     module = tmp_path / "envs" / "tasks" / "arm.py"
     module.write_text(
         "import flowchunk.cli.main as main\nfrom flowchunk import policy\nfrom .. import video\nfrom . import pusht\n"
-        "def late():\n    from flowchunk.datasets.store import Store\nfrom ...cli import options\nimport numpy.linalg\n"
+        "def late():\n    from flowchunk.datasets.formats.zarr_store import Store\n"
+        "from ...cli import options\nimport numpy.linalg\n"
     )
     assert {room_of(name) for name in imported(module)} == {"cli", "policy", "envs", "datasets", None}
     assert set(imported(module)) == {
@@ -82,7 +83,7 @@ def test_a_name_is_followed_into_its_room(tmp_path: Path, monkeypatch: pytest.Mo
         "flowchunk.policy",
         "flowchunk.envs.video",
         "flowchunk.envs.tasks.pusht",
-        "flowchunk.datasets.store.Store",
+        "flowchunk.datasets.formats.zarr_store.Store",
         "flowchunk.cli.options",
         "numpy.linalg",
     }

@@ -94,7 +94,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     ),
     "no task": (
         lambda at: ["train", f"dataset.path={at.pusht}"],
-        ["task=", "pickplace_image, pickplace_state, pusht_image, pusht_keypoints, pusht_state"],
+        ["does not say at which rate", "dataset.control_hz=10"],
     ),
     "no data set": (lambda at: ["train", "task=pusht_state"], ["dataset.path=", "must be given"]),
     "unknown network": (
@@ -160,7 +160,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     "robot": (lambda at: at.train(store=at.arm), ["the environment has 2 action dimensions", "arm.zarr has 7"]),
     # places
     "store that is not there": (lambda at: at.train("dataset.path=no/such.zarr"), ["no/such.zarr", "does not exist"]),
-    "store that is a file": (lambda at: at.train(f"dataset.path={at.file}"), ["a_file", "is not a data set", "zarr"]),
+    "store that is a file": (lambda at: at.train(f"dataset.path={at.file}"), ["a_file", "no known format", "zarr"]),
     "store that is a run": (lambda at: at.train(f"dataset.path={at.run}"), ["is not a data set", "meta/episode_ends"]),
     "output below a file": (lambda at: at.train(f"output_dir={at.file}/run", "network.width=8"), ["a_file/run"]),
     "output that is a file": (lambda at: at.train(f"output_dir={at.file}", "network.width=8"), ["a_file", "path"]),

@@ -18,7 +18,7 @@ import pytest
 import flowchunk.envs  # noqa: F401 -- registers the ids
 from flowchunk.cli.main import main
 from flowchunk.datasets.errors import DatasetError, SimulationError
-from flowchunk.datasets.store import Store
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.envs.tasks.pick_place_expert import PickPlaceExpert
 
 

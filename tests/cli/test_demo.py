@@ -17,7 +17,7 @@ from flowchunk.cli.eval import evaluate
 from flowchunk.cli.main import main
 from flowchunk.cli.options import read_options
 from flowchunk.datasets.errors import SimulationError
-from flowchunk.datasets.store import Store
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.envs.tasks.pick_place import PickPlace
 from flowchunk.policy.training.trainer import Trainer
 from tests.cli.folders import contents

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from flowchunk.cli.main import main
 from flowchunk.cli.options import read_options
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.recorder import StoreWriter
-from flowchunk.datasets.store import Store
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.training.trainer import Trainer
 

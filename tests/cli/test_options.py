@@ -216,7 +216,11 @@ INDEX_NAMES = {
     **{f"proprioception.{index}": f"proprioception.{joint}" for index, joint in enumerate(JOINTS)},
 }
 """The names of observed values that had indices then."""
-SINCE = {"network.expansion", "network.groups", "training.cuda_graphs"}
+SINCE = {
+    *("network.expansion", "network.groups", "training.cuda_graphs"),
+    *("dataset.observe", "dataset.exclude", "dataset.control_hz", "dataset.reference", "dataset.condition_on_task"),
+    *("dataset.stored_split", "dataset.image_size"),
+}
 """Options that did not exist then."""
 
 

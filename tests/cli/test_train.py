@@ -14,9 +14,9 @@ import torch
 import zarr
 
 from flowchunk.cli.main import main
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
-from flowchunk.datasets.store import Store
 from flowchunk.envs.rollout import Episode, Rollout
 from flowchunk.envs.simulation import environment_maker
 from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
@@ -198,7 +198,7 @@ def test_a_data_set_of_ones_own_needs_no_simulation(tmp_path: Path, tiny: tuple[
     assert main(["train", "task=own", f"dataset.path={store}", f"output_dir={run}", *few]) == 0
     policy = ChunkPolicy.load(run)
     assert (policy.observation_spec, policy.action_spec) == (observation, action)
-    assert policy.predict_chunk({"joints": np.zeros((1, 2, 3))}, seed=0).shape == (1, 16, 3)
+    assert policy.predict_chunk({"joints": np.zeros((1, 2, 3))}, seed=0).shape == (1, 64, 3)  # as long as at 50 Hz
     metrics_of_best = description(run / "checkpoints" / "best")["training"]["metrics"]
     assert metrics_of_best["score"] == -metrics_of_best["validation_loss"]
 
@@ -209,9 +209,16 @@ def test_training_from_python_gives_the_same_policy(
     """The command reads options and calls ``fit``: the same numbers, bit for bit."""
     arguments = ["train", "task=own", f"dataset.path={pickplace_store}", f"output_dir={tmp_path / 'command'}", *tiny]
     assert main(arguments) == 0
+    store = Store.open(pickplace_store)
+    assert store.action_spec is not None
     policy = fit(
-        Store.open(pickplace_store),
-        PolicyConfig(network_options={"width": 32, "blocks": 1}),
+        store,
+        PolicyConfig(  # what the command derives from the data set
+            network_options={"width": 32, "blocks": 1},
+            horizon=32,
+            n_action_steps=16,
+            relative_to=[f"state.{name}" for name in store.action_spec.names],
+        ),
         TrainingConfig(steps=6, batch_size=16, checkpoint_every=2, log_every=3),
         output_dir=tmp_path / "python",
         device="cpu",
@@ -223,11 +230,11 @@ def test_training_from_python_gives_the_same_policy(
     assert all(torch.equal(value, theirs[name]) for name, value in policy.state_dict().items())
 
 
-def test_a_data_set_that_says_nothing_of_its_numbers_needs_a_task(
+def test_a_data_set_of_unknown_rate_is_refused(
     pusht_store: Path, tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "task=own", f"dataset.path={pusht_store}", f"output_dir={tmp_path / 'run'}", *tiny]) == 1
     message = capsys.readouterr().err
-    assert "does not say what its numbers mean" in message
-    assert "give the task that it belongs to" in message
+    assert "does not say at which rate it was recorded" in message
+    assert "dataset.control_hz=10" in message
     assert not (tmp_path / "run").exists()

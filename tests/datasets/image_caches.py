@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from flowchunk.datasets import image_cache
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.image_cache import DeviceMemory, ImageCache, ImageCacheOptions, load_image_cache
-from flowchunk.datasets.store import Store
 from tests.datasets.image_stores import OBSERVATIONS, record, smooth_images
 
 FIELDS = OBSERVATIONS.images

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import zarr
 
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
-from flowchunk.datasets.store import Store
 
 ACTIONS = ActionSpec((ActionDimension("x", "m", "world"),), control_hz=10.0)
 

@@ -11,7 +11,7 @@ import zarr
 
 from flowchunk.datasets.convert import convert
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
-from flowchunk.datasets.store import Store
+from flowchunk.datasets.formats.zarr_store import Store
 from tests.datasets.image_stores import ACTIONS, OBSERVATIONS, chunk_files, open_foreign, smooth_images, write_foreign
 
 LENGTHS = (30, 10, 40)
@@ -45,7 +45,7 @@ def test_all_frames_are_converted_to_flowchunks_keys(source: Store, tmp_path: Pa
 def test_a_converted_store_can_be_converted_again(source: Store, tmp_path: Path) -> None:
     first, _ = run(source, tmp_path / "first.zarr")
     second, _ = run(first, tmp_path / "second.zarr", jpeg=95)
-    assert second.arrays["image"].chunks == (1, 6, 8, 3)
+    assert second.zarr_arrays["image"].chunks == (1, 6, 8, 3)
     assert 0 < np.abs(second.read("image").astype(int) - IMAGES).mean() < 3
 
 

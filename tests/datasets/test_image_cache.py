@@ -15,8 +15,8 @@ import torch
 
 from flowchunk.datasets import image_cache, image_cache_file
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.image_cache import DeviceMemory, ImageCacheOptions, Write, load_image_cache
-from flowchunk.datasets.store import Store
 from flowchunk.datasets.windows import load_image_tensors
 from tests.datasets.image_caches import FIELDS, IMAGES, LENGTHS, NBYTES, change_a_frame, load, messages
 from tests.datasets.image_stores import chunk_files, open_foreign, record, smooth_images, write_foreign
@@ -232,7 +232,7 @@ def test_nothing_is_left(tmp_path: Path) -> None:
 def test_several_cameras(tmp_path: Path) -> None:
     store = record(tmp_path / "demos.zarr", IMAGES, LENGTHS)
     fields = {"image": FIELDS["image"], "again": FIELDS["image"]}
-    renamed = Store(store.path, store.root, sources={"again": "image"})
+    renamed = Store(path=store.path, root=store.root, sources={"again": "image"})
     cache = load_image_cache(renamed, fields, ImageCacheOptions("disk", tmp_path / "cache"), say=None)
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 1  # the same data
     for key in fields:

@@ -17,10 +17,10 @@ import pytest
 import zarr
 
 from flowchunk.datasets import image_cache_file
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.image_cache import ImageCacheOptions, load_image_cache
 from flowchunk.datasets.image_cache_file import ImageCacheFile
 from flowchunk.datasets.image_reader import ImageReader
-from flowchunk.datasets.store import Store
 from tests.datasets.image_caches import FIELDS, IMAGES, LENGTHS, NBYTES, change_a_frame, is_new, load, messages
 from tests.datasets.image_stores import chunk_files, record, smooth_images, write_foreign
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowchunk.datasets.errors import DatasetError
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.image_reader import ImageReader
 from flowchunk.datasets.specs import ObservationField
-from flowchunk.datasets.store import Store
 from tests.datasets.image_stores import OBSERVATIONS, chunk_files, open_foreign, record, smooth_images, write_foreign
 
 FIELD = OBSERVATIONS.fields["image"]

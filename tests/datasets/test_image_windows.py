@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.image_cache import ImageCacheOptions
 from flowchunk.datasets.specs import ObservationField, ObservationSpec
-from flowchunk.datasets.store import Store
 from flowchunk.datasets.symmetry import IMAGE_TRANSFORMS, Symmetry, ValueTransform
 from flowchunk.datasets.windows import Windows, load_image_tensors, load_windows, memory_bytes, transform_images
 from tests.datasets.image_stores import ACTIONS, chunk_files, open_foreign, record, smooth_images, write_foreign

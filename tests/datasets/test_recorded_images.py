@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from flowchunk.datasets import recorder
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.recorder import StoreWriter
-from flowchunk.datasets.store import Store
 from tests.datasets.image_stores import ACTIONS, OBSERVATIONS, record, smooth_images
 
 RECORDED = Path(__file__).parents[3] / "shared" / "data" / "pusht" / "pusht_cchi_v7_replay.zarr"
@@ -40,7 +40,7 @@ def test_images_are_stored_without_loss(tmp_path_factory: pytest.TempPathFactory
 
 def test_images_are_stored_in_small_chunks_in_large_files(tmp_path: Path) -> None:
     record(tmp_path / "demos.zarr", smooth_images(1100), [600, 500])
-    array = Store.open(tmp_path / "demos.zarr").arrays["image"]
+    array = Store.open(tmp_path / "demos.zarr").zarr_arrays["image"]
     assert (array.chunks, array.shards) == ((16, 6, 8, 3), (1024, 6, 8, 3))
     assert sum(file.is_file() for file in (tmp_path / "demos.zarr" / "data" / "image" / "c").rglob("*")) == 2
     metadata = json.loads((tmp_path / "demos.zarr" / "data" / "image" / "zarr.json").read_text())
@@ -52,7 +52,7 @@ def test_files_of_large_images_hold_fewer_frames(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(recorder, "SHARD_BYTES", 40 * 6 * 8 * 3)
     images = smooth_images(100)
     store = record(tmp_path / "demos.zarr", images, [100])
-    assert store.arrays["image"].shards == (32, 6, 8, 3)
+    assert store.zarr_arrays["image"].shards == (32, 6, 8, 3)
     np.testing.assert_array_equal(store.read("image"), images)
 
 
@@ -66,7 +66,7 @@ def test_jpegs_are_close_and_smaller(tmp_path: Path, quality: int) -> None:
     images = smooth_images(80, size=(48, 64))
     lossless = record(tmp_path / "lossless.zarr", images, [80])
     store = record(tmp_path / "jpeg.zarr", images, [80], jpeg=quality)
-    assert store.arrays["image"].chunks == (1, 48, 64, 3)
+    assert store.zarr_arrays["image"].chunks == (1, 48, 64, 3)
     error = np.abs(store.read("image").astype(int) - images).mean()
     assert 0 < error < 3
     assert size_on_disk(store.path / "data" / "image") < 0.7 * size_on_disk(lossless.path / "data" / "image")

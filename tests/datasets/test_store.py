@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from flowchunk.datasets import recorder
 from flowchunk.datasets.errors import DatasetError, FlowchunkError
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
-from flowchunk.datasets.store import Store
 
 OBSERVATIONS = ObservationSpec({"state": ObservationField((3,)), "image": ObservationField((4, 4, 3), camera="front")})
 ACTIONS = ActionSpec(tuple(ActionDimension(name, "m", "world") for name in "xy"), control_hz=10.0)

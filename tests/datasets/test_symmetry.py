@@ -10,8 +10,8 @@ import torch
 import zarr
 
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
-from flowchunk.datasets.store import Store
 from flowchunk.datasets.symmetry import Symmetry, ValueTransform
 from flowchunk.datasets.windows import load_windows
 

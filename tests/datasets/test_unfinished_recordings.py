@@ -17,8 +17,8 @@ import zarr
 
 from flowchunk.cli.main import main
 from flowchunk.datasets.errors import DatasetError
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.recorder import StoreWriter
-from flowchunk.datasets.store import Store
 from tests.datasets.image_stores import ACTIONS, OBSERVATIONS
 
 FRAMES = 40
@@ -207,7 +207,7 @@ def test_an_interrupted_episode_leaves_no_trace_in_a_finished_recording(
         for number in range(more):
             writer.add_episode(*episode(1 + number))
     assert require_whole(tmp_path / "demos.zarr") == 1 + more
-    arrays = Store.open(tmp_path / "demos.zarr").arrays.values()
+    arrays = Store.open(tmp_path / "demos.zarr").zarr_arrays.values()
     assert {array.shape[0] for array in arrays} == {FRAMES * (1 + more)}
 
 

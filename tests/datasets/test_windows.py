@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowchunk.datasets.errors import DatasetError
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
-from flowchunk.datasets.store import Store
 from flowchunk.datasets.symmetry import Symmetry, ValueTransform
 from flowchunk.datasets.windows import Windows, load_windows, split_episodes
 

@@ -16,9 +16,9 @@ import zarr
 from accelerate import Accelerator
 
 from flowchunk.datasets.errors import ConfigurationError, DatasetError, FlowchunkError, SpecMismatchError
+from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
-from flowchunk.datasets.store import Store
 from flowchunk.datasets.symmetry import Symmetry, ValueTransform
 from flowchunk.policy.checkpoint import read_description
 from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
@@ -266,7 +266,7 @@ def test_a_run_is_not_resumed_with_another_policy(store: Store, tmp_path: Path) 
 
 def test_data_that_are_not_finite_are_refused(unspecified: Path, tmp_path: Path) -> None:
     store = Store.open(unspecified)
-    array: Any = store.arrays["joints"]
+    array: Any = store.zarr_arrays["joints"]
     values = array[:]
     values[5] = np.nan
     root = zarr.open_group(tmp_path / "nan.zarr", mode="w", zarr_format=2)

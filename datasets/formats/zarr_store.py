@@ -8,44 +8,48 @@ without them are called foreign.
 from __future__ import annotations
 
 import glob
-import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import zarr
 from zarr.errors import ZarrUserWarning
+from zarr.storage import ZipStore
 
 import flowchunk.datasets.jpeg_codec  # noqa: F401 -- registers the codec, also without an installation
+from flowchunk.datasets.description import describe_arrays, describe_specs, is_image_array
+from flowchunk.datasets.episode_source import ACTION, ArrayInfo, DamageError, Description, EpisodeSource, Part
 from flowchunk.datasets.errors import DatasetError
+from flowchunk.datasets.formats.zarr_integrity import count_files, find_damage, missing_files
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
-from flowchunk.datasets.zarr_integrity import count_files, find_damage, missing_files
 
 ATTRIBUTE = "flowchunk"
-ACTION = "action"
 PARTIAL = ".partial"  # suffix of a recording until it is finished
 
 
-@dataclass(frozen=True)
-class Store:
-    """A data set on disk; open it with ``Store.open(path)``.
+@dataclass(frozen=True, kw_only=True)
+class Store(EpisodeSource):
+    """A zarr data set; open it with ``Store.open(path)``.
 
-    sources: for each key, the array it reads or a slice of its columns, ``"state[:2]"``; by default, every array is
-    available under its name.
+    root: its zarr group. sources: ignored for flowchunk's stores, which use their own keys.
     """
 
-    path: Path
     root: zarr.Group
-    sources: Mapping[str, str] = field(default_factory=dict)
     _checked: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: str | Path, *, sources: Mapping[str, str] | None = None) -> Store:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        sources: Mapping[str, str] | None = None,
+        image_size: tuple[int, int] | None = None,
+    ) -> Self:
         """Open a store for reading. Raises DatasetError if the path is not a store or its episodes are inconsistent.
 
         sources: for foreign stores, the array that each key reads; ignored for flowchunk's stores, which use its keys.
@@ -57,7 +61,7 @@ class Store:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ZarrUserWarning)
-                root = zarr.open(path, mode="r")
+                root = zarr.open(_zip_store(path) if path.is_file() else path, mode="r")
         except Exception as error:
             raise DatasetError(f"{path} is not a data set: zarr cannot open it ({error}); {_EXPECTED}") from error
         if (
@@ -66,39 +70,31 @@ class Store:
             or not isinstance(root.get("data"), zarr.Group)
         ):
             raise DatasetError(f"{path} is not a data set: {_EXPECTED}")
-        store = cls(path, root, sources={} if ATTRIBUTE in root.attrs else dict(sources or {}))
+        used = {} if ATTRIBUTE in root.attrs else dict(sources or {})
+        store = cls(path=path, root=root, sources=used, image_size=image_size)
         store._check_episodes()
         return store
+
+    @property
+    def format(self) -> str:
+        kind = "flowchunk's" if self._attributes else "diffusion_policy's"
+        return f"{kind} zarr, format {self.root.metadata.zarr_format}{', zipped' * self.path.is_file()}"
 
     @cached_property
     def episode_ends(self) -> np.ndarray:
         """(E,) int64: episode i consists of the frames ``episode_ends[i - 1] … episode_ends[i] - 1``."""
-        ends = _read(self.path, "meta/episode_ends", self.root["meta/episode_ends"], slice(None)).astype(np.int64)
+        array = self.root["meta/episode_ends"]
+        ends = _read(self, "meta/episode_ends", array, slice(None)).astype(np.int64)
         return ends if self.is_finished else ends[ends > 0]  # the last is 0 if a kill interrupted its writing
-
-    @property
-    def episode_starts(self) -> np.ndarray:
-        """(E,) the first frame of each episode."""
-        return np.concatenate([[0], self.episode_ends[:-1]])
 
     @property
     def episode_lengths(self) -> np.ndarray:
         """(E,) the number of frames of each episode."""
         return np.diff(self.episode_ends, prepend=0)
 
-    @property
-    def num_frames(self) -> int:
-        """N, the number of frames in all episodes."""
-        return int(self.episode_ends[-1])
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys that ``read`` accepts: the names of the arrays and those in ``sources``."""
-        return tuple(sorted({*self.arrays, *self.sources}))
-
     @cached_property
-    def arrays(self) -> dict[str, zarr.Array[Any]]:
-        """The arrays under ``data``, by name."""
+    def zarr_arrays(self) -> dict[str, zarr.Array[Any]]:
+        """The zarr arrays under ``data``, by name."""
         group = self.root["data"]
         assert isinstance(group, zarr.Group)
         try:
@@ -107,6 +103,18 @@ class Store:
             raise DatasetError(
                 f"{self.path} is not a data set: the description of an array is damaged ({error}); copy it again"
             ) from error
+
+    @cached_property
+    def arrays(self) -> Mapping[str, ArrayInfo]:
+        """The arrays under ``data``, by name."""
+        return {name: _info(array) for name, array in self.zarr_arrays.items()}
+
+    @cached_property
+    def description(self) -> Description:
+        """The stored specifications; for foreign stores, what follows from the arrays' names and shapes."""
+        if self.observation_spec is None or self.action_spec is None:
+            return describe_arrays(self.arrays, ACTION, origin="array's shape")
+        return describe_specs(self.observation_spec, self.action_spec)
 
     @property
     def observation_spec(self) -> ObservationSpec | None:
@@ -125,76 +133,57 @@ class Store:
         """Whether the recording ended normally; if not, its arrays may hold a part of one more episode."""
         return self._attributes is None or bool(self._attributes.get("finished", True))
 
-    def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of one frame of ``key``."""
-        array, columns = self.find(key)
-        if columns is None:
-            return tuple(array.shape[1:])
-        return (len(range(array.shape[1])[columns]), *array.shape[2:])
-
-    def require_shape(self, key: str, shape: tuple[int, ...]) -> None:
-        """Raise DatasetError unless frames of ``key`` have this shape."""
-        if (got := self.shape(key)) != shape:
-            raise DatasetError(
-                f"data/{key} in {self.path} has frames of shape {got}, but the task expects {shape}; use the task that the "
-                "data was recorded with"
-            )
-
     def read(self, key: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Frames start … stop - 1 of ``key``, (stop - start, …), all by default. Raises DatasetError if they are damaged."""
-        array, columns = self.find(key)
-        self._require_all_files(array)
-        stop = self.num_frames if stop is None else stop
-        if problem := self.damage(array, start, stop):
-            raise DatasetError(f"{key} in {self.path} {_DAMAGED.format(problem)}")
-        values = _read(self.path, key, array, slice(start, stop))
-        return values if columns is None else values[:, columns]
+        """Rows start … stop - 1 of ``key``. Raises DatasetError if they are damaged or files are missing."""
+        if not self._is_task(key):
+            for name, _ in self.find(key):
+                self._require_all_files(self.zarr_arrays[name])
+        return super().read(key, start, stop)
 
-    def damage(self, array: zarr.Array[Any], start: int, stop: int) -> str | None:
+    def read_array(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start … stop - 1 of an array. Raises DamageError if they are damaged."""
+        array = self.zarr_arrays[name]
+        if not self.path.is_file() and (problem := self._damage(array, start, stop)):
+            raise self.damage_error(name, problem)
+        values = _read(self, name, array, slice(start, stop))
+        return values.reshape(len(values), 1) if values.ndim == 1 else values
+
+    def chunk_rows(self, name: str) -> int:
+        """The number of rows in a chunk."""
+        return int(self.zarr_arrays[name].chunks[0])
+
+    def files(self, name: str) -> tuple[Path, list[Path]]:
+        """The array's folder and its files."""
+        if self.path.is_file():
+            return self.path.parent, [self.path]
+        folder = self._folder(self.zarr_arrays[name])
+        return folder, sorted(file for file in folder.rglob("*") if file.is_file())
+
+    def find(self, key: str) -> tuple[Part, ...]:
+        """The arrays that ``key`` reads, with the slices of their columns. Raises DatasetError if one is missing."""
+        parts = super().find(key)
+        for name, _ in parts:
+            if (rows := self.zarr_arrays[name].shape[0]) < self.num_frames:
+                raise DatasetError(
+                    f"data/{name} in {self.path} is truncated: it has {rows} frames, but meta/episode_ends counts "
+                    f"{self.num_frames}; restore the array or shorten meta/episode_ends"
+                )
+        return parts
+
+    def label(self, name: str) -> str:
+        """The name of an array or a key in messages."""
+        return f"data/{name}"
+
+    def damage_error(self, name: str, problem: str) -> DamageError:
+        """The error for rows of an array that cannot be read."""
+        return DamageError(f"{name} in {self.path} {_DAMAGED.format(problem)}", problem)
+
+    def _damage(self, array: zarr.Array[Any], start: int, stop: int) -> str | None:
         """What is wrong with the files of frames start … stop - 1 of an array, of what zarr does not detect; else None."""
         return find_damage(array, self._folder(array), start, stop, may_have_holes=not self._was_written_whole(array))
 
-    def blocks(self, key: str, *, frames: int = 8192) -> Iterator[np.ndarray]:
-        """All frames of ``key`` in order, in blocks. Raises DatasetError for a value that is not finite."""
-        for start in range(0, self.num_frames, frames):
-            values = self.read(key, start, min(start + frames, self.num_frames))
-            self.require_finite(key, start, values)
-            yield values
-
-    def require_finite(self, key: str, start: int, values: np.ndarray) -> None:
-        """Raise DatasetError with the first frame that is not finite; ``values`` (n, …) begin at frame ``start``."""
-        finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-        if finite.all():
-            return
-        frame = start + int(np.argmin(finite))
-        episode, number = self.place_of(frame)
-        raise DatasetError(
-            f"data/{key} in {self.path} holds NaN or infinity, first in episode {episode}, frame {number} (row {frame}); "
-            "repair or drop that episode"
-        )
-
-    def find(self, key: str) -> tuple[zarr.Array[Any], slice | None]:
-        """The array that ``key`` reads, and the slice of its columns (None for all). Raises DatasetError if it is missing."""
-        name, bracket, columns = self.sources.get(key, key).partition("[")
-        if name not in self.arrays:
-            raise DatasetError(
-                f"{self.path} has no array data/{name} (wanted for {key!r}); it has {sorted(self.arrays)}"
-            )
-        array = self.arrays[name]
-        if array.shape[0] < self.num_frames:
-            raise DatasetError(
-                f"data/{name} in {self.path} is truncated: it has {array.shape[0]} frames, but meta/episode_ends counts "
-                f"{self.num_frames}; restore the array or shorten meta/episode_ends"
-            )
-        return array, self._columns(key, columns) if bracket else None
-
-    def place_of(self, frame: int) -> tuple[int, int]:
-        """The episode of a frame, and the frame's index in that episode."""
-        episode = int(np.searchsorted(self.episode_ends, frame, side="right"))
-        return episode, frame - int(self.episode_starts[episode])
-
     def _require_all_files(self, array: zarr.Array[Any]) -> None:
-        if array.basename in self._checked or not self._was_written_whole(array):
+        if self.path.is_file() or array.basename in self._checked or not self._was_written_whole(array):
             return
         if missing := missing_files(array, self._folder(array), self.num_frames):
             raise DatasetError(
@@ -209,12 +198,6 @@ class Store:
 
     def _folder(self, array: zarr.Array[Any]) -> Path:
         return self.path / "data" / array.basename
-
-    def _columns(self, key: str, text: str) -> slice:
-        if match := re.fullmatch(r"(\d*):(\d*)\]", text):
-            start, stop = (int(number) if number else None for number in match.groups())
-            return slice(start, stop)
-        raise DatasetError(f"dataset.sources.{key}={self.sources[key]!r}: expected NAME or NAME[START:STOP]")
 
     @cached_property
     def _attributes(self) -> Mapping[str, Any] | None:
@@ -233,7 +216,7 @@ class Store:
                 f"meta/episode_ends in {self.path} must increase from above 0, but entry {worst} is {ends[worst]} after "
                 f"{ends[worst - 1] if worst else 0}; rebuild it from the episodes' lengths"
             )
-        rows = self.arrays[ACTION].shape[0] if ACTION in self.arrays else self.num_frames
+        rows = self.zarr_arrays[ACTION].shape[0] if ACTION in self.arrays else self.num_frames
         if rows < self.num_frames or (rows > self.num_frames and self.is_finished):
             raise DatasetError(
                 f"{self.path} is inconsistent: meta/episode_ends counts {self.num_frames} frames, but data/action has "
@@ -260,8 +243,21 @@ _EXPECTED = "expected a zarr folder with data/action, other arrays beside it, an
 _DAMAGED = "cannot be read: a chunk is damaged ({}); copy the data set again"
 
 
-def _read(path: Path, key: str, array: Any, rows: slice) -> np.ndarray:
+def _read(store: Store, key: str, array: Any, rows: slice) -> np.ndarray:
     try:
         return np.asarray(array[rows])
     except Exception as error:  # codecs raise exceptions of any type
-        raise DatasetError(f"{key} in {path} {_DAMAGED.format(error)}") from error
+        raise store.damage_error(key, str(error) or type(error).__name__) from error
+
+
+def _info(array: zarr.Array[Any]) -> ArrayInfo:
+    shape = tuple(array.shape[1:]) or (1,)
+    return ArrayInfo(shape, np.dtype(array.dtype), is_image=is_image_array(shape, np.dtype(array.dtype)))
+
+
+def _zip_store(path: Path) -> ZipStore:
+    with suppress(ImportError):  # the extra umi: without it, zarr names the codec that is missing
+        from imagecodecs.numcodecs import register_codecs
+
+        register_codecs(verbose=False)
+    return ZipStore(path, mode="r")
