@@ -43,11 +43,9 @@ def inspect_dataset(path: str, arguments: Sequence[str] = ()) -> None:
 def _print_source(console: Console, source: EpisodeSource) -> None:
     """Episodes, arrays with their ranges, tasks, and what contradicts."""
     lengths = source.episode_lengths
-    console.print(
-        f"{source.path}: {len(lengths)} episode{'s' * (len(lengths) > 1)}, {source.num_frames:,} frames; lengths {lengths.min()} to {lengths.max()}, "
-        f"median {np.median(lengths):g} ({source.format})",
-        soft_wrap=True,
-    )
+    count = f"{len(lengths)} episode{'s' * (len(lengths) > 1)}, {source.num_frames:,} frames"
+    spread = f"lengths {lengths.min()} to {lengths.max()}, median {np.median(lengths):g}"
+    console.print(f"{source.path}: {count}; {spread} ({source.format})", soft_wrap=True)
     if not getattr(source, "is_finished", True):
         console.print("an unfinished or ongoing recording; only its finished episodes are shown")
     table = table_of("key", "frame shape", "dtype", "min", "max", "stored as")

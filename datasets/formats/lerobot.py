@@ -164,7 +164,9 @@ class LeRobotSource(EpisodeSource):
             self._table_column(file, name)[first - offset : last - offset]
             for file, offset, first, last in self._files_of(start, stop)
         ]
-        return np.concatenate(parts) if len(parts) != 1 else parts[0]
+        if not parts:
+            return np.empty((0, *self.arrays[name].shape), self.arrays[name].dtype)
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def _files_of(self, start: int, stop: int) -> Iterator[tuple[Path, int, int, int]]:
         """Each data file with rows of start … stop - 1: the file, its first row, and the wanted rows."""
@@ -211,8 +213,8 @@ class LeRobotSource(EpisodeSource):
         for episode, first, last in self.parts_of(start, stop):
             part = self.layout.videos[name][episode]
             offset = part.first - int(self.episode_starts[episode])
-            reader = self._reader(name, part)
             try:
+                reader = self._reader(name, part)
                 images[first - start : last - start] = reader.read(first + offset, last + offset)
             except DatasetError as error:
                 raise self.damage_error(name, f"episode {episode}: {error}") from error
@@ -225,7 +227,7 @@ class LeRobotSource(EpisodeSource):
             reader: VideoReader = kept
         else:
             if kept is not None:
-                kept.close()
+                self._open.pop(f"video {name}").close()
             reader = self._open[f"video {name}"] = VideoReader(part.file)
         shape = self.arrays[name].shape
         if reader.size != shape[:2]:

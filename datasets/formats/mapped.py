@@ -141,7 +141,7 @@ class MappedSource(EpisodeSource):
         units = _units(entry, size) or (UNKNOWN,) * size
         if not len(names) == len(units) == size:
             raise DatasetError(
-                f"action in {self.path}: {len(names)} names, {len(units)} units, {size} dimensions; correct it"
+                f"action in {self.path} has {size} dimensions, but {len(names)} names and {len(units)} units; correct it"
             )
         frame, reference = str(entry.get("coordinate_frame", UNKNOWN)), entry.get("reference", "absolute")
         return tuple(

@@ -83,6 +83,9 @@ class RobomimicSource(EpisodeSource):
         demos = sorted((name for name in file["data"] if isinstance(file["data"][name], h5py.Group)), key=_by_number)
         if not demos:
             raise DatasetError(f"{path} holds no episodes: expected groups data/demo_0, data/demo_1, …")
+        for demo in demos:
+            if ACTIONS not in file["data"][demo]:
+                raise DatasetError(f"data/{demo} in {path} has no actions; delete this episode, or copy the file again")
         source = cls(path=path, file=file, demos=tuple(demos), sources=dict(sources or {}), image_size=image_size)
         source._check_episodes()
         return source
@@ -186,10 +189,6 @@ class RobomimicSource(EpisodeSource):
     def _check_episodes(self) -> None:
         for index, demo in enumerate(self.demos):
             group = self.file["data"][demo]
-            if ACTIONS not in group:
-                raise DatasetError(
-                    f"data/{demo} in {self.path} has no actions; delete this episode, or copy the file again"
-                )
             for name, info in self.arrays.items():
                 shape = group[name].shape if name in group else None
                 expected = (len(group[ACTIONS]), *info.shape)

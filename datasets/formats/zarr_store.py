@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 import zarr
+from numcodecs.errors import UnknownCodecError
 from zarr.errors import ZarrUserWarning
 from zarr.storage import ZipStore
 
@@ -61,7 +62,7 @@ class Store(EpisodeSource):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ZarrUserWarning)
-                root = zarr.open(_zip_store(path) if path.is_file() else path, mode="r")
+                root = zarr.open(ZipStore(path, mode="r") if path.is_file() else path, mode="r")
         except Exception as error:
             raise DatasetError(f"{path} is not a data set: zarr cannot open it ({error}); {_EXPECTED}") from error
         if (
@@ -98,7 +99,12 @@ class Store(EpisodeSource):
         group = self.root["data"]
         assert isinstance(group, zarr.Group)
         try:
-            return dict(group.arrays())
+            return _arrays_in(group)
+        except UnknownCodecError as error:
+            raise DatasetError(
+                f"an array in {self.path} has a codec that is not installed ({error}); those of UMI come with "
+                "pip install 'flowchunk[umi]'"
+            ) from error
         except Exception as error:  # zarr raises exceptions of many types
             raise DatasetError(
                 f"{self.path} is not a data set: the description of an array is damaged ({error}); copy it again"
@@ -255,9 +261,14 @@ def _info(array: zarr.Array[Any]) -> ArrayInfo:
     return ArrayInfo(shape, np.dtype(array.dtype), is_image=is_image_array(shape, np.dtype(array.dtype)))
 
 
-def _zip_store(path: Path) -> ZipStore:
-    with suppress(ImportError):  # the extra umi: without it, zarr names the codec that is missing
-        from imagecodecs.numcodecs import register_codecs
-
-        register_codecs(verbose=False)
-    return ZipStore(path, mode="r")
+def _arrays_in(group: zarr.Group) -> dict[str, zarr.Array[Any]]:
+    try:
+        return dict(group.arrays())
+    except UnknownCodecError:
+        try:
+            from imagecodecs.numcodecs import register_codecs  # the extra umi
+        except ImportError:
+            pass
+        else:
+            register_codecs(verbose=False)
+        return dict(group.arrays())
