@@ -132,6 +132,12 @@ def _groups(config: str) -> list[str]:
     return [group for group in GROUPS if file.is_file() and f"\n  - {group}: " in file.read_text()]
 
 
+def _needs_task(config: str) -> bool:
+    """Whether a command has no default task."""
+    file = files("flowchunk.configs").joinpath(f"{config}.yaml")
+    return file.is_file() and "\n  - task: ???" in file.read_text()
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
@@ -256,7 +262,7 @@ def _explain(config: str, overrides: Sequence[str], error: Exception) -> str:
         return (
             f"vision=none, but the recipe is for observations with images: choose vision={encoders}, or experiment=none"
         )
-    if "task" in groups and "task" not in given:
+    if "task" not in given and _needs_task(config):
         return f"task=… must be given; there are {', '.join(choices('task'))}"
     by_default = _composed(config, [f"{group}={given[group]}" for group in groups if group in given])
     known = _keys(by_default)

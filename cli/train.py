@@ -87,6 +87,10 @@ from flowchunk.policy.demonstrations import DatasetOptions, Specs
 from flowchunk.policy.fitting import fit, require_specs_of
 from flowchunk.policy.sampling import SamplingOptions
 
+ABOUT_DATA = ("task=", "task.", "env.", "dataset.", "device=", "training.init_from=")
+"""Options that are needed before others can be derived from the data set."""
+MISSING = "???"
+
 
 def run(arguments: list[str]) -> None:
     """Train with command-line arguments, or print the options."""
@@ -102,18 +106,20 @@ def run(arguments: list[str]) -> None:
         train_generative(with_output_dir(read_options(config, arguments)))
     else:
         given = frozenset(argument.partition("=")[0] for argument in arguments)
-        train(with_output_dir(_with_derived(read_options(config, arguments), arguments, given)), given=given)
+        train(with_output_dir(read_options(config, [*_derived(arguments, given), *arguments])), given=given)
 
 
-def _with_derived(options: dict[str, Any], arguments: list[str], given: Collection[str]) -> dict[str, Any]:
-    """The options, with those that follow from the data set if there is no environment that decides."""
-    if options["task"]["env_id"] is not None:
-        return options
+def _derived(arguments: list[str], given: Collection[str]) -> list[str]:
+    """Options that follow from the data set, if there is no environment that decides."""
+    about_data = [argument for argument in arguments if argument.startswith(ABOUT_DATA)]
+    options = read_options("train", about_data, all_given=False)
+    if options["task"]["env_id"] is not None or options["dataset"]["path"] == MISSING:
+        return []
     console = Console() if PartialState().is_main_process else None
     derived = derived_overrides(options, given, console=console)
     if options["training"]["init_from"] is not None:  # the checkpoint decides about the policy
         derived = [override for override in derived if override.startswith("dataset.")]
-    return read_options("train", [*derived, *arguments])
+    return derived
 
 
 def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:

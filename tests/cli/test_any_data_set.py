@@ -1,0 +1,123 @@
+"""Training on a data set of any format without a task: what is derived, printed, overridden and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flowchunk.cli.main import main
+from flowchunk.cli.options import read_options
+from flowchunk.cli.own_data import derived_overrides
+from flowchunk.datasets.recorder import StoreWriter
+from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
+from flowchunk.policy.chunk_policy import ChunkPolicy
+from tests.datasets.formats.foreign import FORMATS, write_lerobot_3
+
+
+def derived(path: Path, *arguments: str) -> dict[str, str]:
+    """The options that follow from a data set, on a CPU."""
+    given = ["device=cpu", *arguments]
+    options = read_options("train", [f"dataset.path={path}", *given])
+    names = [argument.partition("=")[0] for argument in given]
+    return dict(item.split("=", 1) for item in derived_overrides(options, names))  # type: ignore[misc]
+
+
+def write(path: Path, hz: float, *, size: tuple[int, int] | None = None, offset: float = 0.1, **dimension: Any) -> Path:
+    """One of flowchunk's stores with joints that the actions lead by ``offset``, and a camera if there is a size."""
+    names = ("shoulder", "elbow")
+    fields = {"joints": ObservationField((2,), names=names)}
+    if size is not None:
+        fields["front"] = ObservationField((*size, 3), camera="front")
+    actions = ActionSpec(tuple(ActionDimension(name, "rad", "joint", **dimension) for name in names), control_hz=hz)
+    random = np.random.default_rng(0)
+    with StoreWriter(path, observation_spec=ObservationSpec(fields), action_spec=actions) as writer:
+        for _ in range(3):
+            joints = random.normal(size=(12, 2)).cumsum(0)
+            images = {} if size is None else {"front": random.integers(0, 255, (12, *size, 3), dtype=np.uint8)}
+            writer.add_episode({"joints": joints, **images}, joints + offset)
+    return path
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_trained_on(
+    name: str, tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, run = FORMATS[name](tmp_path), tmp_path / "run"
+    rate = ["dataset.control_hz=10"] if name.startswith("zarr") else []
+    arguments = [f"dataset.path={path}", f"output_dir={run}", f"dataset.cache_dir={tmp_path}", *rate, *tiny]
+    assert main(["train", *arguments, "vision.widths=[8,8]"]) == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "control_hz",
+        "absolute",
+        "default: hardware=cpu",
+        "default: policy.horizon=16",
+        "3 episodes, 20 time",
+    ):
+        assert text in shown
+    policy = ChunkPolicy.load(run)
+    assert policy.action_spec.control_hz == 10
+    assert len(policy.observation_spec.images) == 1
+
+
+def test_a_broken_camera_is_left_out_by_name(
+    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_lerobot_3(tmp_path)
+    next((path / "videos").rglob("*.mp4")).unlink()
+    arguments = ["train", f"dataset.path={path}", f"output_dir={tmp_path / 'run'}", *tiny]
+    assert main(arguments) == 1
+    assert "leave it out: dataset.exclude=[front]" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*arguments, "dataset.exclude=[front]"]) == 0
+    assert {*ChunkPolicy.load(tmp_path / "run").observation_spec.fields} == {"state"}
+
+
+@pytest.mark.parametrize(("hz", "horizon"), [(2.0, 8), (10.0, 16), (20.0, 32), (50.0, 64), (500.0, 64)])
+def test_the_horizon_follows_from_the_rate(hz: float, horizon: int, tmp_path: Path) -> None:
+    options = derived(write(tmp_path / "data.zarr", hz))
+    assert (options["policy.horizon"], options["policy.n_action_steps"]) == (str(horizon), str(horizon // 2))
+
+
+def test_actions_are_relative_to_observed_values_of_their_names(tmp_path: Path) -> None:
+    near = derived(write(tmp_path / "near.zarr", 10))
+    assert near["policy.relative_to"] == "['joints.shoulder','joints.elbow']"
+    assert "policy.relative_to" not in derived(write(tmp_path / "far.zarr", 10, offset=50.0))
+    assert "policy.relative_to" not in derived(write(tmp_path / "delta.zarr", 10, reference="delta"))
+    assert "policy.relative_to" not in derived(tmp_path / "near.zarr", "dataset.names.joints=[a,b]")
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled", "crop"), [((96, 96), None, "[84,84]"), ((200, 300), "[96,144]", "[84,126]")]
+)
+def test_images_are_scaled_and_cropped_for_the_hardware(
+    size: tuple[int, int], scaled: str | None, crop: str, tmp_path: Path
+) -> None:
+    options = derived(write(tmp_path / "data.zarr", 10, size=size))
+    assert options["hardware"] == "cpu"
+    assert options.get("dataset.image_size") == scaled
+    assert options["vision.crop"] == crop
+    assert "hardware" not in derived(tmp_path / "data.zarr", "vision=resnet18")
+
+
+def test_what_is_given_is_left_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.zarr", 10, size=(200, 300))
+    given = ["policy.horizon=8", "policy.relative_to=null", "dataset.image_size=[50,60]", "hardware=gpu"]
+    options = derived(path, *given)
+    assert options == {"policy.n_action_steps": "8", "vision.crop": "[43,52]"}
+
+
+def test_a_wrong_image_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "data.zarr", 10, size=(20, 30))
+    assert main(["train", f"dataset.path={path}", "dataset.image_size=[96]"]) == 1
+    assert "dataset.image_size=[96] must be [height, width] in pixels" in capsys.readouterr().err
+
+
+def test_a_policy_on_scaled_images_says_so_in_its_specification(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    path = write(tmp_path / "data.zarr", 10, size=(40, 60))
+    more = ["dataset.image_size=[20,30]", "vision.crop=null", f"dataset.cache_dir={tmp_path}", "vision.widths=[8,8]"]
+    assert main(["train", f"dataset.path={path}", f"output_dir={tmp_path / 'run'}", *more, *tiny]) == 0
+    assert ChunkPolicy.load(tmp_path / "run").observation_spec.fields["front"].shape == (20, 30, 3)
