@@ -48,7 +48,8 @@ training:
                                    the checkpoint's; policy.n_action_steps, mask_padding,
                                    prefix_max, num_noise_samples, time_density, solver, … may change
   evaluation.episodes=50           simulated episodes per evaluation; the mean of score and success
-                                   rate chooses the best checkpoint (0: the validation loss does)
+                                   rate chooses the best checkpoint (0, and task=own: the action
+                                   error on held-out episodes does)
   evaluation.noise_scale=1.0       factor of the initial noise in simulation; saved with the policy
   seed=0  device=auto|cpu|cuda|cuda:N|mps  output_dir=DIR  logging.wandb=true
   --cfg job                        print all options with their defaults as YAML, without training

@@ -24,9 +24,10 @@ Specs = tuple[ObservationSpec, ActionSpec]
 class DatasetOptions:
     """How a policy learns from a store.
 
-    validation_fraction: of the episodes, in [0, 1), on which the loss is only measured. normalizer: the mode of each key
-    that is not scaled by min_max, see ``Scaling``. symmetry: a mirror under which demonstrations stay demonstrations, so
-    that each is learned from twice. cache: where images are kept, and whether episodes with damaged ones are left out.
+    validation_fraction: of the episodes, in [0, 1), held out: loss and action error are measured on them. normalizer: the
+    mode of each key that is not scaled by min_max, see ``Scaling``. symmetry: a mirror under which demonstrations stay
+    demonstrations, so that each is learned from twice. cache: where images are kept, and whether episodes with damaged ones
+    are left out.
     """
 
     validation_fraction: float = 0.02
