@@ -55,7 +55,8 @@ training:
   --cfg job                        print all options with their defaults as YAML, without training
 
 Writes DIR/checkpoints/{last,best}, DIR/metrics.jsonl, DIR/config.yaml, DIR/loss.png and
-DIR/tensorboard.
+DIR/tensorboard; without simulated episodes also DIR/open_loop.json and DIR/open_loop.png, the error
+of predicted chunks on held-out episodes.
 Two processes on a CPU:
   torchrun --nproc-per-node 2 --no-python flowchunk train ... output_dir=DIR device=cpu
 """
@@ -65,6 +66,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+from accelerate import PartialState
 
 from flowchunk.cli.domains import DOMAINS
 from flowchunk.cli.fine_tuning import CHANGEABLE, with_checkpoint
@@ -136,7 +139,12 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
         wandb=options["logging"]["wandb"],
         write_run_files=lambda directory: write_options(directory, options),
     )
-    return finish(options)
+    directory = finish(options)
+    if evaluate is None and PartialState().is_main_process:
+        from flowchunk.cli.open_loop import report_training  # which reads the options of this command
+
+        report_training(directory, options)
+    return directory
 
 
 def policy_config(options: Mapping[str, Any]) -> PolicyConfig:
