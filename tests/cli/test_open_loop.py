@@ -6,11 +6,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import zarr
 from PIL import Image
 
 from flowchunk.cli.main import main
@@ -33,6 +35,22 @@ from tests.policy.small_policies import make_policy
 
 OBSERVATION = ObservationSpec({"joints": ObservationField((3,), names=("a", "b", "c"), units=("rad",) * 3)})
 ACTION = ActionSpec(tuple(ActionDimension(name, "rad", "base") for name in "abc"), control_hz=50.0)
+
+KEYS = {
+    "checkpoint",
+    "dataset",
+    "device",
+    "episodes",
+    "errors",
+    "nfe",
+    "noise_scale",
+    "num_episodes",
+    "num_windows",
+    "scaled_by",
+    "seed",
+    "solver",
+    "versions",
+}
 
 
 def record(path: Path, lengths: tuple[int, ...], *, seed: int, action_spec: ActionSpec = ACTION) -> Path:
@@ -75,6 +93,9 @@ def methods(content: dict[str, Any]) -> list[tuple[str, int | None]]:
 
 def test_training_without_an_environment_measures_the_held_out_episodes(folder: Path) -> None:
     content = report(folder / "run" / "open_loop.json")
+    assert content.keys() == KEYS
+    assert content["checkpoint"] == str(folder / "run" / "checkpoints" / "best")
+    assert content["versions"].keys() == {"flowchunk", "torch", "numpy"}
     assert content["episodes"] == "held-out"
     assert (content["num_episodes"], content["scaled_by"]) == (2, "training actions")
     assert (content["dataset"], content["nfe"], content["seed"]) == (str(folder / "mine.zarr"), 4, 100_000)
@@ -151,6 +172,42 @@ def test_a_task_with_an_environment_is_measured_without_it(trained_run: Path) ->
     content = report(trained_run / "open_loop.json")
     assert (content["episodes"], content["num_episodes"]) == ("held-out", 1)
     assert all("action_error" in entry for entry in metrics(trained_run) if "score" in entry)
+
+
+def test_only_the_main_process_measures(
+    folder: Path, tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowchunk.cli.train.PartialState", lambda: SimpleNamespace(is_main_process=False))
+    run = tmp_path / "run"
+    assert main(["train", "task=own", f"dataset.path={folder / 'mine.zarr'}", f"output_dir={run}", *tiny]) == 0
+    assert (run / "checkpoints" / "best").exists()
+    assert not (run / "open_loop.json").exists()
+
+
+def test_sources_are_those_of_the_training_unless_given(folder: Path, tmp_path: Path) -> None:
+    """A store of another layout, with the joints of either robot."""
+    joints = np.random.default_rng(0).normal(size=(20, 6)).cumsum(0)
+    root = zarr.open_group(tmp_path / "theirs.zarr", mode="w", zarr_format=2)
+    root.create_array("data/qpos", data=joints)
+    root.create_array("data/action", data=joints[:, 3:])
+    root.create_array("meta/episode_ends", data=np.array([20]))
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("sources: {}", "sources:\n    joints: qpos[:3]"))
+    dataset: dict[str, Any] = {"path": str(tmp_path / "theirs.zarr"), "sources": {}}
+    policy = ChunkPolicy.load(run)
+    for given, columns in (({}, slice(3)), ({"joints": "qpos[3:]"}, slice(3, 6))):
+        recordings = load_recordings(policy, run, {**dataset, "sources": given}, say=print)
+        observed = recordings.windows.observations["joints"].numpy()
+        assert np.array_equal(observed, joints[:, columns].astype(np.float32))
+
+
+def test_steps_that_no_episode_has_are_null(folder: Path, tmp_path: Path) -> None:
+    record(tmp_path / "short.zarr", (5, 4), seed=2)
+    command = ["eval", str(folder / "run"), f"dataset.path={tmp_path / 'short.zarr'}", f"output_dir={tmp_path}"]
+    assert main(command) == 0
+    for entry in report(tmp_path / "open_loop.json")["errors"]:
+        assert [step is None for step in entry["per_step"]] == [False] * 5 + [True] * 11
 
 
 # What is not known or not there

@@ -204,12 +204,13 @@ def test_delta_dimensions_do_not_move_when_held() -> None:
 
 @pytest.mark.parametrize("block", [1, 2, 100])
 def test_the_nearest_chunk_is_that_of_the_nearest_observation(block: int) -> None:
-    """Heights 0 … 3 of training; the chunk at the episode's end is padded with its last action."""
+    """Heights 0, 9, 1 and 3 of training; the chunk at the episode's end is padded with its last action."""
     training = make_windows([4], [[0, 0], [1, 1], [2, 2], [3, 3]])
-    validation = make_windows([3], np.zeros((3, 2)))
-    validation = replace(validation, observations={"state": torch.tensor([[2.2, 0], [-5, 0], [9, 0]])})
-    chunks = nearest_chunks(make_policy(), validation, torch.arange(3), training, block=block)
-    assert chunks[..., 0].tolist() == [[2, 3], [0, 1], [3, 3]]
+    training = replace(training, observations={"state": torch.tensor([[0.0, 0], [9, 0], [1, 0], [3, 0]])})
+    validation = make_windows([4], np.zeros((4, 2)))
+    validation = replace(validation, observations={"state": torch.tensor([[0.2, 0], [7, 0], [50, 0], [2.9, 0]])})
+    chunks = nearest_chunks(make_policy(), validation, torch.tensor([0, 1, 3]), training, block=block)
+    assert chunks[..., 0].tolist() == [[0, 1], [1, 2], [3, 3]]
 
 
 def test_nearness_is_that_of_normalized_values() -> None:
