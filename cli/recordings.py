@@ -98,8 +98,10 @@ def _training_options(run: Path) -> dict[str, Any] | None:
     if not (run / CONFIG).exists():
         return None
     options = read_config(run / CONFIG)
-    defaults = read_options("train", ["task=own", "dataset.path=-"])
-    return {**options, "dataset": {**defaults["dataset"], **options["dataset"]}}
+    dataset = {**read_options("train", ["task=own", "dataset.path=-"])["dataset"], **options["dataset"]}
+    if dataset["cache"] == "device":  # the policy may run on the CPU now, or beside what its training still holds
+        dataset["cache"] = "auto"
+    return {**options, "dataset": dataset}
 
 
 def _demonstrations(policy: ChunkPolicy, store: Store, training: Mapping[str, Any], say: Say) -> Demonstrations:

@@ -184,6 +184,27 @@ def test_only_the_main_process_measures(
     assert not (run / "open_loop.json").exists()
 
 
+def test_images_that_were_on_the_device_in_training_need_not_be(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    spec, random = ObservationSpec({"image": ObservationField((16, 16, 3), camera="front")}), np.random.default_rng(0)
+    with StoreWriter(tmp_path / "seen.zarr", observation_spec=spec, action_spec=ACTION) as writer:
+        for _ in range(3):
+            writer.add_episode(
+                {"image": random.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)}, random.normal(size=(12, 3))
+            )
+    run, data = tmp_path / "run", f"dataset.path={tmp_path / 'seen.zarr'}"
+    command = ["train", "task=own", "vision=small_conv", data, "dataset.cache=ram", f"output_dir={run}", *tiny]
+    assert main(command) == 0
+    trained = report(run / "open_loop.json")
+    assert methods(trained)[-2:] == [("nearest", None), ("mean", None)]
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("cache: ram", "cache: device"))
+    assert "cache: device" in config.read_text()
+    cache = f"cache_dir: {tmp_path / 'cache'}"
+    config.write_text(config.read_text().replace("cache_dir: null", cache))
+    assert main(["eval", str(run), data]) == 0
+    assert report(run / "eval" / "open_loop.json") == trained
+
+
 def test_sources_are_those_of_the_training_unless_given(folder: Path, tmp_path: Path) -> None:
     """A store of another layout, with the joints of either robot."""
     joints = np.random.default_rng(0).normal(size=(20, 6)).cumsum(0)
