@@ -1,6 +1,7 @@
-"""flowchunk eval: run a policy in simulation and measure it.
+"""flowchunk eval: run a policy in simulation and measure it, or compare it with recorded episodes.
 
 usage: flowchunk eval CHECKPOINT [KEY=VALUE ...]
+       flowchunk eval CHECKPOINT dataset.path=PATH [KEY=VALUE ...]
 
   CHECKPOINT                       a run (its best checkpoint, otherwise its last) or a checkpoint
   episodes=100  seed=100000        episode i is reset with seed + i
@@ -15,7 +16,14 @@ usage: flowchunk eval CHECKPOINT [KEY=VALUE ...]
   video=1                          episodes to record, with predicted chunks and the policy's images
   output_dir=DIR                   default: RUN/eval
 
-Writes DIR/eval.json and DIR/videos/*.mp4, and prints a table.
+without simulation:
+  dataset.path=PATH                measure the error of predicted chunks against the recorded ones: of
+                                   the episodes that training held out if PATH is its data set,
+                                   otherwise of all. nfe (default: 1, 4 and 10), solver, noise_scale,
+                                   seed (of the noise), device and output_dir apply
+  dataset.sources.KEY=ARRAY        of stores of another layout (default: as in training)
+
+Writes DIR/eval.json and DIR/videos/*.mp4, or DIR/open_loop.json and DIR/open_loop.png, and prints tables.
 """
 
 from __future__ import annotations
@@ -45,13 +53,26 @@ from flowchunk.policy.devices import choose_device
 from flowchunk.policy.evaluation.intervals import wilson_interval
 from flowchunk.policy.evaluation.latency import latency_ms
 
+ONLY_IN_SIMULATION = ("episodes", "n_action_steps", "num_envs", "workers", "env_id", "env", "video")
 VERSIONS = ("flowchunk", "torch", "mujoco", "gymnasium", "numpy")
 
 
 def run(arguments: list[str]) -> None:
     """Evaluate with command-line arguments."""
     checkpoint, overrides = take_checkpoint("eval", arguments)
-    evaluate(checkpoint, read_options("eval", overrides))
+    options = read_options("eval", overrides)
+    if options["dataset"]["path"] is None:
+        evaluate(checkpoint, options)
+        return
+    given = [override.partition("=")[0] for override in overrides]
+    if unused := [name for name in given if name.partition(".")[0] in ONLY_IN_SIMULATION]:
+        raise ConfigurationError(
+            f"{', '.join(unused)}: with dataset.path the policy is measured on recorded episodes, without simulation; leave "
+            "one or the other out"
+        )
+    from flowchunk.cli.open_loop import evaluate_open_loop
+
+    evaluate_open_loop(checkpoint, options)
 
 
 def evaluate(checkpoint: str | Path, options: dict[str, Any]) -> Path:
@@ -109,13 +130,13 @@ class PolicyEvaluation:
         Raises ConfigurationError for options that cannot be used, SpecMismatchError if policy and environment do not fit
         together.
         """
-        policy = ChunkPolicy.load(directory, device=choose_device(options["device"]))
-        changes = {name: options[name] for name in ("solver", "noise_scale") if options[name] is not None}
-        policy = policy.with_sampling(**changes)
+        policy = load_policy(directory, options)
         training = read_json(directory / "checkpoint.json")["training"]
         env_id = options["env_id"] or training.get("env_id")
         if env_id is None:
-            raise ConfigurationError(f"{directory} does not say which environment it is for; give env_id=…")
+            raise ConfigurationError(
+                f"{directory} does not say which environment it is for; give env_id=…, or dataset.path=… of recordings"
+            )
         for name in ("episodes", "num_envs"):
             if options[name] < 1:
                 raise ConfigurationError(f"{name}={options[name]} must be at least 1")
@@ -162,6 +183,13 @@ class PolicyEvaluation:
             "device": str(self.policy.model.device),
             "versions": {name: version(name) for name in VERSIONS},
         }
+
+
+def load_policy(directory: Path, options: Mapping[str, Any]) -> ChunkPolicy:
+    """The policy of a checkpoint with the options' device, solver and noise_scale. Raises CheckpointError."""
+    policy = ChunkPolicy.load(directory, device=choose_device(options["device"]))
+    changes = {name: options[name] for name in ("solver", "noise_scale") if options[name] is not None}
+    return policy.with_sampling(**changes)
 
 
 def _env_arguments(

@@ -13,7 +13,7 @@ from importlib.metadata import version
 COMMANDS = {
     "demo": "collect, train, evaluate and record videos of the bundled arm",
     "train": "train a policy from demonstrations, or a model of generated data",
-    "eval": "evaluate a policy in simulation: score, success, latency, videos",
+    "eval": "evaluate a policy: score, success, latency and videos in simulation, or errors on recordings",
     "sweep": "quality and latency by the number of network evaluations",
     "generate": "samples, plots and measures of a model of generated data",
     "compare": "diffusion objectives compared on one page",

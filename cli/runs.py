@@ -87,7 +87,7 @@ def check_folder(options: Mapping[str, Any]) -> bool:
             f"{run_dir} holds checkpoints but no {CONFIG}, so the options of their training are unknown; restore it, "
             "or choose another output_dir and start from these weights with training.init_from"
         )
-    saved_options = _saved_options(saved)
+    saved_options = _saved_options(read_config(saved))
     now, defaults = _to_compare(options), _to_compare(_defaults(options))
 
     def saved_value(key: str) -> Any:
@@ -101,7 +101,8 @@ def check_folder(options: Mapping[str, Any]) -> bool:
     return True
 
 
-def _saved_options(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
+    """The options in a run's ``config.yaml``. Raises ConfigurationError if it is damaged."""
     try:
         content = OmegaConf.to_container(OmegaConf.load(file))
     except Exception as error:  # also of the YAML parser
@@ -110,6 +111,10 @@ def _saved_options(file: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or not content:
         raise ConfigurationError(f"{file} is empty or damaged; restore it, or choose another output_dir")
+    return {str(key): value for key, value in content.items()}
+
+
+def _saved_options(content: dict[str, Any]) -> dict[str, Any]:
     if isinstance(dataset := content.get("dataset"), str):  # the old form, of generated data
         is_known = dataset in choices("dataset")
         content["dataset"] = {"name": dataset} if is_known else {"name": FOLDER, "path": dataset}

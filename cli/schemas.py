@@ -184,6 +184,11 @@ EVAL: dict[str, Option] = {
     **SOLVER_AND_DEVICE,
     **EPISODE_OPTIONS,
     "video": Option(int, 1, "episodes to record as videos"),
+    "dataset": section(
+        "Recordings",
+        {"path": Option(PATH_OR_NONE, None, "recorded episodes to compare with, instead of simulation")},
+        SOURCES,
+    ),
 }
 SWEEP: dict[str, Option] = {
     "output_dir": Option(PATH_OR_NONE, None, "default: RUN/sweep"),

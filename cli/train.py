@@ -48,13 +48,15 @@ training:
                                    the checkpoint's; policy.n_action_steps, mask_padding,
                                    prefix_max, num_noise_samples, time_density, solver, … may change
   evaluation.episodes=50           simulated episodes per evaluation; the mean of score and success
-                                   rate chooses the best checkpoint (0: the validation loss does)
+                                   rate chooses the best checkpoint (0, and task=own: the action
+                                   error on held-out episodes does)
   evaluation.noise_scale=1.0       factor of the initial noise in simulation; saved with the policy
   seed=0  device=auto|cpu|cuda|cuda:N|mps  output_dir=DIR  logging.wandb=true
   --cfg job                        print all options with their defaults as YAML, without training
 
 Writes DIR/checkpoints/{last,best}, DIR/metrics.jsonl, DIR/config.yaml, DIR/loss.png and
-DIR/tensorboard.
+DIR/tensorboard; without simulated episodes also DIR/open_loop.json and DIR/open_loop.png, the error
+of predicted chunks on held-out episodes.
 Two processes on a CPU:
   torchrun --nproc-per-node 2 --no-python flowchunk train ... output_dir=DIR device=cpu
 """
@@ -157,7 +159,12 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
         wandb=options["logging"]["wandb"],
         write_run_files=lambda directory: write_options(directory, options),
     )
-    return finish(options)
+    directory = finish(options)
+    if evaluate is None and PartialState().is_main_process:
+        from flowchunk.cli.open_loop import report_training  # which reads the options of this command
+
+        report_training(directory, options)
+    return directory
 
 
 def _shown_to_policy(specs: Specs, make_env: MakeEnv | None, options: Mapping[str, Any]) -> Specs | DerivedSpecs:

@@ -18,7 +18,7 @@ from flowchunk.datasets.errors import CheckpointError, ConfigurationError, SpecM
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.policy.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
 from flowchunk.policy.diffusion.objectives import Objective
-from flowchunk.policy.diffusion.paths import Generators
+from flowchunk.policy.diffusion.paths import Generators, row_generators
 from flowchunk.policy.diffusion.solvers import SOLVERS
 from flowchunk.policy.encoders.observation import ObservationEncoder
 from flowchunk.policy.flow import Loss
@@ -27,6 +27,7 @@ from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.noise import Noise, PathNoise
 from flowchunk.policy.normalizer import Normalizer
 from flowchunk.policy.relative_actions import References, find_references, reference_values
+from flowchunk.policy.sampling import SamplingOptions
 from flowchunk.policy.shapes import Chunk, Condition
 
 KIND = "chunk_policy"
@@ -233,13 +234,25 @@ class ChunkPolicy(nn.Module):
         tensors = self._observation_tensors(observation)
         _require_finite(tensors, self.observation_spec)
         batch = len(next(iter(tensors.values())))
-        known = None if prefix is None else self._relative(self._prefix_tensor(prefix, batch), tensors)
+        committed = None if prefix is None else self._prefix_tensor(prefix, batch)
         generators = row_generators(batch, seed)
-        actions = self.model.sample(self.encode(tensors), sampling=sampling, generator=generators, prefix=known)
-        chunk = self._absolute(actions, tensors).cpu().numpy()
+        chunk = self.sample_chunks(tensors, sampling=sampling, generator=generators, prefix=committed).cpu().numpy()
         if prefix is not None:
             chunk[:, : prefix.shape[1]] = prefix
         return chunk
+
+    def sample_chunks(
+        self,
+        observation: Mapping[str, Tensor],
+        *,
+        sampling: SamplingOptions,
+        generator: Generators,
+        prefix: Tensor | None = None,
+    ) -> Chunk:
+        """``predict_chunk`` for tensors on the policy's device, which are not checked; prefix: (B, d, D) tensor."""
+        known = None if prefix is None else self._relative(prefix, observation)
+        actions = self.model.sample(self.encode(observation), sampling=sampling, generator=generator, prefix=known)
+        return self._absolute(actions, observation)
 
     def _relative(self, actions: Chunk, observation: Mapping[str, Tensor]) -> Chunk:
         """Actions (B, h, D) relative to the observed values that ``relative_to`` names."""
@@ -381,19 +394,3 @@ def _require_finite(tensors: Mapping[str, Tensor], spec: ObservationSpec) -> Non
                 f"observation {key!r} has values that are not finite (NaN or infinite), so there is no action for it; check "
                 "the sensor, or hold still"
             )
-
-
-def row_generators(batch: int, seed: int | Sequence[int] | None) -> Generators:
-    """One generator for the batch, or for a sequence of seeds one per row; without a seed, torch's global generator.
-
-    Raises ConfigurationError unless there are as many seeds as rows.
-    """
-    if seed is None:
-        return torch.default_generator
-    if isinstance(seed, int | np.integer):
-        return torch.Generator().manual_seed(int(seed))
-    if len(seed) != batch:
-        raise ConfigurationError(
-            f"{len(seed)} seeds were given for a batch of {batch}; give one per row, or a single one"
-        )
-    return [torch.Generator().manual_seed(int(s)) for s in seed]

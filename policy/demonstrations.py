@@ -25,10 +25,11 @@ Specs = tuple[ObservationSpec, ActionSpec]
 class DatasetOptions:
     """How a policy learns from a store.
 
-    validation_fraction: of the episodes, in [0, 1), on which the policy is only measured. stored_split: use the validation
-    episodes that the data set itself sets aside, if it does, instead of that fraction. normalizer: the mode of each key
-    that is not scaled by min_max, see ``Scaling``. symmetry: a mirror under which demonstrations stay demonstrations, so
-    that each is learned from twice. cache: where images are kept, and whether episodes with damaged ones are left out.
+    validation_fraction: of the episodes, in [0, 1), held out: loss and action error are measured on them. stored_split: use
+    the validation episodes that the data set itself sets aside, if it does, instead of that fraction. normalizer: the mode
+    of each key that is not scaled by min_max, see ``Scaling``. symmetry: a mirror under which demonstrations stay
+    demonstrations, so that each is learned from twice. cache: where images are kept, and whether episodes with damaged ones
+    are left out.
     """
 
     validation_fraction: float = 0.02
@@ -66,6 +67,7 @@ def matching_specs(store: EpisodeSource, given: Specs | DerivedSpecs | None) -> 
     Raises SpecMismatchError if there are neither, or if the given ones are not what the store holds.
     """
     if isinstance(given, DerivedSpecs):
+        _require_arrays(store, given.observation_spec, given.action_spec)
         return given.observation_spec, given.action_spec
     stored = None
     if store.observation_spec is not None and store.action_spec is not None:

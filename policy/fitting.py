@@ -30,8 +30,10 @@ from flowchunk.policy.demonstrations import (
 )
 from flowchunk.policy.encoders.observation import check_vision
 from flowchunk.policy.encoders.transformers_backbone import read_architecture
+from flowchunk.policy.evaluation.open_loop import evaluate_on
 from flowchunk.policy.training.config import TrainingConfig
 from flowchunk.policy.training.run import Plan, open_run
+from flowchunk.policy.training.trainer import Evaluate
 
 
 def fit(
@@ -55,10 +57,11 @@ def fit(
     policy: what to make (by default ``PolicyConfig()``), or a policy to fine-tune: a copy of it is trained, with the same
     specifications and normalizer. specs: (observation, action), by default those stored with the data, or those of
     ``derive_specs(store)``; a crop in them is what the policy is shown. vision_weights: a file or a name that a new image
-    encoder starts from. evaluate: measures a policy; its ``score`` (higher is better) chooses the best, without it the
-    validation loss does. device: auto, cpu, cuda, cuda:N or mps. resume: continue the run that ``output_dir`` holds, bit for
-    bit on the CPU. metadata: remembered by the checkpoints; ``flowchunk eval`` looks there for ``env_id`` and ``env``.
-    write_run_files: called with the folder before the first step.
+    encoder starts from. evaluate: measures a policy; its ``score`` (higher is better) chooses the best. Without it the
+    open-loop action error on the held-out episodes does, see ``evaluate_on``; without those, the best is the last. device:
+    auto, cpu, cuda, cuda:N or mps. resume: continue the run that ``output_dir`` holds, bit for bit on the CPU. metadata:
+    remembered by the checkpoints; ``flowchunk eval`` looks there for ``env_id`` and ``env``. write_run_files: called with the
+    folder before the first step.
 
     Writes ``checkpoints/{last,best}``, ``metrics.jsonl`` and ``tensorboard`` into ``output_dir``; nothing before data and
     policy fit together. Raises SpecMismatchError for specifications that are not the data's, ConfigurationError for options
@@ -94,7 +97,7 @@ def fit(
         kind=KIND,
         plan=Plan(_networks(config), str(data), data.nbytes),
         validation=data.validation,
-        evaluate=evaluate,
+        evaluate=_held_out_error(data) if evaluate is None else evaluate,
         metadata=metadata,
         wandb=wandb,
         write_run_files=write_run_files,
@@ -138,6 +141,10 @@ def require_specs_of(policy: ChunkPolicy, specs: Specs, *, expected_by: str, got
     """Raise SpecMismatchError unless a policy can be trained on data of these specifications."""
     require_observations(policy.observation_spec, specs[0], expected_by=expected_by, got_from=got_from)
     require_same_actions(policy.action_spec, specs[1], expected_by=expected_by, got_from=got_from)
+
+
+def _held_out_error(data: Demonstrations) -> Evaluate | None:
+    return evaluate_on(data.validation, data.training) if len(data.validation) else None
 
 
 def _networks(config: PolicyConfig) -> str:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.policy.diffusion.predictions import Endpoints, Prediction, VelocityPrediction
 from flowchunk.policy.diffusion.schedules import LINEAR, Schedule
 from flowchunk.policy.shapes import Data, Times
@@ -25,6 +27,22 @@ MIN_ALPHA = (
 
 Generators = torch.Generator | Sequence[torch.Generator]
 """One generator for a whole batch, or one for each row, so that a row does not depend on its neighbors."""
+
+
+def row_generators(batch: int, seed: int | Sequence[int] | None) -> Generators:
+    """One generator for the batch, or for a sequence of seeds one per row; without a seed, torch's global generator.
+
+    Raises ConfigurationError unless there are as many seeds as rows.
+    """
+    if seed is None:
+        return torch.default_generator
+    if isinstance(seed, int | np.integer):
+        return torch.Generator().manual_seed(int(seed))
+    if len(seed) != batch:
+        raise ConfigurationError(
+            f"{len(seed)} seeds were given for a batch of {batch}; give one per row, or a single one"
+        )
+    return [torch.Generator().manual_seed(int(s)) for s in seed]
 
 
 class PathSample(NamedTuple):

@@ -22,7 +22,7 @@ def derived(path: Path, *arguments: str) -> dict[str, str]:
     given = ["device=cpu", *arguments]
     options = read_options("train", [f"dataset.path={path}", *given])
     names = [argument.partition("=")[0] for argument in given]
-    return dict(item.split("=", 1) for item in derived_overrides(options, names))  # type: ignore[misc]
+    return dict(item.split("=", 1) for item in derived_overrides(options, names))
 
 
 def write(path: Path, hz: float, *, size: tuple[int, int] | None = None, offset: float = 0.1, **dimension: Any) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,7 @@ from flowchunk.datasets.symmetry import Symmetry, ValueTransform
 from flowchunk.policy.checkpoint import read_description
 from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
 from flowchunk.policy.demonstrations import DatasetOptions, load_demonstrations
+from flowchunk.policy.evaluation.open_loop import evaluate_on
 from flowchunk.policy.fitting import fit
 from flowchunk.policy.training.config import TrainingConfig
 from flowchunk.policy.training.run import make_accelerator, open_run
@@ -113,6 +115,26 @@ def test_the_best_policy_of_the_run_is_returned(store: Store, tmp_path: Path) ->
     remembered = read_description(tmp_path / "checkpoints" / "best")["training"]
     assert (remembered["step"], remembered["metrics"]["score"]) == (3, 0.9)
     assert remembered["env_id"] == "my_robot:Arm-v0"
+
+
+def test_without_evaluation_the_open_loop_error_chooses(store: Store, tmp_path: Path) -> None:
+    """On the held-out episodes, at the default number of evaluations, scaled by the training actions."""
+    dataset = DatasetOptions(validation_fraction=0.5)
+    training = replace(TRAINING, steps=12, learning_rate=0.1)
+    policy = fit(store, POLICY, training, dataset=dataset, output_dir=tmp_path, device="cpu")
+    measured = [entry for entry in read_metrics(tmp_path) if "score" in entry]
+    assert [entry["score"] for entry in measured] == [-entry["action_error"] for entry in measured]
+    assert all(math.isfinite(entry["validation_loss"]) for entry in measured)
+    best = max(reversed(measured), key=lambda entry: entry["score"])  # of equal scores the later
+    assert read_description(tmp_path / "checkpoints" / "best")["training"]["step"] == best["step"]
+    data = load_demonstrations(store, (OBSERVATION, ACTION), dataset, observation_steps=2, horizon=4, seed=0)
+    assert evaluate_on(data.validation, data.training)(policy)["action_error"] == best["action_error"]
+
+
+def test_with_nothing_held_out_the_last_is_the_best(store: Store, tmp_path: Path) -> None:
+    fit(store, POLICY, TRAINING, dataset=DatasetOptions(validation_fraction=0), output_dir=tmp_path, device="cpu")
+    assert not any("action_error" in entry for entry in read_metrics(tmp_path))
+    assert read_description(tmp_path / "checkpoints" / "best")["training"]["step"] == TRAINING.steps
 
 
 def test_the_same_seed_gives_the_same_policy_and_another_another(store: Store, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def write_lerobot_3(folder: Path, *, codec: str = "h264", drift: float = 0.0) ->
         entries.append(entry | {f"videos/observation.images.front/{key}": value for key, value in keys.items()})
         started[file] += length
     for file, rows in enumerate(rows_of_files):
-        columns = {name: [] for name in _columns(slice(0, 0), 0)}
+        columns: dict[str, list[Any]] = {name: [] for name in _columns(slice(0, 0), 0)}
         for number, part in enumerate(episodes()):
             if rows.start <= part.start < rows.stop:
                 for name, values in _columns(part, number).items():
