@@ -349,7 +349,7 @@ def test_the_plot_has_a_panel_per_dimension_and_episode(tmp_path: Path, monkeypa
     assert [axes.get_ylabel() for axes in figure.axes[::2]] == ["a [rad]", "c [rad]"]
     assert figure.axes[2].get_xlabel() == "time [s]"
     line, *chunks = figure.axes[2].lines
-    assert line.get_xdata().tolist() == pytest.approx([0, 0.02, 0.04, 0.06, 0.08])
+    assert line.get_xdata().tolist() == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert line.get_ydata().tolist() == recorded[:, 2].tolist()
     assert [len(chunk.get_xdata()) for chunk in chunks] == [3, 3, 1, 2, 2, 1]  # without padding; starts between
     assert chunks[3].get_xdata().tolist() == pytest.approx([0.06, 0.08])
