@@ -18,7 +18,7 @@ from PIL import Image
 from flowchunk.datasets.description import describe_arrays, describe_specs
 from flowchunk.datasets.episode_source import ArrayInfo, Description, EpisodeSource
 from flowchunk.datasets.errors import DatasetError
-from flowchunk.datasets.formats.lerobot_layout import Layout, VideoPart, read_json, read_layout, read_table
+from flowchunk.datasets.formats.lerobot_index import Layout, VideoPart, read_json, read_layout, read_table
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.datasets.video_reader import VideoReader
 
