@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from flowchunk.datasets.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from flowchunk.datasets.derived_specs import DerivedSpecs, SpecOptions, derive_specs
+    from flowchunk.datasets.episode_source import EpisodeSource
     from flowchunk.datasets.errors import (
         CheckpointError,
         ConfigurationError,
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
         SpecMismatchError,
         TrainingError,
     )
+    from flowchunk.datasets.formats import open_dataset
     from flowchunk.datasets.formats.zarr_store import Store
     from flowchunk.datasets.image_cache import ImageCacheOptions
     from flowchunk.datasets.recorder import StoreWriter
@@ -24,6 +27,8 @@ else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
+            "derived_specs": ["DerivedSpecs", "SpecOptions", "derive_specs"],
+            "episode_source": ["EpisodeSource"],
             "errors": [
                 "CheckpointError",
                 "ConfigurationError",
@@ -33,6 +38,7 @@ else:
                 "SpecMismatchError",
                 "TrainingError",
             ],
+            "formats": ["open_dataset"],
             "image_cache": ["ImageCacheOptions"],
             "recorder": ["StoreWriter"],
             "specs": ["ActionDimension", "ActionSpec", "ObservationField", "ObservationSpec"],
@@ -48,18 +54,23 @@ __all__ = [
     "CheckpointError",
     "ConfigurationError",
     "DatasetError",
+    "DerivedSpecs",
+    "EpisodeSource",
     "FlowchunkError",
     "ImageCacheOptions",
     "ObservationField",
     "ObservationSpec",
     "SimulationError",
     "SpecMismatchError",
+    "SpecOptions",
     "Store",
     "StoreWriter",
     "Symmetry",
     "TrainingError",
     "ValueTransform",
     "Windows",
+    "derive_specs",
     "load_windows",
+    "open_dataset",
     "split_episodes",
 ]

@@ -19,6 +19,7 @@ from typing import Self
 import numpy as np
 
 from flowchunk.datasets.errors import DatasetError
+from flowchunk.datasets.image_scaling import scale_images
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 
 ACTION = "action"
@@ -194,6 +195,7 @@ class EpisodeSource(ABC):
     def read(self, key: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start … stop - 1 of ``key``, (stop - start, …), all by default. Raises DatasetError if they are damaged.
 
+        Images are as they are stored, usually uint8, but for their size; ``ImageReader`` also converts floats.
         The key ``task`` of a data set with several tasks is one-hot, (stop - start, number of tasks).
         """
         stop = self.num_frames if stop is None else min(stop, self.num_frames)
@@ -263,7 +265,10 @@ class EpisodeSource(ABC):
     def _read_part(self, part: Part, start: int, stop: int) -> np.ndarray:
         name, columns = part
         values = self.read_array(name, start, stop)
-        return values if columns is None else values[:, columns]
+        values = values if columns is None else values[:, columns]
+        if self.image_size is None or not self.arrays[name].is_image or values.dtype != np.uint8:
+            return values
+        return scale_images(values, self.image_size)
 
     def _shape(self, part: Part) -> tuple[int, ...]:
         name, columns = part

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from PIL import Image
 
 from flowchunk.datasets.episode_source import ArrayInfo, DamageError, EpisodeSource
 from flowchunk.datasets.errors import DatasetError
+from flowchunk.datasets.image_scaling import scale_images
 from flowchunk.datasets.specs import ObservationField
 
 
@@ -112,7 +112,7 @@ class ImageReader:
             self._check_values(start, values)
         images = values.astype(np.uint8, copy=False)
         size = self.field.shape[:2]
-        return images if images.shape[1:3] == size or self.store.image_size is None else _scaled(images, size)
+        return images if images.shape[1:3] == size or self.store.image_size is None else scale_images(images, size)
 
     def _check_shape(self, got: tuple[int, ...]) -> None:
         height, width, channels = expected = self.field.shape
@@ -191,12 +191,3 @@ def report_dropped_episodes(
                 f"every episode of {store.path} holds frames that cannot be read; copy the data set again"
             )
     return reasons
-
-
-def _scaled(images: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Images (n, H, W, 3) scaled to (height, width) by an area-weighted average, without keeping their proportions."""
-    height, width = size
-    scaled = np.empty((len(images), height, width, 3), np.uint8)
-    for index, image in enumerate(images):
-        scaled[index] = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    return scaled
