@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
@@ -15,17 +12,18 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from flowchunk.datasets.episode_checks import check_episode
 from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.jpeg_codec import JpegCodec
-from flowchunk.datasets.specs import ActionSpec, ObservationField, ObservationSpec
-from flowchunk.datasets.store import ACTION, ATTRIBUTE, PARTIAL, describe_unfinished
+from flowchunk.datasets.partial_output import PartialOutput
+from flowchunk.datasets.specs import ActionSpec, ObservationSpec
+from flowchunk.datasets.store import ACTION, ATTRIBUTE, describe_unfinished
 
 FORMAT_VERSION = 1
 CHUNK_FRAMES = 4096
 IMAGE_CHUNK_FRAMES = 16
 SHARD_FRAMES = 1024
 SHARD_BYTES = 256 * 2**20  # before compression; shards of large images hold fewer frames
-EXACT_INTEGERS = 2**24  # float32 represents all integers up to here
 
 Say = Callable[[str], None]
 
@@ -53,11 +51,9 @@ class StoreWriter:
         keep_unfinished: bool = True,
         say: Say | None = print,
     ) -> None:
-        self.path = Path(path).expanduser()
-        if self.path.exists():
-            raise DatasetError(f"{self.path} exists already; choose another path, or move it away first")
+        self._output = PartialOutput(path)
+        self.path, self.partial = self._output.path, self._output.partial
         self.observation_spec, self.action_spec = observation_spec, action_spec
-        self.partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
         self._jpeg = None if jpeg is None else JpegCodec(jpeg)
         self._keep_unfinished, self._say = keep_unfinished, say or _ignore
         self._episode_ends: list[int] = []
@@ -93,11 +89,13 @@ class StoreWriter:
         specs, if images are not uint8, or if a value is not finite or not representable in float32; such an episode is left
         out, and further episodes can be added.
         """
-        self._check_shapes(observations, actions)
-        episode = {
-            key: np.asarray(values) if key in self.observation_spec.images else self._as_float32(key, values)
-            for key, values in (*observations.items(), (ACTION, actions))
-        }
+        episode = check_episode(
+            observations,
+            actions,
+            observation_spec=self.observation_spec,
+            action_spec=self.action_spec,
+            episode=self.num_episodes,
+        )
         start = self._episode_ends[-1] if self._episode_ends else 0
         for key, values in episode.items():
             self._columns[key].add(start, values)
@@ -132,16 +130,7 @@ class StoreWriter:
         self._ends.resize((self.num_episodes,))
         self._ends[:] = np.asarray(self._episode_ends)
         self._describe(finished=True)
-        _sync(self.partial)
-        try:
-            self.partial.rename(self.path)
-        except OSError as error:
-            if not self.path.exists():
-                raise
-            raise DatasetError(
-                f"{self.path} exists by now, and recordings are never overwritten; choose another path"
-            ) from error
-        _sync_one(self.path.parent)
+        self._output.publish()
 
     def _leave_unfinished(self) -> None:
         if self._keep_unfinished and self._episode_ends:
@@ -150,40 +139,7 @@ class StoreWriter:
                 "it opens as a data set, and may be renamed"
             )
         else:
-            shutil.rmtree(self.partial, ignore_errors=True)
-
-    def _check_shapes(self, observations: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
-        length = len(actions)
-        for key, field in self.observation_spec.images.items():
-            if key in observations:
-                _require_image(key, field, observations[key], length)
-        expected = {key: field.shape for key, field in self.observation_spec.fields.items()}
-        got = {key: np.shape(values) for key, values in observations.items()}
-        if got != {key: (length, *shape) for key, shape in expected.items()} or length == 0:
-            raise DatasetError(f"an episode of {length} actions needs observations {expected} per frame, but got {got}")
-        if np.shape(actions) != (length, self.action_spec.size):
-            raise DatasetError(f"actions must be (T, {self.action_spec.size}), but are {np.shape(actions)}")
-
-    def _as_float32(self, key: str, values: np.ndarray) -> np.ndarray:
-        """A copy of values (T, …). Raises DatasetError with key, episode and frame if one is not representable."""
-        given = np.asarray(values)
-        if given.dtype.kind not in "biuf":
-            raise DatasetError(f"{key!r} needs numbers, but got {given.dtype}")
-        with np.errstate(over="ignore"):
-            converted = given.astype(np.float32)
-        is_large = (given.dtype.kind in "iu") & ((given > EXACT_INTEGERS) | (given < -EXACT_INTEGERS))
-        for is_bad, what in (
-            (~np.isfinite(given), "NaN or infinity"),
-            (~np.isfinite(converted), "a value outside the range of float32"),
-            (is_large, f"integers beyond {EXACT_INTEGERS}, which float32 cannot represent exactly"),
-        ):
-            if is_bad.any():
-                frame = int(np.argmax(is_bad.reshape(len(given), -1).any(axis=1)))
-                raise DatasetError(
-                    f"{key!r} holds {what}, first in episode {self.num_episodes}, frame {frame}; repair the values, or "
-                    "leave the episode out"
-                )
-        return converted
+            self._output.remove()
 
 
 class _Column:
@@ -267,29 +223,6 @@ class _ImageColumn(_Column):
             compressors=ZstdCodec(level=1, checksum=True) if self._jpeg is None else Crc32cCodec(),
             config={"write_empty_chunks": True},
         )
-
-
-def _require_image(key: str, field: ObservationField, values: np.ndarray, length: int) -> None:
-    got = np.asarray(values)
-    if got.dtype != np.uint8 or got.shape != (length, *field.shape):
-        raise DatasetError(
-            f"{key!r} needs images, uint8 {(length, *field.shape)} (frames, height, width, RGB) from 0 to 255, but got "
-            f"{got.dtype} {got.shape}"
-        )
-
-
-def _sync(folder: Path) -> None:
-    """Flush a folder and everything in it to the disk."""
-    for path in (*folder.rglob("*"), folder):
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _ignore(_: str) -> None:

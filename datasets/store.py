@@ -23,12 +23,12 @@ from zarr.errors import ZarrUserWarning
 
 import flowchunk.datasets.jpeg_codec  # noqa: F401 -- registers the codec, also without an installation
 from flowchunk.datasets.errors import DatasetError
+from flowchunk.datasets.partial_output import PARTIAL
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.datasets.zarr_integrity import count_files, find_damage, missing_files
 
 ATTRIBUTE = "flowchunk"
 ACTION = "action"
-PARTIAL = ".partial"  # suffix of a recording until it is finished
 
 
 @dataclass(frozen=True)
