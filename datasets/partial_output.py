@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from pathlib import Path
 
@@ -42,10 +43,13 @@ class PartialOutput:
 
     def remove(self) -> None:
         """Delete ``partial``, if it exists."""
-        if self.partial.is_dir():
+        if self.partial.is_file():
+            self.partial.unlink()
+        for _ in range(20):  # after an error in one of its threads, zarr's others may write one more file
+            if not self.partial.exists():
+                return
             shutil.rmtree(self.partial, ignore_errors=True)
-        else:
-            self.partial.unlink(missing_ok=True)
+            time.sleep(0.05)
 
 
 def _sync(path: Path) -> None:

@@ -6,24 +6,28 @@ from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import zarr
+from numcodecs import Blosc
+from numpy.typing import DTypeLike
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from flowchunk.datasets.episode_checks import check_episode
-from flowchunk.datasets.errors import DatasetError
+from flowchunk.datasets.errors import ConfigurationError, DatasetError
 from flowchunk.datasets.jpeg_codec import JpegCodec
 from flowchunk.datasets.partial_output import PartialOutput
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
-from flowchunk.datasets.store import ACTION, ATTRIBUTE, describe_unfinished
+from flowchunk.datasets.store import ACTION, ATTRIBUTE, TASK_INDEX, describe_unfinished
+from flowchunk.datasets.tasks import NO_TASK, EpisodeTask, TaskTable
 
 FORMAT_VERSION = 1
 CHUNK_FRAMES = 4096
 IMAGE_CHUNK_FRAMES = 16
 SHARD_FRAMES = 1024
 SHARD_BYTES = 256 * 2**20  # before compression; shards of large images hold fewer frames
+BLOSC = Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)  # of format 2, what diffusion_policy uses on disks
 
 Say = Callable[[str], None]
 
@@ -34,11 +38,13 @@ class StoreWriter:
     Episodes are written to the folder ``partial`` beside it, ``PATH.<random>.partial``, which is renamed to ``path`` when
     the ``with`` block ends normally. That folder is a valid store from the first episode on: if the recording ends by an
     exception, Ctrl-C or a kill, it holds every episode for which ``add_episode`` returned.
-    jpeg: store images as JPEGs of this quality, 1 to 100; lossless by default.
+    jpeg: store images as JPEGs of this quality, 1 to 100; lossless by default. zarr_format: 2 for diffusion_policy and other
+    code that needs it; its files of images are smaller and more numerous.
     keep_unfinished: false for data that can be reproduced, such as a conversion: an exception then leaves nothing behind, and
     writing is faster, because episodes are buffered until they fill a file. say: called with messages on unfinished
     recordings that are kept, from this writer or from an earlier one for the same path; None for silence.
-    Raises DatasetError if ``path`` exists, since recordings are never overwritten; ConfigurationError for an invalid quality.
+    Raises DatasetError if ``path`` exists, since recordings are never overwritten; ConfigurationError for an invalid quality,
+    or for JPEGs in format 2.
     """
 
     def __init__(
@@ -48,15 +54,20 @@ class StoreWriter:
         observation_spec: ObservationSpec,
         action_spec: ActionSpec,
         jpeg: int | None = None,
+        zarr_format: Literal[2, 3] = 3,
         keep_unfinished: bool = True,
         say: Say | None = print,
     ) -> None:
         self._output = PartialOutput(path)
         self.path, self.partial = self._output.path, self._output.partial
         self.observation_spec, self.action_spec = observation_spec, action_spec
-        self._jpeg = None if jpeg is None else JpegCodec(jpeg)
+        if jpeg is not None and zarr_format == 2:
+            raise ConfigurationError(f"jpeg={jpeg} needs zarr_format=3; format 2 stores lossless images")
+        self._jpeg, self._zarr_format = None if jpeg is None else JpegCodec(jpeg), zarr_format
         self._keep_unfinished, self._say = keep_unfinished, say or _ignore
         self._episode_ends: list[int] = []
+        self._tasks = TaskTable()
+        self._task_column: _Column | None = None
 
     @property
     def num_episodes(self) -> int:
@@ -67,27 +78,30 @@ class StoreWriter:
         for text in describe_unfinished(self.path):
             self._say(text)
         self.partial.parent.mkdir(parents=True, exist_ok=True)
-        self._root = zarr.open_group(self.partial, mode="w-", zarr_format=3)
+        self._root = zarr.open_group(self.partial, mode="w-", zarr_format=self._zarr_format)
         self._describe(finished=False)
-        data, fields = self._root.create_group("data"), self.observation_spec.fields
-        options = {"keep_unfinished": self._keep_unfinished}
-        self._columns: dict[str, _Column] = {
-            key: _ImageColumn(data, key, field.shape, jpeg=self._jpeg, **options)
+        data = self._root.create_group("data")
+        arrays = {
+            key: _create_images(data, key, field.shape, jpeg=self._jpeg)
             if field.is_image
-            else _Column(data, key, field.shape, **options)
-            for key, field in fields.items()
+            else _create_values(data, key, field.shape)
+            for key, field in self.observation_spec.fields.items()
         }
-        self._columns[ACTION] = _Column(data, ACTION, (self.action_spec.size,), **options)
+        arrays[ACTION] = _create_values(data, ACTION, (self.action_spec.size,))
+        self._columns = {key: self._column(array) for key, array in arrays.items()}
         self._ends = self._root.create_array("meta/episode_ends", shape=(0,), dtype=np.int64, chunks=(CHUNK_FRAMES,))
         return self
 
-    def add_episode(self, observations: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
+    def add_episode(
+        self, observations: Mapping[str, np.ndarray], actions: np.ndarray, *, task: EpisodeTask = None
+    ) -> None:
         """Append one episode of T frames: observations {key: (T, …)}, actions (T, D); action k follows observation k.
 
+        task: what the robot is to do, a text for the episode, a sequence of T texts, or None.
         Images are stored as uint8 and all other values as float32, whatever their type: float64 is rounded, and booleans
         become 0 and 1. The arrays may be reused afterwards. Raises DatasetError if keys, lengths or shapes differ from the
-        specs, if images are not uint8, or if a value is not finite or not representable in float32; such an episode is left
-        out, and further episodes can be added.
+        specs, if images are not uint8, if a value is not finite or not representable in float32, or if the task is of another
+        kind; such an episode is left out, and further episodes can be added.
         """
         episode = check_episode(
             observations,
@@ -96,9 +110,11 @@ class StoreWriter:
             action_spec=self.action_spec,
             episode=self.num_episodes,
         )
+        task_indices = self._tasks.add(task, len(actions))
         start = self._episode_ends[-1] if self._episode_ends else 0
         for key, values in episode.items():
             self._columns[key].add(start, values)
+        self._add_tasks(start, task_indices)
         if self._keep_unfinished:
             self._ends.resize((self.num_episodes + 1,))
             self._ends[self.num_episodes] = start + len(actions)  # from here on, readers see the episode
@@ -116,16 +132,33 @@ class StoreWriter:
             if self.partial.exists():
                 self._leave_unfinished()
 
+    def _column(self, array: zarr.Array[Any]) -> _Column:
+        return _Column(array, keep_unfinished=self._keep_unfinished)
+
+    def _add_tasks(self, start: int, indices: np.ndarray) -> None:
+        """Store indices of tasks if any episode had a task so far; those before it have the empty text, which is text 0."""
+        if self._task_column is None:
+            if self._tasks.texts == [NO_TASK]:
+                return
+            column = self._column(_create_values(self._root, TASK_INDEX, (), np.int64))
+            column.add(0, np.zeros(start, np.int64))
+            self._task_column = column
+        self._task_column.add(start, indices)
+        self._describe(finished=False)  # with the texts, before readers see the episode
+
     def _describe(self, *, finished: bool) -> None:
+        tasks = {} if self._task_column is None else {"tasks": self._tasks.texts}
         self._root.attrs[ATTRIBUTE] = {
             "format_version": FORMAT_VERSION,
             "observation_spec": self.observation_spec.to_json(),
             "action_spec": self.action_spec.to_json(),
             "finished": finished,
+            **tasks,
         }
 
     def _finish(self) -> None:
-        for column in self._columns.values():
+        tasks = () if self._task_column is None else (self._task_column,)
+        for column in (*self._columns.values(), *tasks):
             column.finish(self._episode_ends[-1])
         self._ends.resize((self.num_episodes,))
         self._ends[:] = np.asarray(self._episode_ends)
@@ -149,9 +182,8 @@ class _Column:
     written twice.
     """
 
-    def __init__(self, data: zarr.Group, key: str, shape: tuple[int, ...], *, keep_unfinished: bool) -> None:
-        self._file_frames = self._frames_per_file(shape)
-        self._array = self._create(data, key, shape)
+    def __init__(self, array: zarr.Array[Any], *, keep_unfinished: bool) -> None:
+        self._array, self._file_frames = array, (array.shards or array.chunks)[0]
         self._buffers = not keep_unfinished
         self._buffer: list[np.ndarray] = []
 
@@ -186,43 +218,37 @@ class _Column:
         self._array.resize((start + len(values), *values.shape[1:]))
         self._array[start:] = values
 
-    def _frames_per_file(self, shape: tuple[int, ...]) -> int:
-        return CHUNK_FRAMES
 
-    def _create(self, data: zarr.Group, key: str, shape: tuple[int, ...]) -> zarr.Array[Any]:
-        return data.create_array(
-            key,
-            shape=(0, *shape),
-            dtype=np.float32,
-            chunks=(self._file_frames, *shape),
-            config={"write_empty_chunks": True},  # so that a missing chunk always means damage
-        )
+def _create_values(
+    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: DTypeLike = np.float32
+) -> zarr.Array[Any]:
+    """An empty array for values of this shape per frame."""
+    return group.create_array(
+        name,
+        shape=(0, *shape),
+        dtype=dtype,
+        chunks=(CHUNK_FRAMES, *shape),
+        compressors=BLOSC if group.metadata.zarr_format == 2 else "auto",
+        config={"write_empty_chunks": True},  # so that a missing chunk always means damage
+        overwrite=True,  # the array of tasks, if its first episode was interrupted
+    )
 
 
-class _ImageColumn(_Column):
-    """Images: chunks of a few frames, or one JPEG each, with many chunks per file; every chunk has a checksum."""
-
-    def __init__(
-        self, data: zarr.Group, key: str, shape: tuple[int, ...], *, jpeg: JpegCodec | None, keep_unfinished: bool
-    ) -> None:
-        self._jpeg = jpeg
-        super().__init__(data, key, shape, keep_unfinished=keep_unfinished)
-
-    def _frames_per_file(self, shape: tuple[int, ...]) -> int:
-        fitting = SHARD_BYTES // prod(shape) // IMAGE_CHUNK_FRAMES * IMAGE_CHUNK_FRAMES
-        return max(IMAGE_CHUNK_FRAMES, min(SHARD_FRAMES, fitting))
-
-    def _create(self, data: zarr.Group, key: str, shape: tuple[int, ...]) -> zarr.Array[Any]:
-        return data.create_array(
-            key,
-            shape=(0, *shape),
-            dtype=np.uint8,
-            shards=(self._file_frames, *shape),
-            chunks=(IMAGE_CHUNK_FRAMES if self._jpeg is None else 1, *shape),
-            serializer="auto" if self._jpeg is None else self._jpeg,
-            compressors=ZstdCodec(level=1, checksum=True) if self._jpeg is None else Crc32cCodec(),
-            config={"write_empty_chunks": True},
-        )
+def _create_images(group: zarr.Group, key: str, shape: tuple[int, ...], *, jpeg: JpegCodec | None) -> zarr.Array[Any]:
+    """An empty array for images: chunks of a few frames, or one JPEG each. In format 3, with many chunks per file, and a
+    checksum each."""
+    options: dict[str, Any] = {"shape": (0, *shape), "dtype": np.uint8, "config": {"write_empty_chunks": True}}
+    if group.metadata.zarr_format == 2:
+        return group.create_array(key, chunks=(IMAGE_CHUNK_FRAMES, *shape), compressors=BLOSC, **options)
+    fitting = SHARD_BYTES // prod(shape) // IMAGE_CHUNK_FRAMES * IMAGE_CHUNK_FRAMES
+    return group.create_array(
+        key,
+        shards=(max(IMAGE_CHUNK_FRAMES, min(SHARD_FRAMES, fitting)), *shape),
+        chunks=(IMAGE_CHUNK_FRAMES if jpeg is None else 1, *shape),
+        serializer="auto" if jpeg is None else jpeg,
+        compressors=ZstdCodec(level=1, checksum=True) if jpeg is None else Crc32cCodec(),
+        **options,
+    )
 
 
 def _ignore(_: str) -> None:

@@ -29,6 +29,7 @@ from flowchunk.datasets.zarr_integrity import count_files, find_damage, missing_
 
 ATTRIBUTE = "flowchunk"
 ACTION = "action"
+TASK_INDEX = "meta/task_index"
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,29 @@ class Store:
         """The stored specification; None in foreign stores."""
         attributes = self._attributes
         return ActionSpec.from_json(attributes["action_spec"]) if attributes else None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The distinct tasks of the frames, as texts; frames without a task have the empty text. Empty if none has one."""
+        return tuple((self._attributes or {}).get("tasks", ()))
+
+    @cached_property
+    def task_indices(self) -> np.ndarray | None:
+        """(N,) int64, the index in ``tasks`` of each frame's task; None if no episode has a task.
+
+        Raises DatasetError if they are damaged.
+        """
+        if not self.tasks:
+            return None
+        if TASK_INDEX not in self.root:
+            raise DatasetError(f"{self.path} names tasks, but has no {TASK_INDEX}; copy the data set again")
+        indices = _read(self.path, TASK_INDEX, self.root[TASK_INDEX], slice(self.num_frames)).astype(np.int64)
+        if indices.shape != (self.num_frames,) or not np.isin(indices, range(len(self.tasks))).all():
+            raise DatasetError(
+                f"{TASK_INDEX} in {self.path} must hold {self.num_frames} numbers from 0 to {len(self.tasks) - 1}, the "
+                "indices of the tasks; copy the data set again"
+            )
+        return indices
 
     @property
     def is_finished(self) -> bool:

@@ -73,3 +73,13 @@ def write(make_writer: Callable[..., Any], path: Path, *, tasks: Sequence[Any] |
         for number, episode in enumerate(episodes()):
             writer.add_episode(episode.observations, episode.actions, task=None if tasks is None else tasks[number])
     return path
+
+
+def interrupted(write: Callable[..., None]) -> Callable[..., None]:
+    """A function that does its work, and is interrupted before it returns."""
+
+    def write_and_interrupt(*arguments: Any) -> None:
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    return write_and_interrupt
