@@ -20,7 +20,17 @@ from flowchunk.datasets.formats import lerobot_files, lerobot_layout
 from flowchunk.datasets.formats.lerobot_layout import FilePlace
 from flowchunk.datasets.formats.lerobot_writer import LeRobotWriter
 from flowchunk.datasets.specs import ActionSpec, ObservationField, ObservationSpec
-from tests.datasets.formats.episodes import ACTIONS, LENGTHS, OBSERVATIONS, TASK_TEXTS, everything, shades, write
+from tests.datasets.formats.episodes import (
+    ACTIONS,
+    LENGTHS,
+    OBSERVATIONS,
+    TASK_TEXTS,
+    everything,
+    interrupted,
+    make_episode,
+    shades,
+    write,
+)
 
 FRAMES = sum(LENGTHS)
 EPISODE = np.repeat(range(len(LENGTHS)), LENGTHS)
@@ -374,3 +384,25 @@ def test_odd_sizes(tmp_path: Path) -> None:
     assert decoded.shape == images.shape
     assert np.abs(decoded - images.astype(int)).mean() < 2
     assert read_json(tmp_path / "set", "info")["features"][FRONT]["info"]["video.pix_fmt"] == "yuv444p"
+
+
+# Episodes that are interrupted.
+
+
+def test_after_an_interrupted_episode_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its images may be in a video already, from which nothing can be removed."""
+    episode = make_episode(0, 3)
+
+    def write_on() -> None:
+        with LeRobotWriter(tmp_path / "set", observation_spec=OBSERVATIONS, action_spec=ACTIONS) as writer:
+            writer.add_episode(episode.observations, episode.actions)
+            with monkeypatch.context() as patch:
+                patch.setattr(writer, "_write", interrupted(writer._write))
+                with pytest.raises(KeyboardInterrupt):
+                    writer.add_episode(episode.observations, episode.actions)
+            with pytest.raises(DatasetError, match="cannot be completed, because an episode could not be written"):
+                writer.add_episode(episode.observations, episode.actions)
+
+    with pytest.raises(DatasetError, match="was not written, because an episode could not be written"):
+        write_on()
+    assert list(tmp_path.iterdir()) == []
