@@ -14,6 +14,8 @@ if TYPE_CHECKING:
         SpecMismatchError,
         TrainingError,
     )
+    from flowchunk.datasets.formats.lerobot_writer import LeRobotWriter
+    from flowchunk.datasets.formats.robomimic_writer import RobomimicWriter
     from flowchunk.datasets.image_cache import ImageCacheOptions
     from flowchunk.datasets.recorder import StoreWriter
     from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
@@ -33,6 +35,8 @@ else:
                 "SpecMismatchError",
                 "TrainingError",
             ],
+            "formats.lerobot_writer": ["LeRobotWriter"],
+            "formats.robomimic_writer": ["RobomimicWriter"],
             "image_cache": ["ImageCacheOptions"],
             "recorder": ["StoreWriter"],
             "specs": ["ActionDimension", "ActionSpec", "ObservationField", "ObservationSpec"],
@@ -50,8 +54,10 @@ __all__ = [
     "DatasetError",
     "FlowchunkError",
     "ImageCacheOptions",
+    "LeRobotWriter",
     "ObservationField",
     "ObservationSpec",
+    "RobomimicWriter",
     "SimulationError",
     "SpecMismatchError",
     "Store",
