@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from flowchunk.datasets.formats import open_dataset
+    from flowchunk.datasets.formats.lerobot_writer import LeRobotWriter
+    from flowchunk.datasets.formats.robomimic_writer import RobomimicWriter
     from flowchunk.datasets.formats.zarr_store import Store
     from flowchunk.datasets.image_cache import ImageCacheOptions
     from flowchunk.datasets.recorder import StoreWriter
@@ -39,6 +41,8 @@ else:
                 "TrainingError",
             ],
             "formats": ["open_dataset"],
+            "formats.lerobot_writer": ["LeRobotWriter"],
+            "formats.robomimic_writer": ["RobomimicWriter"],
             "image_cache": ["ImageCacheOptions"],
             "recorder": ["StoreWriter"],
             "specs": ["ActionDimension", "ActionSpec", "ObservationField", "ObservationSpec"],
@@ -58,8 +62,10 @@ __all__ = [
     "EpisodeSource",
     "FlowchunkError",
     "ImageCacheOptions",
+    "LeRobotWriter",
     "ObservationField",
     "ObservationSpec",
+    "RobomimicWriter",
     "SimulationError",
     "SpecMismatchError",
     "SpecOptions",

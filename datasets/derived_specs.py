@@ -13,7 +13,7 @@ from typing import Any, cast, get_args
 from flowchunk.datasets.description import UNKNOWN
 from flowchunk.datasets.episode_source import ACTION, TASK, EpisodeSource
 from flowchunk.datasets.errors import ConfigurationError, DatasetError
-from flowchunk.datasets.rotations import REPRESENTATIONS
+from flowchunk.datasets.rotations import representation_size
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec, Reference
 
 GIVEN = "given"
@@ -189,11 +189,7 @@ def _references(given: Any, size: int) -> tuple[Reference, ...]:
 def _rotations(given: Mapping[str, Any], names: Sequence[str]) -> dict[int, str]:
     found = dict[int, str]()
     for representation, dimensions in given.items():
-        if representation not in REPRESENTATIONS:
-            raise ConfigurationError(
-                f"dataset.rotations names {representation!r}; {_meant(representation, list(REPRESENTATIONS))}"
-            )
-        size = REPRESENTATIONS[representation]
+        size = representation_size(representation)
         indices = [_index("dataset.rotations", entry, names, len(names)) for entry in dimensions]
         if not indices or len(indices) % size:
             raise ConfigurationError(

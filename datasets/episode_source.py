@@ -178,7 +178,7 @@ class EpisodeSource(ABC):
         parts = self.find(key)
         if len(parts) > 1:
             return (sum(prod(self._shape(part)) for part in parts),)
-        return self._shape(parts[0])
+        return () if self._is_scalar(key) else self._shape(parts[0])
 
     def is_image(self, key: str) -> bool:
         """Whether ``key`` holds images."""
@@ -207,7 +207,7 @@ class EpisodeSource(ABC):
         found = self.find(key)
         parts = [self._read_part(part, start, stop) for part in found]
         if len(parts) == 1:
-            return parts[0]
+            return parts[0].reshape(-1) if self._is_scalar(key) else parts[0]
         return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
 
     def blocks(self, key: str, *, frames: int = 8192) -> Iterator[np.ndarray]:
@@ -261,6 +261,11 @@ class EpisodeSource(ABC):
 
     def _is_task(self, key: str) -> bool:
         return key == TASK and bool(self.tasks) and TASK not in self.arrays and TASK not in self.sources
+
+    def _is_scalar(self, key: str) -> bool:
+        """Whether a stored specification says that there is one number without a dimension of its own."""
+        described = self.description.observations.get(key)
+        return described is not None and described.shape == () and key not in self.sources
 
     def _read_part(self, part: Part, start: int, stop: int) -> np.ndarray:
         name, columns = part

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import zarr
+from numcodecs import Blosc
+from numpy.typing import DTypeLike
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from flowchunk.datasets.episode_checks import check_episode
 from flowchunk.datasets.episode_source import ACTION
-from flowchunk.datasets.errors import DatasetError
-from flowchunk.datasets.formats.zarr_store import ATTRIBUTE, PARTIAL, describe_unfinished
+from flowchunk.datasets.errors import ConfigurationError, DatasetError
+from flowchunk.datasets.formats.zarr_store import ATTRIBUTE, TASK_INDEX, describe_unfinished
 from flowchunk.datasets.jpeg_codec import JpegCodec
-from flowchunk.datasets.specs import ActionSpec, ObservationField, ObservationSpec
+from flowchunk.datasets.partial_output import PartialOutput
+from flowchunk.datasets.specs import ActionSpec, ObservationSpec
+from flowchunk.datasets.tasks import NO_TASK, EpisodeTask, TaskTable
 
 FORMAT_VERSION = 1
 CHUNK_FRAMES = 4096
 IMAGE_CHUNK_FRAMES = 16
 SHARD_FRAMES = 1024
 SHARD_BYTES = 256 * 2**20  # before compression; shards of large images hold fewer frames
-EXACT_INTEGERS = 2**24  # float32 represents all integers up to here
+BLOSC = Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)  # of format 2, what diffusion_policy uses on disks
 
 Say = Callable[[str], None]
 
@@ -37,11 +39,13 @@ class StoreWriter:
     Episodes are written to the folder ``partial`` beside it, ``PATH.<random>.partial``, which is renamed to ``path`` when
     the ``with`` block ends normally. That folder is a valid store from the first episode on: if the recording ends by an
     exception, Ctrl-C or a kill, it holds every episode for which ``add_episode`` returned.
-    jpeg: store images as JPEGs of this quality, 1 to 100; lossless by default.
+    jpeg: store images as JPEGs of this quality, 1 to 100; lossless by default. zarr_format: 2 for diffusion_policy and other
+    code that needs it; its files of images are smaller and more numerous.
     keep_unfinished: false for data that can be reproduced, such as a conversion: an exception then leaves nothing behind, and
     writing is faster, because episodes are buffered until they fill a file. say: called with messages on unfinished
     recordings that are kept, from this writer or from an earlier one for the same path; None for silence.
-    Raises DatasetError if ``path`` exists, since recordings are never overwritten; ConfigurationError for an invalid quality.
+    Raises DatasetError if ``path`` exists, since recordings are never overwritten; ConfigurationError for an invalid quality,
+    or for JPEGs in format 2.
     """
 
     def __init__(
@@ -51,17 +55,20 @@ class StoreWriter:
         observation_spec: ObservationSpec,
         action_spec: ActionSpec,
         jpeg: int | None = None,
+        zarr_format: Literal[2, 3] = 3,
         keep_unfinished: bool = True,
         say: Say | None = print,
     ) -> None:
-        self.path = Path(path).expanduser()
-        if self.path.exists():
-            raise DatasetError(f"{self.path} exists already; choose another path, or move it away first")
+        self._output = PartialOutput(path)
+        self.path, self.partial = self._output.path, self._output.partial
         self.observation_spec, self.action_spec = observation_spec, action_spec
-        self.partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
-        self._jpeg = None if jpeg is None else JpegCodec(jpeg)
+        if jpeg is not None and zarr_format == 2:
+            raise ConfigurationError(f"jpeg={jpeg} needs zarr_format=3; format 2 stores lossless images")
+        self._jpeg, self._zarr_format = None if jpeg is None else JpegCodec(jpeg), zarr_format
         self._keep_unfinished, self._say = keep_unfinished, say or _ignore
         self._episode_ends: list[int] = []
+        self._tasks = TaskTable()
+        self._task_column: _Column | None = None
 
     @property
     def num_episodes(self) -> int:
@@ -72,36 +79,43 @@ class StoreWriter:
         for text in describe_unfinished(self.path):
             self._say(text)
         self.partial.parent.mkdir(parents=True, exist_ok=True)
-        self._root = zarr.open_group(self.partial, mode="w-", zarr_format=3)
+        self._root = zarr.open_group(self.partial, mode="w-", zarr_format=self._zarr_format)
         self._describe(finished=False)
-        data, fields = self._root.create_group("data"), self.observation_spec.fields
-        options = {"keep_unfinished": self._keep_unfinished}
-        self._columns: dict[str, _Column] = {
-            key: _ImageColumn(data, key, field.shape, jpeg=self._jpeg, **options)
+        data = self._root.create_group("data")
+        arrays = {
+            key: _create_images(data, key, field.shape, jpeg=self._jpeg)
             if field.is_image
-            else _Column(data, key, field.shape, **options)
-            for key, field in fields.items()
+            else _create_values(data, key, field.shape)
+            for key, field in self.observation_spec.fields.items()
         }
-        self._columns[ACTION] = _Column(data, ACTION, (self.action_spec.size,), **options)
+        arrays[ACTION] = _create_values(data, ACTION, (self.action_spec.size,))
+        self._columns = {key: self._column(array) for key, array in arrays.items()}
         self._ends = self._root.create_array("meta/episode_ends", shape=(0,), dtype=np.int64, chunks=(CHUNK_FRAMES,))
         return self
 
-    def add_episode(self, observations: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
+    def add_episode(
+        self, observations: Mapping[str, np.ndarray], actions: np.ndarray, *, task: EpisodeTask = None
+    ) -> None:
         """Append one episode of T frames: observations {key: (T, …)}, actions (T, D); action k follows observation k.
 
+        task: what the robot is to do, a text for the episode, a sequence of T texts, or None.
         Images are stored as uint8 and all other values as float32, whatever their type: float64 is rounded, and booleans
         become 0 and 1. The arrays may be reused afterwards. Raises DatasetError if keys, lengths or shapes differ from the
-        specs, if images are not uint8, or if a value is not finite or not representable in float32; such an episode is left
-        out, and further episodes can be added.
+        specs, if images are not uint8, if a value is not finite or not representable in float32, or if the task is of another
+        kind; such an episode is left out, and further episodes can be added.
         """
-        self._check_shapes(observations, actions)
-        episode = {
-            key: np.asarray(values) if key in self.observation_spec.images else self._as_float32(key, values)
-            for key, values in (*observations.items(), (ACTION, actions))
-        }
+        episode = check_episode(
+            observations,
+            actions,
+            observation_spec=self.observation_spec,
+            action_spec=self.action_spec,
+            episode=self.num_episodes,
+        )
+        task_indices = self._tasks.add(task, len(actions))
         start = self._episode_ends[-1] if self._episode_ends else 0
         for key, values in episode.items():
             self._columns[key].add(start, values)
+        self._add_tasks(start, task_indices)
         if self._keep_unfinished:
             self._ends.resize((self.num_episodes + 1,))
             self._ends[self.num_episodes] = start + len(actions)  # from here on, readers see the episode
@@ -119,30 +133,38 @@ class StoreWriter:
             if self.partial.exists():
                 self._leave_unfinished()
 
+    def _column(self, array: zarr.Array[Any]) -> _Column:
+        return _Column(array, keep_unfinished=self._keep_unfinished)
+
+    def _add_tasks(self, start: int, indices: np.ndarray) -> None:
+        """Store indices of tasks if any episode had a task so far; those before it have the empty text, which is text 0."""
+        if self._task_column is None:
+            if self._tasks.texts == [NO_TASK]:
+                return
+            column = self._column(_create_values(self._root, TASK_INDEX, (), np.int64))
+            column.add(0, np.zeros(start, np.int64))
+            self._task_column = column
+        self._task_column.add(start, indices)
+        self._describe(finished=False)  # with the texts, before readers see the episode
+
     def _describe(self, *, finished: bool) -> None:
+        tasks = {} if self._task_column is None else {"tasks": self._tasks.texts}
         self._root.attrs[ATTRIBUTE] = {
             "format_version": FORMAT_VERSION,
             "observation_spec": self.observation_spec.to_json(),
             "action_spec": self.action_spec.to_json(),
             "finished": finished,
+            **tasks,
         }
 
     def _finish(self) -> None:
-        for column in self._columns.values():
+        tasks = () if self._task_column is None else (self._task_column,)
+        for column in (*self._columns.values(), *tasks):
             column.finish(self._episode_ends[-1])
         self._ends.resize((self.num_episodes,))
         self._ends[:] = np.asarray(self._episode_ends)
         self._describe(finished=True)
-        _sync(self.partial)
-        try:
-            self.partial.rename(self.path)
-        except OSError as error:
-            if not self.path.exists():
-                raise
-            raise DatasetError(
-                f"{self.path} exists by now, and recordings are never overwritten; choose another path"
-            ) from error
-        _sync_one(self.path.parent)
+        self._output.publish()
 
     def _leave_unfinished(self) -> None:
         if self._keep_unfinished and self._episode_ends:
@@ -151,40 +173,7 @@ class StoreWriter:
                 "it opens as a data set, and may be renamed"
             )
         else:
-            shutil.rmtree(self.partial, ignore_errors=True)
-
-    def _check_shapes(self, observations: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
-        length = len(actions)
-        for key, field in self.observation_spec.images.items():
-            if key in observations:
-                _require_image(key, field, observations[key], length)
-        expected = {key: field.shape for key, field in self.observation_spec.fields.items()}
-        got = {key: np.shape(values) for key, values in observations.items()}
-        if got != {key: (length, *shape) for key, shape in expected.items()} or length == 0:
-            raise DatasetError(f"an episode of {length} actions needs observations {expected} per frame, but got {got}")
-        if np.shape(actions) != (length, self.action_spec.size):
-            raise DatasetError(f"actions must be (T, {self.action_spec.size}), but are {np.shape(actions)}")
-
-    def _as_float32(self, key: str, values: np.ndarray) -> np.ndarray:
-        """A copy of values (T, …). Raises DatasetError with key, episode and frame if one is not representable."""
-        given = np.asarray(values)
-        if given.dtype.kind not in "biuf":
-            raise DatasetError(f"{key!r} needs numbers, but got {given.dtype}")
-        with np.errstate(over="ignore"):
-            converted = given.astype(np.float32)
-        is_large = (given.dtype.kind in "iu") & ((given > EXACT_INTEGERS) | (given < -EXACT_INTEGERS))
-        for is_bad, what in (
-            (~np.isfinite(given), "NaN or infinity"),
-            (~np.isfinite(converted), "a value outside the range of float32"),
-            (is_large, f"integers beyond {EXACT_INTEGERS}, which float32 cannot represent exactly"),
-        ):
-            if is_bad.any():
-                frame = int(np.argmax(is_bad.reshape(len(given), -1).any(axis=1)))
-                raise DatasetError(
-                    f"{key!r} holds {what}, first in episode {self.num_episodes}, frame {frame}; repair the values, or "
-                    "leave the episode out"
-                )
-        return converted
+            self._output.remove()
 
 
 class _Column:
@@ -194,9 +183,8 @@ class _Column:
     written twice.
     """
 
-    def __init__(self, data: zarr.Group, key: str, shape: tuple[int, ...], *, keep_unfinished: bool) -> None:
-        self._file_frames = self._frames_per_file(shape)
-        self._array = self._create(data, key, shape)
+    def __init__(self, array: zarr.Array[Any], *, keep_unfinished: bool) -> None:
+        self._array, self._file_frames = array, (array.shards or array.chunks)[0]
         self._buffers = not keep_unfinished
         self._buffer: list[np.ndarray] = []
 
@@ -231,66 +219,37 @@ class _Column:
         self._array.resize((start + len(values), *values.shape[1:]))
         self._array[start:] = values
 
-    def _frames_per_file(self, shape: tuple[int, ...]) -> int:
-        return CHUNK_FRAMES
 
-    def _create(self, data: zarr.Group, key: str, shape: tuple[int, ...]) -> zarr.Array[Any]:
-        return data.create_array(
-            key,
-            shape=(0, *shape),
-            dtype=np.float32,
-            chunks=(self._file_frames, *shape),
-            config={"write_empty_chunks": True},  # so that a missing chunk always means damage
-        )
-
-
-class _ImageColumn(_Column):
-    """Images: chunks of a few frames, or one JPEG each, with many chunks per file; every chunk has a checksum."""
-
-    def __init__(
-        self, data: zarr.Group, key: str, shape: tuple[int, ...], *, jpeg: JpegCodec | None, keep_unfinished: bool
-    ) -> None:
-        self._jpeg = jpeg
-        super().__init__(data, key, shape, keep_unfinished=keep_unfinished)
-
-    def _frames_per_file(self, shape: tuple[int, ...]) -> int:
-        fitting = SHARD_BYTES // prod(shape) // IMAGE_CHUNK_FRAMES * IMAGE_CHUNK_FRAMES
-        return max(IMAGE_CHUNK_FRAMES, min(SHARD_FRAMES, fitting))
-
-    def _create(self, data: zarr.Group, key: str, shape: tuple[int, ...]) -> zarr.Array[Any]:
-        return data.create_array(
-            key,
-            shape=(0, *shape),
-            dtype=np.uint8,
-            shards=(self._file_frames, *shape),
-            chunks=(IMAGE_CHUNK_FRAMES if self._jpeg is None else 1, *shape),
-            serializer="auto" if self._jpeg is None else self._jpeg,
-            compressors=ZstdCodec(level=1, checksum=True) if self._jpeg is None else Crc32cCodec(),
-            config={"write_empty_chunks": True},
-        )
+def _create_values(
+    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: DTypeLike = np.float32
+) -> zarr.Array[Any]:
+    """An empty array for values of this shape per frame."""
+    return group.create_array(
+        name,
+        shape=(0, *shape),
+        dtype=dtype,
+        chunks=(CHUNK_FRAMES, *shape),
+        compressors=BLOSC if group.metadata.zarr_format == 2 else "auto",
+        config={"write_empty_chunks": True},  # so that a missing chunk always means damage
+        overwrite=True,  # the array of tasks, if its first episode was interrupted
+    )
 
 
-def _require_image(key: str, field: ObservationField, values: np.ndarray, length: int) -> None:
-    got = np.asarray(values)
-    if got.dtype != np.uint8 or got.shape != (length, *field.shape):
-        raise DatasetError(
-            f"{key!r} needs images, uint8 {(length, *field.shape)} (frames, height, width, RGB) from 0 to 255, but got "
-            f"{got.dtype} {got.shape}"
-        )
-
-
-def _sync(folder: Path) -> None:
-    """Flush a folder and everything in it to the disk."""
-    for path in (*folder.rglob("*"), folder):
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _create_images(group: zarr.Group, key: str, shape: tuple[int, ...], *, jpeg: JpegCodec | None) -> zarr.Array[Any]:
+    """An empty array for images: chunks of a few frames, or one JPEG each. In format 3, with many chunks per file, and a
+    checksum each."""
+    options: dict[str, Any] = {"shape": (0, *shape), "dtype": np.uint8, "config": {"write_empty_chunks": True}}
+    if group.metadata.zarr_format == 2:
+        return group.create_array(key, chunks=(IMAGE_CHUNK_FRAMES, *shape), compressors=BLOSC, **options)
+    fitting = SHARD_BYTES // prod(shape) // IMAGE_CHUNK_FRAMES * IMAGE_CHUNK_FRAMES
+    return group.create_array(
+        key,
+        shards=(max(IMAGE_CHUNK_FRAMES, min(SHARD_FRAMES, fitting)), *shape),
+        chunks=(IMAGE_CHUNK_FRAMES if jpeg is None else 1, *shape),
+        serializer="auto" if jpeg is None else jpeg,
+        compressors=ZstdCodec(level=1, checksum=True) if jpeg is None else Crc32cCodec(),
+        **options,
+    )
 
 
 def _ignore(_: str) -> None:

@@ -147,7 +147,7 @@ class RobomimicSource(EpisodeSource):
     @property
     def tasks(self) -> tuple[str, ...]:
         """The texts of the tasks; only flowchunk stores them in this format."""
-        return tuple(self._own.get("tasks", ())) if TASK_INDEX in self.arrays else ()
+        return tuple(map(str, self.file["data"].attrs.get("tasks", ()))) if TASK_INDEX in self.arrays else ()
 
     @cached_property
     def task_indices(self) -> np.ndarray | None:

@@ -27,10 +27,11 @@ from flowchunk.datasets.description import describe_arrays, describe_specs, is_i
 from flowchunk.datasets.episode_source import ACTION, ArrayInfo, DamageError, Description, EpisodeSource, Part
 from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.formats.zarr_integrity import count_files, find_damage, missing_files
+from flowchunk.datasets.partial_output import PARTIAL
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 
 ATTRIBUTE = "flowchunk"
-PARTIAL = ".partial"  # suffix of a recording until it is finished
+TASK_INDEX = "meta/task_index"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +134,29 @@ class Store(EpisodeSource):
         """The stored specification; None in foreign stores."""
         attributes = self._attributes
         return ActionSpec.from_json(attributes["action_spec"]) if attributes else None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The distinct tasks of the frames, as texts; frames without a task have the empty text. Empty if none has one."""
+        return tuple((self._attributes or {}).get("tasks", ()))
+
+    @cached_property
+    def task_indices(self) -> np.ndarray | None:
+        """(N,) int64, the index in ``tasks`` of each frame's task; None if no episode has a task.
+
+        Raises DatasetError if they are damaged.
+        """
+        if not self.tasks:
+            return None
+        if TASK_INDEX not in self.root:
+            raise DatasetError(f"{self.path} names tasks, but has no {TASK_INDEX}; copy the data set again")
+        indices = _read(self, TASK_INDEX, self.root[TASK_INDEX], slice(self.num_frames)).astype(np.int64)
+        if indices.shape != (self.num_frames,) or not np.isin(indices, range(len(self.tasks))).all():
+            raise DatasetError(
+                f"{TASK_INDEX} in {self.path} must hold {self.num_frames} numbers from 0 to {len(self.tasks) - 1}, the "
+                "indices of the tasks; copy the data set again"
+            )
+        return indices
 
     @property
     def is_finished(self) -> bool:

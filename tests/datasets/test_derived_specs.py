@@ -125,7 +125,7 @@ def test_rotations_and_references_per_dimension(foreign: Path) -> None:
         ({"wraps": {"action": [0]}}, "wraps names 'action'"),
         ({"reference": "absolut"}, "reference=absolut must be absolute, delta, relative"),
         ({"reference": ["delta", "delta"]}, "one for each of 1 dimensions"),
-        ({"rotations": {"axis_angles": [0]}}, "rotations names 'axis_angles'; did you mean axis_angle"),
+        ({"rotations": {"axis_angles": [0]}}, "'axis_angles' is not a representation of rotations"),
         ({"rotations": {"axis_angle": [0]}}, "names 1 dimensions, but it takes 3 for each rotation"),
     ],
 )
