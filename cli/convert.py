@@ -18,7 +18,9 @@ def convert_store(arguments: list[str]) -> None:
     """Convert with command-line arguments; ``flowchunk.cli.data`` documents them."""
     paths = [argument for argument in arguments if "=" not in argument and argument != SKIP_CORRUPT]
     if len(paths) != 2 or any(path.startswith("-") for path in paths):
-        raise ConfigurationError("usage: flowchunk data convert SOURCE OUT task=TASK [jpeg=QUALITY] [--skip-corrupt]")
+        raise ConfigurationError(
+            "usage: flowchunk data convert SOURCE OUT [to=FORMAT] [KEY=VALUE ...] [--skip-corrupt]"
+        )
     options = read_options("convert", [argument for argument in arguments if "=" in argument])
     options["dataset"]["path"] = paths[0]
     source, env_id = open_source(options), options["task"]["env_id"]
@@ -28,7 +30,9 @@ def convert_store(arguments: list[str]) -> None:
         source,
         *task_specs(source, make_env, options),
         paths[1],
+        to=options["to"],
         jpeg=options["jpeg"],
+        codec=options["codec"],
         skip_corrupt=SKIP_CORRUPT in arguments,
         say=lambda text: console.print(text, markup=False, highlight=False),
     )

@@ -8,7 +8,9 @@ usage: flowchunk data inspect PATH [output_dir=DIR]
                                    HDF5, LeRobot v2.0, v2.1 and v3.0; HDF5 or npz of another layout
                                    by a mapping (a YAML file)
   output_dir=DIR                   also write plots of the values and sheets of the images
-  jpeg=QUALITY                     store images as JPEG, 1 to 100 (default: losslessly)
+  to=FORMAT                        flowchunk | diffusion_policy | robomimic | lerobot (v3.0)
+  jpeg=QUALITY                     of to=flowchunk: images as JPEG, 1 to 100 (default: losslessly)
+  codec=NAME                       of to=lerobot: images as h264 | av1 video, or lossless as png
   task=TASK                        the task that says what the numbers mean (default: the data set)
   dataset.sources.KEY=ARRAY        the array of SOURCE that holds a key of the task
   dataset.KEY=VALUE                what the data set does not say, as in flowchunk train
@@ -18,8 +20,8 @@ usage: flowchunk data inspect PATH [output_dir=DIR]
 inspect prints the format, episodes, lengths, keys, shapes, ranges, tasks, specifications, and
 contradictions in the data set; of an unfinished recording, those of its finished episodes.
 
-convert writes a new store, OUT, with specifications beside the data. Images are stored as uint8
-in sharded, compressed chunks.
+convert writes a new data set, OUT, episode by episode, with specifications beside the data, and
+says what the format cannot hold. Flowchunk's store keeps images in sharded, compressed chunks.
 """
 
 from __future__ import annotations

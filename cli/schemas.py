@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from flowchunk.cli.domains import DATASETS, FOLDER
 from flowchunk.cli.structured import Option, Options, options_of, schema, section
 from flowchunk.datasets.derived_specs import SpecOptions
+from flowchunk.datasets.formats.writing import TARGETS
 from flowchunk.datasets.image_cache import ImageCacheOptions
 from flowchunk.envs.evaluation import evaluate_in
 from flowchunk.envs.rollout import REPORT_SEED, SELECTION_SEED, rollout
@@ -223,7 +224,9 @@ COLLECT: dict[str, Option] = {
     "dataset": OPEN_SECTION,
 }
 CONVERT: dict[str, Option] = {
+    "to": Option(str, "flowchunk", f"the format to write: {' | '.join(TARGETS)}"),
     "jpeg": Option(INT_OR_NONE, None, "store images as JPEG with this quality, 1 to 100; default: losslessly"),
+    "codec": Option(str | None, None, "to=lerobot: images as h264 | av1 video, or as png; default: h264"),
     **TASK_OPTIONS,
     "dataset": section("Sources", SOURCES, SPECS, {"symmetry": Option(Any, None)}),
 }

@@ -1,4 +1,4 @@
-"""Convert a foreign store: flowchunk's keys, specifications beside the data, images as uint8 in sharded chunks."""
+"""Convert a data set of any format that is read into any that is written, episode by episode."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from flowchunk.datasets.episode_source import ACTION, EpisodeSource
-from flowchunk.datasets.formats.zarr_store import Store
-from flowchunk.datasets.image_reader import ImageReader, report_dropped_episodes
+from flowchunk.datasets.episode_source import EpisodeSource
+from flowchunk.datasets.episodes import read_episodes
+from flowchunk.datasets.formats import open_dataset
+from flowchunk.datasets.formats.writing import VALIDATION, describe_losses, make_writer
 from flowchunk.datasets.progress import progress_if_slow
-from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 
 
@@ -21,51 +21,50 @@ def convert(
     action_spec: ActionSpec,
     out: str | Path,
     *,
+    to: str = "flowchunk",
     jpeg: int | None = None,
+    codec: str | None = None,
     skip_corrupt: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Write the keys of the specifications to a new store at ``out``, episode by episode.
+    """Write the keys of the specifications to a new data set at ``out``; memory holds an episode at a time.
 
-    jpeg: store images as JPEGs of this quality; lossless by default. skip_corrupt: leave out episodes with unreadable
-    images. say: called with messages on these episodes and on the size of the result.
-    Raises DatasetError if ``out`` exists, or if data are missing, damaged, not finite or not as the specifications describe
-    them; ConfigurationError for a quality outside 1 to 100. In these cases, nothing is written.
+    to: the format, one of ``TARGETS``. jpeg: store flowchunk's images as JPEGs of this quality; lossless by default. codec:
+    of LeRobot's images, h264, av1 or png. skip_corrupt: leave out episodes with unreadable images. say: called with messages
+    on these episodes, on what the format cannot hold, and on the size of the result.
+    Raises DatasetError if ``out`` exists, if the format cannot hold the specifications, or if data are missing, damaged, not
+    finite or not as the specifications describe them; ConfigurationError for options that cannot be used. In these cases,
+    nothing is written.
     """
-    values = {key: field.shape for key, field in observation_spec.values.items()} | {ACTION: (action_spec.size,)}
-    for key, shape in values.items():
-        store.require_shape(key, shape)
-    sources = {key: ImageReader.find(store, key, field) for key, field in observation_spec.images.items()}
-    damaged: dict[str, dict[int, str]] = {key: {} for key in sources}
-    writer = StoreWriter(
-        out, observation_spec=observation_spec, action_spec=action_spec, jpeg=jpeg, keep_unfinished=False, say=say
-    )
-    with writer, progress_if_slow(f"converting {store.path}", store.num_frames) as advance:
-        for start, stop in zip(store.episode_starts.tolist(), store.episode_ends.tolist(), strict=True):
-            episode = {key: _read_finite(store, key, start, stop) for key in values}
-            for key, source in sources.items():
-                episode[key], lost = source.read_undamaged(start, stop)
-                if lost and not skip_corrupt:
-                    raise source.damage_error(lost)
-                damaged[key] |= lost
-            actions = episode.pop(ACTION)
-            if not any(frame in lost for lost in damaged.values() for frame in range(start, stop)):
-                writer.add_episode(episode, actions)
-            advance(stop - start)
-        report_dropped_episodes(store, sources, damaged, say)
-    say(f"{_describe(Store.open(writer.path))} (from {_size_on_disk(store.path) / 1e6:.1f} MB)")
+    masks = _masks(store) if to == "robomimic" and not skip_corrupt else None
+    writer = make_writer(to, out, observation_spec, action_spec, jpeg=jpeg, codec=codec, masks=masks, say=say)
+    with progress_if_slow(f"converting {store.path}", store.num_frames) as advance:
+        episodes = read_episodes(
+            store, observation_spec, action_spec, skip_corrupt=skip_corrupt, advance=advance, say=say
+        )
+        with writer:
+            for episode in episodes:
+                writer.add_episode(episode.observations, episode.actions, task=episode.task)
+    for sentence in describe_losses(store, observation_spec, to, jpeg=jpeg, codec=codec):
+        say(sentence)
+    say(f"{_describe(open_dataset(writer.path))} (from {_size_on_disk(store) / 1e6:.1f} MB)")
 
 
-def _read_finite(store: EpisodeSource, key: str, start: int, stop: int) -> np.ndarray:
-    values = store.read(key, start, stop)
-    store.require_finite(key, start, values)
-    return values
+def _masks(store: EpisodeSource) -> dict[str, list[int]] | None:
+    """The episodes for training and validation by robomimic's names; None if the data set is not split."""
+    validation = store.validation_episodes
+    if validation is None:
+        return None
+    training = np.setdiff1d(np.arange(len(store.episode_lengths)), validation)
+    return {"train": training.tolist(), VALIDATION: validation.tolist()}
 
 
 def _describe(store: EpisodeSource) -> str:
-    size = _size_on_disk(store.path) / 1e6
+    size = _size_on_disk(store) / 1e6
     return f"{store.path}: {len(store.episode_ends)} episodes, {store.num_frames:,} frames, {size:.1f} MB"
 
 
-def _size_on_disk(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+def _size_on_disk(store: EpisodeSource) -> int:
+    files = [file for file in store.path.rglob("*") if file.is_file()] if store.path.is_dir() else []
+    files = files or list({file for name in store.arrays for file in store.files(name)[1]})
+    return sum(file.stat().st_size for file in files)

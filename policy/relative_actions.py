@@ -80,7 +80,7 @@ def reference_values(observation: Mapping[str, Tensor], references: References) 
         if reference is None:
             columns.append(torch.zeros_like(next(iter(observation.values())).flatten(1)[:, 0]))
         else:
-            columns.append(observation[reference.key][:, -1].flatten(1)[:, reference.index])
+            columns.append(observation[reference.key][:, -1:].flatten(1)[:, reference.index])
     return torch.stack(columns, dim=-1)[:, None]
 
 

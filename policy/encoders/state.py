@@ -25,7 +25,9 @@ class StateEncoder(nn.Module):
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
         parts = []
         for key, wraps in self.wraps.items():
-            values = observation[key].flatten(2)  # (B, To, size)
+            values = observation[key].reshape(
+                *observation[key].shape[:2], -1
+            )  # (B, To, size), also of a field of shape ()
             if wraps:
                 angles = values[..., wraps]
                 others = [index for index in range(values.shape[-1]) if index not in wraps]

@@ -91,7 +91,7 @@ def test_a_store_of_others_becomes_ours_and_trains(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["OUT"], "usage: flowchunk data convert SOURCE OUT task=TASK"),
+        (["OUT"], "usage: flowchunk data convert SOURCE OUT"),
         (["SOURCE", "OUT", "more", "task=pusht_keypoints"], "usage: flowchunk data convert"),
         (["SOURCE", "OUT", "--skip", "task=pusht_keypoints"], "usage: flowchunk data convert"),
         (["SOURCE", "OUT"], "does not say at which rate it was recorded"),
@@ -116,5 +116,5 @@ def test_pictures_are_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[st
     with StoreWriter(tmp_path / "ours.zarr", observation_spec=spec, action_spec=action_spec, jpeg=90) as writer:
         writer.add_episode({"image": np.full((5, 6, 8, 3), 77, np.uint8)}, np.zeros((5, 1)))
     shown = inspect(tmp_path / "ours.zarr", capsys)
-    assert re.search(r"image\s*│ \(6, 8, 3\)\s*│ uint8\s*│\s*77\s*│\s*77", shown)
+    assert re.search(r"image\s*│\s*\(6, 8, 3\)\s*│\s*uint8\s*│\s*77\s*│\s*77", shown)
     assert re.search(r"image\s*│ image of camera wrist, 6x8 RGB", shown)

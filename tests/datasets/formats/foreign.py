@@ -70,7 +70,7 @@ def write_zarr_zip(folder: Path) -> Path:
     return path
 
 
-def write_robomimic(folder: Path) -> Path:
+def write_robomimic(folder: Path, *, dtype: type = np.float32) -> Path:
     """robomimic's HDF5, with more than ten episodes' worth of names so that their order is by number."""
     path = folder / "demos.hdf5"
     with h5py.File(path, "w") as file:
@@ -80,7 +80,7 @@ def write_robomimic(folder: Path) -> Path:
         for number, rows in zip((2, 9, 10), episodes(), strict=True):
             demo = data.create_group(f"demo_{number}")
             demo.attrs["num_samples"] = rows.stop - rows.start
-            demo["actions"], demo["obs/state"] = ACTIONS[rows], STATES[rows]
+            demo["actions"], demo["obs/state"] = ACTIONS[rows].astype(dtype), STATES[rows].astype(dtype)
             demo["next_obs/state"], demo["rewards"] = STATES[rows], np.zeros(rows.stop - rows.start)
             demo.create_dataset("obs/front", data=IMAGES[rows], chunks=(1, *SIZE, 3), compression="gzip")
         file["mask/train"], file["mask/valid"] = [b"demo_2", b"demo_10"], [b"demo_9"]
