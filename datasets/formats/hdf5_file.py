@@ -14,7 +14,7 @@ from typing import Any
 
 import h5py
 
-LIBRARY_VERSIONS = ("v108", "v110")  # of HDF5; earlier formats hold attributes of up to 64 kB only
+LIBRARY_VERSIONS = ("v108", "v110")  # of HDF5; earlier formats hold attributes of up to 64 kB, 4,096 texts
 
 
 class HDF5File:

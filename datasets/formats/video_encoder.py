@@ -30,7 +30,7 @@ class VideoCodec:
 
 # The quality: a mean error of 1.1 of 255 on photographs of 256 x 256 pixels, and 0.7 on rendered images of 96 x 96.
 CODECS = {
-    "h264": VideoCodec("h264", "libx264", {"crf": "18", "preset": "veryfast", "bf": "0"}, holds_odd_sizes=True),
+    "h264": VideoCodec("h264", "libx264", {"crf": "18", "preset": "veryfast"}, holds_odd_sizes=True),
     "av1": VideoCodec("av1", "libsvtav1", {"crf": "20", "preset": "8"}, holds_odd_sizes=False),
 }
 

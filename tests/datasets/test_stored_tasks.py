@@ -15,6 +15,7 @@ from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.datasets.tasks import TaskTable
+from tests.datasets.formats.episodes import interrupted
 
 OBSERVATIONS = ObservationSpec({"state": ObservationField((1,))})
 ACTIONS = ActionSpec((ActionDimension("x", "m", "world"),), control_hz=10.0)
@@ -103,15 +104,9 @@ def test_an_interrupted_episode_leaves_no_task_in_any_frame(
 ) -> None:
     with writer_of(tmp_path / "set.zarr", keep_unfinished=keep) as writer:
         add(writer, None)
-        describe, add_tasks = writer._describe, writer._add_tasks
-        for name, method in (("_describe", describe), ("_add_tasks", add_tasks)):
-
-            def interrupt(*arguments: Any, method: Any = method, **options: Any) -> None:
-                method(*arguments, **options)
-                raise KeyboardInterrupt
-
+        for name in ("_column", "_describe", "_add_tasks"):
             with monkeypatch.context() as patch:
-                patch.setattr(writer, name, interrupt)
+                patch.setattr(writer, name, interrupted(getattr(writer, name)))
                 with pytest.raises(KeyboardInterrupt):
                     add(writer, "lost")
         add(writer, "push")
@@ -128,6 +123,7 @@ def test_damaged_tasks_are_named(tmp_path: Path) -> None:
     indices[3] = -1
     with pytest.raises(DatasetError, match="must hold 8 numbers from 0 to 1"):
         _ = Store.open(path).task_indices
+    indices[3] = 0
     indices.resize((7,))
     with pytest.raises(DatasetError, match="must hold 8 numbers"):
         _ = Store.open(path).task_indices

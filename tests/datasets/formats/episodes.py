@@ -16,7 +16,7 @@ OBSERVATIONS = ObservationSpec(
         "state": ObservationField((3,), names=("x", "y", "angle"), units=("m", "m", "rad"), wraps=(2,)),
         "gripper": ObservationField((1,), names=("width",)),
         "force": ObservationField(()),
-        "grid": ObservationField((2, 4)),
+        "grid": ObservationField((2, 4), names=tuple("abcdefgh")),
         "front": ObservationField((16, 24, 3), camera="front"),
     }
 )
@@ -78,8 +78,8 @@ def write(make_writer: Callable[..., Any], path: Path, *, tasks: Sequence[Any] |
 def interrupted(write: Callable[..., None]) -> Callable[..., None]:
     """A function that does its work, and is interrupted before it returns."""
 
-    def write_and_interrupt(*arguments: Any) -> None:
-        write(*arguments)
+    def write_and_interrupt(*arguments: Any, **options: Any) -> None:
+        write(*arguments, **options)
         raise KeyboardInterrupt
 
     return write_and_interrupt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,12 @@ def test_tasks_that_come_later(tmp_path: Path) -> None:
 
 
 def test_many_tasks(tmp_path: Path) -> None:
-    """HDF5's old format holds attributes up to 64 kB."""
+    """HDF5's old format holds attributes up to 64 kB, which are 4,096 texts."""
     spec = ObservationSpec({"state": ObservationField((1,))})
     with RobomimicWriter(tmp_path / "demos.hdf5", observation_spec=spec, action_spec=ACTIONS) as writer:
-        writer.add_episode({"state": np.zeros((2000, 1))}, np.zeros((2000, 2)), task=[f"{k:090d}" for k in range(2000)])
+        writer.add_episode({"state": np.zeros((5000, 1))}, np.zeros((5000, 2)), task=[str(k) for k in range(5000)])
     _, attributes = read(tmp_path / "demos.hdf5")
-    assert attributes["data:tasks"][1999] == f"{1999:090d}"
+    assert attributes["data:tasks"][4999] == "4999"
 
 
 def test_masks(tmp_path: Path) -> None:
@@ -132,3 +133,26 @@ def test_an_interrupted_episode_is_left_out(tmp_path: Path, monkeypatch: pytest.
     assert attributes["data:total"] == 7
     np.testing.assert_array_equal(arrays["data/demo_1/actions"], second.actions)
     assert not any(name.startswith("data/demo_2") for name in arrays)
+
+
+def test_a_full_disk_is_noticed_with_the_episode(tmp_path: Path) -> None:
+    """And afterwards, too: what HDF5 holds is incomplete."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    episode = make_episode(0, 3)
+
+    def write_on() -> None:
+        with RobomimicWriter(tmp_path / "set", observation_spec=OBSERVATIONS, action_spec=ACTIONS) as writer:
+            writer.add_episode(episode.observations, episode.actions)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (writer.partial.stat().st_size, hard))
+            with pytest.raises(OSError, match="File too large"):
+                writer.add_episode(episode.observations, episode.actions)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            with pytest.raises(OSError, match="File too large"):
+                writer.add_episode(episode.observations, episode.actions)
+
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_on()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []

@@ -33,6 +33,12 @@ def writer_of(make_writer: MakeWriter, path: Path) -> Any:
     return make_writer(path, observation_spec=OBSERVATIONS, action_spec=ACTIONS)
 
 
+def open_files(folder: Path) -> list[str]:
+    """The files in a folder that this process has open, deleted ones included."""
+    descriptors = [descriptor for descriptor in Path("/proc/self/fd").iterdir() if descriptor.is_symlink()]
+    return [name for name in map(os.readlink, descriptors) if name.startswith(str(folder))]
+
+
 @each_writer
 def test_the_result_appears_at_the_end(tmp_path: Path, make_writer: MakeWriter) -> None:
     path, episode = tmp_path / "deeper" / "set", make_episode(0, 3)
@@ -69,16 +75,18 @@ def test_nothing_is_overwritten_that_appeared_meanwhile(tmp_path: Path, make_wri
 
 @each_writer
 def test_an_exception_leaves_nothing(tmp_path: Path, make_writer: MakeWriter) -> None:
-    episode = make_episode(0, 3)
+    episode = make_episode(0, 100)  # enough for encoders to begin a file
 
     def write_and_fail() -> None:
         with writer_of(make_writer, tmp_path / "set") as writer:
             writer.add_episode(episode.observations, episode.actions)
             raise RuntimeError("the source is damaged")
 
-    with pytest.raises(RuntimeError, match="the source is damaged"):
+    with pytest.raises(RuntimeError, match="the source is damaged") as raised:
         write_and_fail()
     assert list(tmp_path.iterdir()) == []
+    assert not open_files(tmp_path), "while the exception, and what it refers to, is still there"
+    del raised
 
 
 @each_writer
