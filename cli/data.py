@@ -1,7 +1,8 @@
-"""flowchunk data: look at a data set, or convert it.
+"""flowchunk data: look at a data set, convert it, or edit it.
 
 usage: flowchunk data inspect PATH [output_dir=DIR]
        flowchunk data convert SOURCE OUT [task=TASK] [KEY=VALUE ...] [--skip-corrupt]
+       flowchunk data edit SOURCE OUT [KEY=VALUE ...] [--skip-corrupt]
 
   PATH, SOURCE                     a data set of any of these formats, which are recognized: zarr of
                                    flowchunk or diffusion_policy (folder or .zarr.zip), robomimic
@@ -22,24 +23,66 @@ contradictions in the data set; of an unfinished recording, those of its finishe
 
 convert writes a new data set, OUT, episode by episode, with specifications beside the data, and
 says what the format cannot hold. Flowchunk's store keeps images in sharded, compressed chunks.
+
+edit writes a new store, too; SOURCE remains as it is. It takes jpeg, dataset.KEY and
+--skip-corrupt as convert does, and these, in this order; SOURCE's episodes are numbered from 0:
+
+  merge=[PATH,...]                 append data sets with equal specifications, numbered on
+  delete=[3,7:10]                  leave out episodes 3, 7, 8 and 9
+  keep=[0:100]                     keep only these, in place of delete
+  split={train: 0.9, valid: 0.1}   a store for each part, OUT_train.zarr and OUT_valid.zarr for
+                                   OUT.zarr; fractions, or numbers of episodes; seed=SEED
+  trim_idle=FRACTION               leave out time steps at the start and the end of episodes in
+                                   which no action changes by more than this fraction of its
+                                   range; one is left at each end
+  rename={old: new}                keys of observations; dataset.exclude=[KEY] leaves keys out
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from flowchunk.datasets.errors import ConfigurationError
+
+SKIP_CORRUPT = "--skip-corrupt"
 
 
 def run(arguments: list[str]) -> None:
-    """Inspect or convert a data set with command-line arguments."""
+    """Inspect, convert or edit a data set with command-line arguments."""
     if arguments[:1] == ["convert"]:
         from flowchunk.cli.convert import convert_store  # here because it imports torch and environments
 
         convert_store(arguments[1:])
+    elif arguments[:1] == ["edit"]:
+        from flowchunk.cli.edit import edit_datasets  # here because it imports torch
+
+        edit_datasets(arguments[1:])
     elif len(arguments) in (2, 3) and arguments[0] == "inspect":
         from flowchunk.cli.inspect import inspect_dataset
 
         inspect_dataset(arguments[1], arguments[2:])
     else:
         raise ConfigurationError(
-            "usage: flowchunk data inspect PATH [output_dir=DIR], or flowchunk data convert SOURCE OUT [KEY=VALUE ...]"
+            "usage: flowchunk data inspect PATH [output_dir=DIR], or flowchunk data convert|edit SOURCE OUT [KEY=VALUE ...]"
         )
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Arguments of a command that writes a data set. skip_corrupt: whether to leave out episodes with damaged images."""
+
+    source: str
+    out: str
+    options: Sequence[str]
+    skip_corrupt: bool
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str], *, usage: str) -> DataArguments:
+        """SOURCE OUT [KEY=VALUE ...] [--skip-corrupt], in any order. Raises ConfigurationError."""
+        paths = [argument for argument in arguments if "=" not in argument and argument != SKIP_CORRUPT]
+        if len(paths) != 2 or any(path.startswith("-") for path in paths):
+            raise ConfigurationError(f"usage: {usage}")
+        source, out = paths
+        options = [argument for argument in arguments if "=" in argument]
+        return cls(source, out, options, SKIP_CORRUPT in arguments)

@@ -155,11 +155,16 @@ def _find(config: DictConfig, key: str) -> tuple[Node | None, bool]:
     for part in key.split("."):
         if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
             return None, False
-        is_open = node._metadata.object_type is dict and node is not config
+        is_open = _is_open_section(node) and node is not config
         if part not in node and not OmegaConf.is_missing(node, part):
             return None, is_open
         node = node._get_node(part)
     return node, False
+
+
+def _is_open_section(node: Any) -> bool:
+    """Whether a section takes any keys, so that it can also be given as {KEY: VALUE}."""
+    return isinstance(node, DictConfig) and node._metadata.object_type is dict
 
 
 def _types(node: Any, *, of_elements: bool = False) -> tuple[Any, ...]:
@@ -186,7 +191,7 @@ def _check(override: str, config: DictConfig, name: str) -> None:
         raise ConfigurationError(f"{key}={text} is not a value but a section; give {key}.KEY=VALUE")
     kinds = _types(_find(config, key.rpartition(".")[0])[0], of_elements=True) if node is None else _types(node)
     try:
-        OmegaConf.update(config.copy(), key, value, force_add=is_open)
+        OmegaConf.update(config.copy(), key, value, force_add=is_open or _is_open_section(node))
         is_right = (value is None and may_be_none) or _is_one_of(kinds, value)
     except OmegaConfBaseException:
         is_right = False
@@ -210,13 +215,13 @@ def _described(kinds: Sequence[Any]) -> str:
 
 
 def _for_hydra(override: str, config: DictConfig) -> str:
-    """An override in Hydra's grammar: paths are quoted, with ~ expanded, and new keys of open sections get "++".
+    """An override in Hydra's grammar: paths are quoted, with ~ expanded; open sections and their new keys get "++".
 
     Paths are quoted because Hydra's grammar refuses many of their names; null and quoted values remain unchanged.
     """
     key, _, value = override.partition("=")
     node, is_open = _find(config, key)
-    if is_open:
+    if is_open or _is_open_section(node):
         return f"++{override}"
     is_path = node is not None and Path in _types(node)
     if not is_path or value in ("", "null") or (value[0] == value[-1] and value[0] in "'\""):

@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from flowchunk.cli.domains import DATASETS, FOLDER
 from flowchunk.cli.structured import Option, Options, options_of, schema, section
 from flowchunk.datasets.derived_specs import SpecOptions
+from flowchunk.datasets.edit import EditOptions
 from flowchunk.datasets.formats.writing import TARGETS
 from flowchunk.datasets.image_cache import ImageCacheOptions
 from flowchunk.envs.evaluation import evaluate_in
@@ -223,12 +224,19 @@ COLLECT: dict[str, Option] = {
     **TASK_OPTIONS,
     "dataset": OPEN_SECTION,
 }
+JPEG = {"jpeg": Option(INT_OR_NONE, None, "store images as JPEG with this quality, 1 to 100; default: losslessly")}
 CONVERT: dict[str, Option] = {
     "to": Option(str, "flowchunk", f"the format to write: {' | '.join(TARGETS)}"),
-    "jpeg": Option(INT_OR_NONE, None, "store images as JPEG with this quality, 1 to 100; default: losslessly"),
+    **JPEG,
     "codec": Option(str | None, None, "to=lerobot: images as h264 | av1 video, or as png; default: h264"),
     **TASK_OPTIONS,
     "dataset": section("Sources", SOURCES, SPECS, {"symmetry": Option(Any, None)}),
+}
+EDIT: dict[str, Option] = {
+    **JPEG,
+    "merge": Option(list[str], [], "data sets with equal specifications, whose episodes are appended"),
+    **options_of(EditOptions),
+    "dataset": section("Edited", SOURCES, SPECS),
 }
 INSPECT: dict[str, Option] = {
     "output_dir": Option(PATH_OR_NONE, None, "where plots and images are written; default: none")
@@ -253,6 +261,7 @@ COMMANDS: dict[str, Options] = {
     "generate": GENERATE,
     "collect": COLLECT,
     "convert": CONVERT,
+    "edit": EDIT,
     "inspect": INSPECT,
     "compare": COMPARE,
 }

@@ -31,6 +31,7 @@ TITLES = {
     "train": "flowchunk train",
     "train_generative": "flowchunk train task=toy2d|obstacle|torus|images",
     "convert": "flowchunk data convert",
+    "edit": "flowchunk data edit",
     "inspect": "flowchunk data inspect",
     "compare": "flowchunk compare objectives",
 }

@@ -22,7 +22,7 @@ from flowchunk.policy.networks import NETWORKS
 CONFIGS = {
     "train": ("train", "train_generative"),
     "collect": ("collect", "train"),  # what it records is trained on
-    "data": ("convert", "inspect"),
+    "data": ("convert", "edit", "inspect"),
     "demo": ("collect",),  # its only option is output_dir
 }
 """The configurations whose options a command takes; by default the one of its name."""
