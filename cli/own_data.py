@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,15 @@ def open_source(options: Mapping[str, Any]) -> EpisodeSource:
     size = dataset["image_size"]
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ConfigurationError(f"dataset.image_size={size} must be [height, width] in pixels")
-    return open_dataset(
+    source = open_dataset(
         dataset["path"], sources=dataset["sources"], image_size=None if size is None else (size[0], size[1])
     )
+    has_task = options.get("task", {}).get("env_id") is not None
+    if has_task or source.sources == dataset["sources"]:
+        return source
+    return replace(
+        source, sources=dict(dataset["sources"])
+    )  # of the user, not of a task, so also for flowchunk's stores
 
 
 def specs_of_source(source: EpisodeSource, options: Mapping[str, Any]) -> DerivedSpecs:

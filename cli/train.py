@@ -63,6 +63,7 @@ Two processes on a CPU:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,9 @@ def run(arguments: list[str]) -> None:
         train_generative(with_output_dir(read_options(config, arguments)))
     else:
         given = frozenset(argument.partition("=")[0] for argument in arguments)
-        train(with_output_dir(read_options(config, [*_derived(arguments, given), *arguments])), given=given)
+        options = read_options(config, [*_derived(arguments, given), *arguments])
+        options["dataset"]["path"] = str(Path(options["dataset"]["path"]).expanduser().absolute())  # for later commands
+        train(with_output_dir(options), given=given)
 
 
 def _derived(arguments: list[str], given: Collection[str]) -> list[str]:
@@ -117,7 +120,7 @@ def _derived(arguments: list[str], given: Collection[str]) -> list[str]:
     options = read_options("train", about_data, all_given=False)
     if options["task"]["env_id"] is not None or options["dataset"]["path"] == MISSING:
         return []
-    console = Console() if PartialState().is_main_process else None
+    console = Console() if os.environ.get("RANK", "0") == "0" else None  # before any process group is made
     horizon = options["policy"]["horizon"] if "policy.horizon" in given else None
     derived = derived_overrides(options, given, horizon=horizon, console=console)
     if options["training"]["init_from"] is not None:  # the checkpoint decides about the policy

@@ -127,6 +127,26 @@ def test_what_is_given_is_left_alone(tmp_path: Path) -> None:
     assert options == {"policy.n_action_steps": "4", "vision.crop": "[43,52]"}
 
 
+def test_sources_are_used_with_flowchunks_own_stores(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    """A task brings sources for stores of others, which its own stores ignore; here the user means this one."""
+    path, run = write(tmp_path / "data.zarr", 10), tmp_path / "run"
+    chosen = ["dataset.sources.elbow=joints[1:]", "dataset.observe=[elbow]"]
+    assert main(["train", f"dataset.path={path}", f"output_dir={run}", *chosen, *tiny]) == 0
+    assert ChunkPolicy.load(run).observation_spec.fields == {"elbow": ObservationField((1,))}
+
+
+def test_a_run_remembers_where_its_data_are(
+    tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "data.zarr", 10)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "dataset.path=data.zarr", "output_dir=run", *tiny]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["eval", "../run", "dataset.path=../data.zarr"]) == 0
+    assert "1 held-out episode" in capsys.readouterr().out
+
+
 def test_a_wrong_image_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "data.zarr", 10, size=(20, 30))
     assert main(["train", f"dataset.path={path}", "dataset.image_size=[96]"]) == 1
