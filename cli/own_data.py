@@ -14,10 +14,12 @@ from flowchunk.datasets.derived_specs import DerivedSpecs, SpecOptions, derive_s
 from flowchunk.datasets.episode_source import ACTION, EpisodeSource
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.formats import open_dataset
+from flowchunk.datasets.specs import ActionSpec
 from flowchunk.policy.devices import choose_device
 
 HORIZON_S = 1.6  # 16 steps at 10 Hz, as in the literature on action chunks
-HORIZON_STEPS = (8, 64)
+HORIZON_STEPS = (8, 32)
+MLP_NUMBERS = 512  # its width: the noise of a chunk with more numbers does not fit through it, and stays in the result
 LARGEST_IMAGE = {"cpu": 128, "gpu": 256}  # pixels of the shorter side; larger images are scaled to the next line's
 SCALED_IMAGE = {"cpu": 96, "gpu": 224}
 CROPPED = 7 / 8  # of height and width
@@ -42,19 +44,19 @@ def specs_of_source(source: EpisodeSource, options: Mapping[str, Any]) -> Derive
 
 
 def derived_overrides(
-    options: Mapping[str, Any], given: Collection[str], *, console: Console | None = None
+    options: Mapping[str, Any], given: Collection[str], *, horizon: int | None = None, console: Console | None = None
 ) -> list[str]:
     """Options that follow from the data set, as KEY=VALUE; those that were given are left alone.
 
-    given: names of the options that were given. console: where the specifications and these options are listed, with their
-    origins.
+    given: names of the options that were given. horizon: the given one, if there is one. console: where the specifications
+    and these options are listed, with their origins.
     """
     source = open_source(options)
     specs = specs_of_source(source, options)
     hardware = "cpu" if choose_device(options["device"]).type == "cpu" else "gpu"
     derived = {
         **_image_defaults(specs, hardware, given),
-        **_chunk_defaults(specs.action_spec.control_hz),
+        **_chunk_defaults(specs.action_spec, horizon),
         **_relative_defaults(source, specs),
     }
     used = {key: value for key, value in derived.items() if not _is_given(key, given)}
@@ -113,13 +115,21 @@ def _image_defaults(specs: DerivedSpecs, hardware: str, given: Collection[str]) 
     return derived
 
 
-def _chunk_defaults(hz: float) -> Derived:
-    steps = int(np.clip(round(HORIZON_S * hz / 8) * 8, *HORIZON_STEPS))
-    reason = f"{steps / hz:.2g} s at {hz:g} Hz"
-    return {
-        "policy.horizon": (str(steps), reason),
-        "policy.n_action_steps": (str(steps // 2), "half of the horizon"),
+def _chunk_defaults(action: ActionSpec, horizon: int | None) -> Derived:
+    """The length of a chunk by the rate, and a network through which as many numbers fit.
+
+    horizon: the given one, if there is one.
+    """
+    hz = action.control_hz
+    steps = horizon or int(np.clip(round(HORIZON_S * hz / 8) * 8, *HORIZON_STEPS))
+    derived = {
+        "policy.horizon": (str(steps), f"{steps / hz:.2g} s at {hz:g} Hz"),
+        "policy.n_action_steps": (str(max(1, steps // 2)), "half of the horizon"),
     }
+    if steps * action.size > MLP_NUMBERS:
+        reason = f"chunks of {steps} x {action.size} numbers are more than an mlp passes on"
+        derived["network"] = ("mixer", reason)
+    return derived
 
 
 def _relative_defaults(source: EpisodeSource, specs: DerivedSpecs) -> Derived:

@@ -89,7 +89,7 @@ from flowchunk.policy.demonstrations import DatasetOptions, Specs
 from flowchunk.policy.fitting import fit, require_specs_of
 from flowchunk.policy.sampling import SamplingOptions
 
-ABOUT_DATA = ("task=", "task.", "env.", "dataset.", "device=", "training.init_from=")
+ABOUT_DATA = ("task=", "task.", "env.", "dataset.", "device=", "training.init_from=", "policy.horizon=")
 """Options that are needed before others can be derived from the data set."""
 MISSING = "???"
 
@@ -118,7 +118,8 @@ def _derived(arguments: list[str], given: Collection[str]) -> list[str]:
     if options["task"]["env_id"] is not None or options["dataset"]["path"] == MISSING:
         return []
     console = Console() if PartialState().is_main_process else None
-    derived = derived_overrides(options, given, console=console)
+    horizon = options["policy"]["horizon"] if "policy.horizon" in given else None
+    derived = derived_overrides(options, given, horizon=horizon, console=console)
     if options["training"]["init_from"] is not None:  # the checkpoint decides about the policy
         derived = [override for override in derived if override.startswith("dataset.")]
     return derived

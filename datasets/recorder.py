@@ -198,6 +198,7 @@ class _Column:
         frames = sum(map(len, self._buffer))
         if frames >= self._file_frames:
             rows, whole = np.concatenate(self._buffer), frames - frames % self._file_frames
+            self._buffer = [rows]  # instead of its parts, which need as much memory
             self._write(start + len(values) - frames, rows[:whole])
             self._buffer = [rows[whole:].copy()]
 

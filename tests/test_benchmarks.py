@@ -1,4 +1,4 @@
-"""Benchmarks resume as documented: what was interrupted is trained to its end, not evaluated halfway."""
+"""Benchmarks resume as documented, and those of formats notice what differs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+import zarr
 
 from flowchunk.policy.training.trainer import Trainer
+from tests.datasets.formats.foreign import FRAMES, write_lerobot_3
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TINY = ["network=mlp", "network.width=16", "network.blocks=1", "training.steps=6", "training.batch_size=16"]
@@ -22,6 +25,7 @@ def load(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for their types
     spec.loader.exec_module(module)
     return module
 
@@ -73,3 +77,66 @@ def test_an_interrupted_policy_is_resumed_and_its_checkpoint_is_named(
     pickplace.main()
     assert steps == [0, 1, 2, 3, 2, 3, 4, 5]
     assert "of step 6 of 6" in capsys.readouterr().out
+
+
+@pytest.fixture
+def push_t(tmp_path: Path) -> Path:
+    """Two episodes in the layout of diffusion_policy's Push-T with images."""
+    root, generator = zarr.open_group(tmp_path / "push_t.zarr", mode="w", zarr_format=2), np.random.default_rng(0)
+    for name, shape in (("state", (5,)), ("action", (2,)), ("img", (96, 96, 3))):
+        values = generator.integers(0, 256, (20, *shape)).astype(np.float32)
+        root.create_array(f"data/{name}", data=values, chunks=(8, *shape))
+    root.create_array("meta/episode_ends", data=np.array([8, 20]))
+    return tmp_path / "push_t.zarr"
+
+
+def test_formats_are_compared_with_the_original(
+    push_t: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    formats = load("formats")
+    for name in ("flowchunk", "diffusion_policy", "LeRobot v3.0, png"):
+        monkeypatch.delitem(formats.TARGETS, name)
+    formats.main(push_t, lerobot=None, steps=2, work=tmp_path)
+    lines = [line.split("│")[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    rows = {name.strip(): [cell.strip() for cell in cells] for name, *cells in lines}
+    assert rows["robomimic"][:5] == ["20", "20", "20", "0", "identical"]
+    windows, values, images, error, loss, _ = rows["LeRobot v3.0, h264"]
+    assert (windows, values, images) == ("20", "20", "0")
+    assert error.startswith("mean ")
+    assert loss.startswith("losses differ by up to ")
+
+
+def test_rows_of_another_copy_are_compared(push_t: Path, tmp_path: Path) -> None:
+    formats = load("formats")
+    source = formats.open_dataset(push_t, sources={**formats.SOURCES, "observation.state": "state[:2]"})
+    said = formats.compare_rows(source, source)
+    assert said.endswith("as others converted it: positions equal, actions equal, lengths equal")
+    other = formats.open_dataset(push_t, sources={"observation.state": "state[1:3]"})
+    assert "positions DIFFER, actions equal" in formats.compare_rows(source, other)
+
+
+def test_speeds_of_formats(
+    push_t: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speed, called = load("formats_speed"), list[str]()
+    sources = {"image": "img", "agent_position": "state[:2]"}
+    original = speed.DataSet(str(push_t), sources, [*sources], control_hz=10.0)
+    in_process = speed.in_process
+
+    def first_in_process(what: str, data_set: object, path: Path, **options: object) -> dict[str, float]:
+        called.append(what)
+        measure = getattr(speed, what)
+        result: dict[str, float] = (
+            measure(data_set, path, **options) if what in called[:-1] else in_process(what, data_set, path, **options)
+        )
+        return result
+
+    monkeypatch.setattr(speed, "in_process", first_in_process)
+    camera = speed.DataSet(str(write_lerobot_3(tmp_path)))
+    speed.main(original, camera, repeats=2, seconds=0.01, work=tmp_path / "work", lerobot=None)
+    assert called == ["convert"] * (7 + 7 + 6) + ["load"] * 14
+    repeated = speed.open_dataset(tmp_path / "work" / "repeated" / "lerobot-png")
+    assert repeated.num_frames == 2 * FRAMES
+    assert "camera, 2 x" in capsys.readouterr().out
+    megabytes = 20 * (96 * 96 * 3 + 4 * (2 + 2)) / 1e6
+    assert speed.convert(original, tmp_path / "again", to="flowchunk")["megabytes"] == pytest.approx(megabytes)

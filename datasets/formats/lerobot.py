@@ -222,20 +222,19 @@ class LeRobotSource(EpisodeSource):
 
     def _reader(self, name: str, part: VideoPart) -> VideoReader:
         """The open video of an episode; one per camera stays open."""
-        kept = self._open.get(f"video {name}")
+        kept: VideoReader | None = self._open.get(f"video {name}")
         if kept is not None and kept.path == part.file:
-            reader: VideoReader = kept
-        else:
-            if kept is not None:
-                self._open.pop(f"video {name}").close()
-            reader = self._open[f"video {name}"] = VideoReader(part.file)
-        shape = self.arrays[name].shape
+            return kept
+        if kept is not None:
+            self._open.pop(f"video {name}").close()
+        reader, shape = VideoReader(part.file), self.arrays[name].shape
         if reader.size != shape[:2]:
             raise DatasetError(
                 f"{part.file} has images of {reader.size[0]}x{reader.size[1]} pixels, but meta/info.json says "
                 f"{shape[0]}x{shape[1]} for {name}; correct it there"
             )
-        self._require_frames(name, part.file, reader.num_frames)
+        self._require_frames(name, part.file, reader.num_frames)  # once a file: it looks at every episode
+        self._open[f"video {name}"] = reader
         return reader
 
     def _require_frames(self, name: str, file: Path, frames: int) -> None:

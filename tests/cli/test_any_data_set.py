@@ -22,22 +22,31 @@ def derived(path: Path, *arguments: str) -> dict[str, str]:
     given = ["device=cpu", *arguments]
     options = read_options("train", [f"dataset.path={path}", *given])
     names = [argument.partition("=")[0] for argument in given]
-    return dict(item.split("=", 1) for item in derived_overrides(options, names))
+    horizon = options["policy"]["horizon"] if "policy.horizon" in names else None
+    return dict(item.split("=", 1) for item in derived_overrides(options, names, horizon=horizon))
 
 
-def write(path: Path, hz: float, *, size: tuple[int, int] | None = None, offset: float = 0.1, **dimension: Any) -> Path:
+def write(
+    path: Path,
+    hz: float,
+    *,
+    joints: int = 2,
+    size: tuple[int, int] | None = None,
+    offset: float = 0.1,
+    **dimension: Any,
+) -> Path:
     """One of flowchunk's stores with joints that the actions lead by ``offset``, and a camera if there is a size."""
-    names = ("shoulder", "elbow")
-    fields = {"joints": ObservationField((2,), names=names)}
+    names = ("shoulder", "elbow", *(f"joint_{index}" for index in range(joints - 2)))
+    fields = {"joints": ObservationField((joints,), names=names)}
     if size is not None:
         fields["front"] = ObservationField((*size, 3), camera="front")
     actions = ActionSpec(tuple(ActionDimension(name, "rad", "joint", **dimension) for name in names), control_hz=hz)
     random = np.random.default_rng(0)
     with StoreWriter(path, observation_spec=ObservationSpec(fields), action_spec=actions) as writer:
         for _ in range(3):
-            joints = random.normal(size=(12, 2)).cumsum(0)
+            values = random.normal(size=(12, joints)).cumsum(0)
             images = {} if size is None else {"front": random.integers(0, 255, (12, *size, 3), dtype=np.uint8)}
-            writer.add_episode({"joints": joints, **images}, joints + offset)
+            writer.add_episode({"joints": values, **images}, values + offset)
     return path
 
 
@@ -76,10 +85,18 @@ def test_a_broken_camera_is_left_out_by_name(
     assert {*ChunkPolicy.load(tmp_path / "run").observation_spec.fields} == {"state"}
 
 
-@pytest.mark.parametrize(("hz", "horizon"), [(2.0, 8), (10.0, 16), (20.0, 32), (50.0, 64), (500.0, 64)])
+@pytest.mark.parametrize(("hz", "horizon"), [(2.0, 8), (10.0, 16), (20.0, 32), (50.0, 32), (500.0, 32)])
 def test_the_horizon_follows_from_the_rate(hz: float, horizon: int, tmp_path: Path) -> None:
     options = derived(write(tmp_path / "data.zarr", hz))
     assert (options["policy.horizon"], options["policy.n_action_steps"]) == (str(horizon), str(horizon // 2))
+
+
+def test_chunks_that_do_not_fit_through_an_mlp_take_another_network(tmp_path: Path) -> None:
+    """The noise of more numbers than it is wide would stay in the chunks."""
+    assert "network" not in derived(write(tmp_path / "few.zarr", 20))
+    assert derived(write(tmp_path / "many.zarr", 20, joints=17))["network"] == "mixer"
+    assert "network" not in derived(tmp_path / "many.zarr", "network=mlp")
+    assert "network" not in derived(tmp_path / "many.zarr", "policy.horizon=30")
 
 
 def test_actions_are_relative_to_observed_values_of_their_names(tmp_path: Path) -> None:
@@ -107,7 +124,7 @@ def test_what_is_given_is_left_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "data.zarr", 10, size=(200, 300))
     given = ["policy.horizon=8", "policy.relative_to=null", "dataset.image_size=[50,60]", "hardware=gpu"]
     options = derived(path, *given)
-    assert options == {"policy.n_action_steps": "8", "vision.crop": "[43,52]"}
+    assert options == {"policy.n_action_steps": "4", "vision.crop": "[43,52]"}
 
 
 def test_a_wrong_image_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

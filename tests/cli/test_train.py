@@ -198,7 +198,7 @@ def test_a_data_set_of_ones_own_needs_no_simulation(tmp_path: Path, tiny: tuple[
     assert main(["train", "task=own", f"dataset.path={store}", f"output_dir={run}", *few]) == 0
     policy = ChunkPolicy.load(run)
     assert (policy.observation_spec, policy.action_spec) == (observation, action)
-    assert policy.predict_chunk({"joints": np.zeros((1, 2, 3))}, seed=0).shape == (1, 64, 3)  # as long as at 50 Hz
+    assert policy.predict_chunk({"joints": np.zeros((1, 2, 3))}, seed=0).shape == (1, 32, 3)  # as long as at 50 Hz
     metrics_of_best = description(run / "checkpoints" / "best")["training"]["metrics"]
     assert metrics_of_best["score"] == -metrics_of_best["action_error"]
 
