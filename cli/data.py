@@ -35,6 +35,11 @@ edit writes a new store, too; SOURCE remains as it is. It takes jpeg, dataset.KE
   trim_idle=FRACTION               leave out time steps at the start and the end of episodes in
                                    which no action changes by more than this fraction of its
                                    range; one is left at each end
+  reference=NAME                   make actions absolute, delta or relative; a list for one each
+  relative_to=[KEY.NAME,...]       the observed value that each refers to (default: of its name)
+  rotation=NAME                    rotations as rotation_6d | axis_angle | euler_xyz |
+                                   quaternion_xyzw | quaternion_wxyz | matrix; which dimensions
+                                   they are: dataset.rotations={axis_angle: [rx,ry,rz]}
   rename={old: new}                keys of observations; dataset.exclude=[KEY] leaves keys out
 """
 

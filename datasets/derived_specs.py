@@ -132,7 +132,9 @@ def _actions(source: EpisodeSource, options: SpecOptions, origins: dict[str, str
     size = len(found)
     names = _entries(ACTION, "names", options.names, size) or tuple(dimension.name for dimension in found)
     units = _entries(ACTION, "units", options.units, size) or tuple(dimension.unit for dimension in found)
-    references = _references(options.reference, size) or tuple(dimension.reference for dimension in found)
+    references = parse_references(options.reference, size, option="dataset.reference") or tuple(
+        dimension.reference for dimension in found
+    )
     rotations = _rotations(options.rotations, names) or {}
     given = [name for name in ("names", "units") if ACTION in getattr(options, name)]
     given += [name for name in ("reference", "rotations") if getattr(options, name)]
@@ -174,14 +176,15 @@ def _index(option: str, entry: Any, names: Sequence[str], size: int) -> int:
     raise ConfigurationError(f"{option}: {entry!r} is no dimension; {_meant(str(entry), names or range(size))}")
 
 
-def _references(given: Any, size: int) -> tuple[Reference, ...]:
+def parse_references(given: Any, size: int, *, option: str) -> tuple[Reference, ...]:
+    """The reference of each of so many action dimensions; empty if none is given. Raises ConfigurationError."""
     if not given:
         return ()
     entries = (given,) * size if isinstance(given, str) else tuple(given)
     known = get_args(Reference)
     if len(entries) != size or any(entry not in known for entry in entries):
         raise ConfigurationError(
-            f"dataset.reference={given} must be {', '.join(known)}, one for all or one for each of {size} dimensions"
+            f"{option}={given} must be {', '.join(known)}, one for all or one for each of {size} dimensions"
         )
     return cast(tuple[Reference, ...], entries)
 
@@ -194,6 +197,11 @@ def _rotations(given: Mapping[str, Any], names: Sequence[str]) -> dict[int, str]
         if not indices or len(indices) % size:
             raise ConfigurationError(
                 f"dataset.rotations.{representation} names {len(indices)} dimensions, but it takes {size} for each rotation"
+            )
+        if any(indices[place] != indices[place - place % size] + place % size for place in range(len(indices))):
+            raise ConfigurationError(
+                f"dataset.rotations.{representation}={list(dimensions)}: the dimensions of a rotation must follow each other "
+                "in the action, in this order; reorder them by dataset.sources.action"
             )
         found |= dict.fromkeys(indices, representation)
     return found

@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from flowchunk.datasets.derived_specs import DerivedSpecs
+from flowchunk.datasets.derived_specs import DerivedSpecs, parse_references
 from flowchunk.datasets.episode_selection import select_episodes, split_selected
 from flowchunk.datasets.episode_source import ACTION, EpisodeSource
 from flowchunk.datasets.episodes import Episode, read_episodes
-from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.errors import ConfigurationError, DatasetError
 from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.idle_frames import active_frames, delta_dimensions
 from flowchunk.datasets.progress import progress_if_slow
 from flowchunk.datasets.recorder import StoreWriter
+from flowchunk.datasets.reference_change import ReferenceChange
+from flowchunk.datasets.rotation_change import RotationChange
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec, require_observations, require_same_actions
 
 SUFFIX = ".zarr"
@@ -38,7 +40,9 @@ class EditOptions:
     keep: the only episodes to keep, in place of delete. split: {NAME: share}, a store for each part; shares are fractions
     such as 0.9, or numbers of episodes, which are chosen at random. seed: of the split. trim_idle: leave out time steps at
     the start and the end of episodes in which no action changes by more than this fraction of its range; one is left at each
-    end. rename: {old: new} keys of observations.
+    end. reference: absolute, delta or relative actions, one for all or one per dimension. relative_to: for each action
+    dimension the observed value, as KEY.NAME, that relative actions and the first delta refer to, or null; by default the one
+    of the same name. rotation: the representation of rotations, such as rotation_6d. rename: {old: new} keys of observations.
     """
 
     delete: Sequence[Any] = ()
@@ -46,6 +50,9 @@ class EditOptions:
     split: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     trim_idle: float | None = None
+    reference: Any = None
+    relative_to: Sequence[str | None] | None = None
+    rotation: str | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -119,6 +126,16 @@ def _plan(specs: DerivedSpecs, episodes: Sequence[Located], options: EditOptions
     observation_spec, action_spec = specs.observation_spec, specs.action_spec
     if options.trim_idle is not None:
         steps.append(_trim_step(action_spec, episodes, options.trim_idle))
+    if references := parse_references(options.reference, action_spec.size, option="reference"):
+        change = ReferenceChange.find(observation_spec, action_spec, references, options.relative_to)
+        action_spec = change.change_spec(action_spec)
+        steps.append(partial(_change_references, change=change))
+    elif options.relative_to is not None:
+        raise ConfigurationError("relative_to is for reference=delta, relative or absolute; give that, too")
+    if options.rotation is not None:
+        rotations = RotationChange.find(action_spec, options.rotation)
+        action_spec = rotations.change_spec(action_spec)
+        steps.append(partial(_change_rotations, change=rotations))
     if options.rename:
         observation_spec = _renamed(observation_spec, options.rename)
         steps.append(partial(_rename, names=options.rename))
@@ -141,6 +158,17 @@ def _trim(episode: Episode, *, tolerances: np.ndarray, is_delta: np.ndarray) -> 
     observations = {key: values[kept] for key, values in episode.observations.items()}
     task = episode.task if episode.task is None or isinstance(episode.task, str) else episode.task[kept]
     return replace(episode, observations=observations, actions=episode.actions[kept], task=task)
+
+
+def _change_references(episode: Episode, *, change: ReferenceChange) -> Episode:
+    return replace(episode, actions=change.change(episode.actions, episode.observations))
+
+
+def _change_rotations(episode: Episode, *, change: RotationChange) -> Episode:
+    try:
+        return replace(episode, actions=change.change(episode.actions))
+    except ConfigurationError as error:
+        raise DatasetError(f"the actions of episode {episode.index} cannot be converted: {error}") from error
 
 
 def _rename(episode: Episode, *, names: Mapping[str, str]) -> Episode:

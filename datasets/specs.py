@@ -112,8 +112,8 @@ class ActionDimension:
     """One number of an action.
 
     coordinate_frame: the frame in which the number is expressed ("world", "gripper", "joint", …). reference: "absolute"
-    targets, "delta" from the previous target, "relative" to the observation at the chunk's start. rotation: the
-    representation that this number is a part of ("rotation_6d", "euler_xyz", …); None if it is not part of a rotation.
+    targets, "delta" from the previous target, "relative" to what is observed at the same time step. rotation:
+    the representation that this number is a part of ("rotation_6d", "euler_xyz", …); None if it is not part of a rotation.
     low, high: inclusive bounds; None if unbounded.
     """
 

@@ -6,9 +6,8 @@ do not accumulate along the chunk as they do with step-to-step deltas.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.observed_values import ObservedValue, find_observed_value
 from flowchunk.datasets.specs import ObservationField, ObservationSpec
 
 if TYPE_CHECKING:
@@ -25,15 +25,7 @@ RelativeTo = Sequence[str | None]
 """For each action dimension an observed value, as KEY.NAME, or None."""
 
 
-@dataclass(frozen=True)
-class Reference:
-    """An observed value: a key of the observation, and an index into its flattened values."""
-
-    key: str
-    index: int
-
-
-References = Sequence[Reference | None]
+References = Sequence[ObservedValue | None]
 
 
 def find_references(relative_to: RelativeTo, observation_spec: ObservationSpec, action_size: int) -> References:
@@ -50,24 +42,14 @@ def find_references(relative_to: RelativeTo, observation_spec: ObservationSpec, 
     return [None if entry is None else _find(entry, observation_spec.values) for entry in relative_to]
 
 
-def _find(entry: str, fields: Mapping[str, ObservationField]) -> Reference:
-    for key, field in fields.items():
-        name = entry.removeprefix(f"{key}.")
-        if name == entry or not (name in field.names or (name.isdigit() and int(name) < field.size)):
-            continue
-        index = field.names.index(name) if name in field.names else int(name)
-        if index in field.wraps:
-            raise ConfigurationError(
-                f"policy.relative_to: {entry} is an angle that wraps, so a chunk across ±π would have a jump; give null "
-                "for this action dimension"
-            )
-        return Reference(key, index)
-    known = [f"{key}.{name}" for key, field in fields.items() for name in field.names or range(field.size)]
-    near = difflib.get_close_matches(entry, known, n=3, cutoff=0.5) or known[:20]
-    raise ConfigurationError(
-        f"policy.relative_to: expected an observed value as KEY.NAME, or null, but got {entry!r}; there are "
-        f"{', '.join(near)}{'' if len(near) == len(known) else ', …'}"
-    )
+def _find(entry: str, fields: Mapping[str, ObservationField]) -> ObservedValue:
+    found = find_observed_value(entry, fields, option="policy.relative_to")
+    if found.index in fields[found.key].wraps:
+        raise ConfigurationError(
+            f"policy.relative_to: {entry} is an angle that wraps, so a chunk across ±π would have a jump; give null "
+            "for this action dimension"
+        )
+    return found
 
 
 def reference_values(observation: Mapping[str, Tensor], references: References) -> Tensor:

@@ -61,6 +61,29 @@ def test_merge_expands_the_home_folder(pusht_store: Path, tmp_path: Path, monkey
     np.testing.assert_array_equal(out.read("agent"), np.concatenate([state, state]))
 
 
+def test_actions_are_expressed_in_another_way(pusht_store: Path, tmp_path: Path) -> None:
+    """Three columns are a rotation; the other is relative to the observed x."""
+    described = (
+        "dataset.sources.action='action + state[:2]'",
+        "dataset.names={action: [rx,ry,rz,x], state: [x,y,bx,by,angle]}",
+        "dataset.rotations.axis_angle=[rx,ry,rz]",
+        "dataset.control_hz=10",
+    )
+    changes = (
+        "rotation=rotation_6d",
+        "reference=[absolute,absolute,absolute,relative]",
+        "relative_to=[null,null,null,state.y]",
+    )
+    assert edit(pusht_store, tmp_path / "out.zarr", *described, *changes) == 0
+    store = Store.open(tmp_path / "out.zarr")
+    assert store.action_spec is not None
+    assert [(one.reference, one.rotation) for one in store.action_spec.dimensions] == [
+        *[("absolute", "rotation_6d")] * 6,
+        ("relative", None),
+    ]
+    np.testing.assert_array_equal(store.read("action")[:, 6], 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -75,6 +98,7 @@ def test_merge_expands_the_home_folder(pusht_store: Path, tmp_path: Path, monkey
         (["SOURCE", "OUT", "rename={state: [a]}", "dataset.control_hz=10"], "rename.state=['a'] cannot be the name"),
         (["SOURCE", "OUT", "trim_idle=much"], "trim_idle=much must be a number"),
         (["SOURCE", "OUT", "dataset.control_hz=10", "delete=[5]"], "episodes are numbered 0 to 4, so 5 names none"),
+        (["SOURCE", "OUT", "dataset.control_hz=10", "reference=relative"], "without an observed value"),
         (["SOURCE", "OUT", "merge=[nowhere]", "dataset.control_hz=10"], "no data set at nowhere"),
         (["nowhere", "OUT"], "no data set at nowhere"),
     ],

@@ -134,6 +134,16 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str, for
         derive(foreign, **options)
 
 
+@pytest.mark.parametrize("dimensions", [[0, 2, 1], [0, 1, 3], [0, 1, 2, 3, 5, 4]])
+def test_dimensions_of_a_rotation_follow_each_other(dimensions: list[int], foreign: Path) -> None:
+    sources = {"action": "state + state + state"}
+    assert derive(foreign, sources, rotations={"axis_angle": [3, 4, 5, 0, 1, 2]})
+    with pytest.raises(
+        ConfigurationError, match=r"rotations.axis_angle=\[0, .* must follow each other .* in this order"
+    ):
+        derive(foreign, sources, rotations={"axis_angle": dimensions})
+
+
 def test_nothing_to_observe(foreign: Path) -> None:
     with pytest.raises(DatasetError, match=r"nothing to observe; choose by dataset.observe=\[KEY\]"):
         derive(foreign, exclude=["img", "state"])

@@ -174,6 +174,46 @@ def test_every_format_is_read(name: str, tmp_path: Path) -> None:
     assert tuple(store.episode_lengths) == (4, 9)
 
 
+def test_actions_become_deltas_and_absolute_again(tmp_path: Path) -> None:
+    """By the observed value of the same name at the start of each episode, as trimmed."""
+    episodes = [np.array([5, 5, 7, 10])[:, None], np.array([3.0, 4])[:, None]]
+    source = record_actions(tmp_path / "source.zarr", episodes)
+    named = SpecOptions(names={"state": ["a0"]}, reference="absolute")
+    (delta,) = run(source, tmp_path / "delta.zarr", reference="delta", trim_idle=0.0, dataset=named)
+    np.testing.assert_array_equal(delta.read("action")[:, 0], [5 - 1, 2, 3, 3, 1])
+    assert delta.action_spec is not None
+    assert delta.action_spec.dimensions[0].reference == "delta"
+    (absolute,) = run(delta, tmp_path / "absolute.zarr", reference=["absolute"], rename={"state": "joints"})
+    np.testing.assert_array_equal(absolute.read("action")[:, 0], [5, 7, 10, 3, 4])
+    (relative,) = run(source, tmp_path / "relative.zarr", reference="relative", relative_to=["state.0"])
+    np.testing.assert_array_equal(relative.read("action")[:, 0], [5, 4, 5, 7, 3, 3])
+
+
+def test_rotations_are_converted(tmp_path: Path) -> None:
+    turn = np.array([[0, 0, np.pi / 2, 8], [0, 0, 0, 9]])
+    source = record_actions(tmp_path / "source.zarr", [turn])
+    (store,) = run(
+        source,
+        tmp_path / "out.zarr",
+        dataset=SpecOptions(rotations={"axis_angle": ["a0", "a1", "a2"]}),
+        rotation="rotation_6d",
+        reference=["absolute", "absolute", "absolute", "delta"],
+    )
+    np.testing.assert_allclose(store.read("action"), [[0, 1, 0, -1, 0, 0, 0], [1, 0, 0, 0, 1, 0, 1]], atol=1e-6)
+    assert store.action_spec is not None
+    assert store.action_spec.names == (*(f"rotation_6d_{index}" for index in range(6)), "a3")
+    assert [one.reference for one in store.action_spec.dimensions] == ["absolute"] * 6 + ["delta"]
+
+
+def test_values_that_are_no_rotation_are_named_by_their_episode(tmp_path: Path) -> None:
+    identity = np.array([[0, 0, 0, 1.0]])
+    source = record_actions(tmp_path / "source.zarr", [identity, 3 * identity])
+    options = SpecOptions(rotations={"quaternion_xyzw": [0, 1, 2, 3]})
+    with pytest.raises(DatasetError, match=r"episode 1 cannot be converted: rotation 0 of 1 is none: the quaternion"):
+        run(source, tmp_path / "out.zarr", rotation="axis_angle", dataset=options)
+    assert nothing_but(tmp_path, "source.zarr")
+
+
 def test_tasks_are_kept(tmp_path: Path) -> None:
     """The second data set's texts, one per time step, are trimmed with them."""
     spec = ActionSpec((ActionDimension("a", "m", "world"),), HZ)
@@ -209,6 +249,11 @@ def record_actions(path: Path, episodes: Sequence[np.ndarray]) -> Store:
         ({"split": {"a": 0.9, "b": 0.2}}, "at most 1 in total"),
         ({"trim_idle": -0.1}, "trim_idle=-0.1 must be a fraction"),
         ({"trim_idle": float("nan")}, "trim_idle=nan must be a fraction"),
+        ({"reference": "delt"}, "reference=delt must be absolute, delta, relative"),
+        ({"reference": "relative"}, "x cannot be changed from absolute to relative without an observed value"),
+        ({"relative_to": ["position.0"]}, "relative_to is for reference="),
+        ({"reference": "delta", "relative_to": ["position.2"]}, "relative_to: expected an observed value as KEY.NAME"),
+        ({"rotation": "rotation_6d"}, "no action dimension is part of a rotation"),
         ({"rename": {"depth": "image"}}, "no observation 'depth' to rename; there are position, image"),
         ({"rename": {"position": "image"}}, "two observations would be called 'image'"),
         ({"rename": {"position": "a", "image": "a"}}, "two observations would be called 'a'"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowchunk.datasets.episode_selection import select_episodes, split_selected
@@ -49,6 +49,7 @@ def test_what_cannot_be_selected(options: dict[str, Any], message: str) -> None:
         select_episodes(5, **options)
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.integers(10, 60), st.integers(0, 5), st.sampled_from([{"a": 0.5, "b": 0.3}, {"a": 0.9, "b": 0.1}]))
 def test_parts_are_disjoint_and_of_the_size_asked_for(episodes: int, seed: int, parts: Mapping[str, float]) -> None:
     chosen = list(range(100, 100 + episodes))

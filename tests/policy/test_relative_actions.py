@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.observed_values import ObservedValue
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.datasets.windows import Windows
 from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
 from flowchunk.policy.normalizer import Normalizer, Scaling
-from flowchunk.policy.relative_actions import Reference, find_references, reference_values, relative_chunks
+from flowchunk.policy.relative_actions import find_references, reference_values, relative_chunks
 
 OBSERVATION = ObservationSpec(
     {"state": ObservationField((3,), names=("x", "y", "z")), "hand": ObservationField((2, 2))}
@@ -111,7 +112,7 @@ def test_a_reference_that_does_not_exist(relative_to: list[str | None]) -> None:
 
 def test_an_angle_that_wraps_is_no_reference() -> None:
     spec = ObservationSpec({"joints": ObservationField((2,), wraps=(1,))})
-    assert find_references(["joints.0", None], spec, 2) == [Reference("joints", 0), None]
+    assert find_references(["joints.0", None], spec, 2) == [ObservedValue("joints", 0), None]
     with pytest.raises(ConfigurationError, match=r"joints\.1 is an angle that wraps.* give null"):
         find_references(["joints.0", "joints.1"], spec, 2)
 
@@ -127,7 +128,7 @@ def test_values_are_named_as_in_the_specification() -> None:
     )
     found = find_references(["arm.b", "arm.left.y.left", "arm.left.0", "arm.1"], spec, 4)
     expected = [("arm", 1), ("arm.left", 1), ("arm.left", 2), ("arm", 1)]  # a name comes before an index
-    assert found == [Reference(*entry) for entry in expected]
+    assert found == [ObservedValue(*entry) for entry in expected]
     with pytest.raises(ConfigurationError, match=r"but got 'arm\.left\.y_left'; there are arm\.left\.y\.left"):
         find_references(["arm.left.y_left"], spec, 1)
     with pytest.raises(ConfigurationError, match=r"but got 'image\.0'; there are arm\.a, arm\.b, arm\.left\.x"):
