@@ -215,23 +215,24 @@ def _described(kinds: Sequence[Any]) -> str:
 
 
 def _for_hydra(override: str, config: DictConfig) -> str:
-    """An override in Hydra's grammar: paths are quoted, with ~ expanded; open sections and their new keys get "++".
+    """An override in Hydra's grammar: paths and texts are quoted, with ~ expanded in paths; open sections get "++".
 
-    Paths are quoted because Hydra's grammar refuses many of their names; null and quoted values remain unchanged.
+    Paths, and texts in sections of texts such as ``state[:2]``, are quoted because Hydra's grammar refuses many of them; null
+    and quoted values remain unchanged.
     """
     key, _, value = override.partition("=")
     node, is_open = _find(config, key)
-    if is_open or _is_open_section(node):
-        return f"++{override}"
+    prefix = "++" if is_open or _is_open_section(node) else ""
     is_path = node is not None and Path in _types(node)
-    if not is_path or value in ("", "null") or (value[0] == value[-1] and value[0] in "'\""):
-        return override
+    is_text = is_open and _types(_find(config, key.rpartition(".")[0])[0], of_elements=True) == (str,)
+    if not (is_path or is_text) or value in ("", "null") or (value[0] == value[-1] and value[0] in "'\""):
+        return f"{prefix}{override}"
     with suppress(RuntimeError):  # an unknown user
-        value = str(Path(value).expanduser()) if value.startswith("~") else value
+        value = str(Path(value).expanduser()) if is_path and value.startswith("~") else value
     value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # prevents interpolation by OmegaConf
     value = re.sub(r"(\\*)'", r"\1\1\\'", value)
     value = re.sub(r"(\\+)$", r"\1\1", value)
-    return f"{key}='{value}'"
+    return f"{prefix}{key}='{value}'"
 
 
 def _is_option(config: str, argument: str) -> bool:

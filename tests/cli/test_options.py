@@ -332,3 +332,10 @@ def test_a_dataset_that_a_task_has_not_is_refused(
     assert main(["train", *words, f"output_dir={tmp_path / 'run'}"]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["state[:2]", "position + gripper[:1]", "a b", "'state[1:]'", "obs/front"])
+def test_sources_need_no_quotes(text: str) -> None:
+    """Hydra's grammar refuses most of them."""
+    options = read_options("train", ["task=own", "dataset.path=x", f"dataset.sources.key={text}"])
+    assert options["dataset"]["sources"] == {"key": text.strip("'")}
