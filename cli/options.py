@@ -224,7 +224,8 @@ def _for_hydra(override: str, config: DictConfig) -> str:
     node, is_open = _find(config, key)
     prefix = "++" if is_open or _is_open_section(node) else ""
     is_path = node is not None and Path in _types(node)
-    is_text = is_open and _types(_find(config, key.rpartition(".")[0])[0], of_elements=True) == (str,)
+    is_in_texts = is_open and _types(_find(config, key.rpartition(".")[0])[0], of_elements=True) == (str,)
+    is_text = is_in_texts and bool(re.match(r"\w[^,]*[\[+ ]", value))
     if not (is_path or is_text) or value in ("", "null") or (value[0] == value[-1] and value[0] in "'\""):
         return f"{prefix}{override}"
     with suppress(RuntimeError):  # an unknown user

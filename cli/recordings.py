@@ -62,7 +62,7 @@ def load_recordings(policy: ChunkPolicy, run: Path, dataset: Mapping[str, Any], 
     trained_on: Mapping[str, Any] = _default_dataset() if training is None else training["dataset"]
     given = {name: value for name, value in dataset.items() if value != _default_dataset().get(name)}
     sources = {**trained_on["sources"], **dataset.get("sources", {})}
-    store = _open(policy, {**trained_on, **given, "sources": sources})
+    store = _open(policy, {**trained_on, **given, "sources": sources}, training)
     specs: Specs = (policy.observation_spec, policy.action_spec)
     if training is not None and Path(trained_on["path"]).expanduser().resolve() == path.resolve():
         data = _demonstrations(policy, store, training, say)
@@ -80,9 +80,9 @@ def load_recordings(policy: ChunkPolicy, run: Path, dataset: Mapping[str, Any], 
     return Recordings(store, "all", windows, _training_windows(policy, run, training, say))
 
 
-def _open(policy: ChunkPolicy, dataset: Mapping[str, Any]) -> EpisodeSource:
+def _open(policy: ChunkPolicy, dataset: Mapping[str, Any], training: Mapping[str, Any] | None) -> EpisodeSource:
     """A data set for the policy. Raises SpecMismatchError if what it says about its numbers differs from the policy's."""
-    options = {"dataset": dataset}
+    options = {"dataset": dataset, "task": {} if training is None else training["task"]}
     store = open_source(options)
     is_described = store.observation_spec is not None and store.action_spec is not None
     if is_described:  # others are held to the policy's shapes
@@ -98,7 +98,7 @@ def _training_windows(policy: ChunkPolicy, run: Path, training: Mapping[str, Any
     try:
         if training is None:
             raise DatasetError(f"{run} has no {CONFIG}")
-        store = _open(policy, training["dataset"])
+        store = _open(policy, training["dataset"], training)
         return _demonstrations(policy, store, training, say).training
     except (DatasetError, SpecMismatchError) as error:
         say(

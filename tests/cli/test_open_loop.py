@@ -352,8 +352,8 @@ def test_the_plot_has_a_panel_per_dimension_and_episode(tmp_path: Path, monkeypa
     assert line.get_xdata().tolist() == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert line.get_ydata().tolist() == recorded[:, 2].tolist()
     assert [len(chunk.get_xdata()) for chunk in chunks] == [3, 3, 1, 2, 2, 1]  # without padding; starts between
-    assert chunks[3].get_xdata().tolist() == pytest.approx([0.06, 0.08])
-    assert (chunks[5].get_xdata().tolist(), chunks[5].get_ydata().tolist()) == ([pytest.approx(0.06)], [11.0])
+    assert chunks[3].get_xdata().tolist() == pytest.approx([0.3, 0.4])
+    assert (chunks[5].get_xdata().tolist(), chunks[5].get_ydata().tolist()) == ([pytest.approx(0.3)], [11.0])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["recorded", "predicted", "start of chunks"]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,7 @@ def write_mapping(folder: Path, **entries: Any) -> Path:
 def write_video(path: Path, images: np.ndarray, *, codec: str = "h264") -> None:
     """A video with a key frame every five frames, at HZ."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("SVT_LOG", "1")  # read once per process: errors only
     with av.open(str(path), "w") as container:
         options = {"crf": "12", "g": "5"} if codec == "h264" else {"crf": "12", "g": "5", "preset": "10"}
         stream: Any = container.add_stream("libx264" if codec == "h264" else "libsvtav1", rate=HZ, options=options)
