@@ -5,7 +5,7 @@ usage: python benchmarks/formats.py DATASET_PATH [--lerobot LEROBOT_PATH] [--ste
 DATASET_PATH is diffusion_policy's Push-T (data/img, 96 x 96). It is converted to every format that is written; all windows
 of all episodes are compared with those of the original, and so are the losses of a short training (the same seed, batches
 of 64, a small policy) and its weights. h264 is lossy, so its error is measured, of 255. LEROBOT_PATH is the same data set as
-others converted it, LeRobot's lerobot/pusht: its positions and actions are compared row by row; its videos are not needed.
+others converted it, such as lerobot/pusht: its positions and actions are compared row by row; its videos are not needed.
 """
 
 from __future__ import annotations

@@ -31,20 +31,32 @@ def main(root: Path, *, seconds: float, batch_size: int) -> None:
             )
             order = "shuffled" if is_shuffled else "in order"
             name = f"lerobot by {backend}, {order}, {workers} workers"
-            print(json.dumps({"loader": name, "speed": frames_per_second(loader, seconds, batch_size)}), flush=True)
+            print(json.dumps({"loader": name, **measure(loader, seconds, batch_size)}), flush=True)
 
 
-def frames_per_second(loader: Any, seconds: float, batch_size: int) -> float:
-    """Frames per second once the workers are started and what they prepared meanwhile is read."""
+def measure(loader: Any, seconds: float, batch_size: int) -> dict[str, float]:
+    """How many frames are read, and how long it takes, once the workers have started and what they prepared is read."""
     batches = iter(loader)
     for _ in range(1 + loader.num_workers * (loader.prefetch_factor or 0)):
         next(batches)
-    started, count = time.perf_counter(), 0
+    started, processor, count = time.perf_counter(), processor_seconds(), 0
     for _ in batches:
         count += batch_size
         if time.perf_counter() - started > seconds:
             break
-    return count / (time.perf_counter() - started)
+    return {
+        "frames": count,
+        "frame_seconds": time.perf_counter() - started,
+        "frame_processor_seconds": processor_seconds() - processor,
+    }
+
+
+def processor_seconds() -> float:
+    """Seconds of a processor that this process and its workers, running or ended, took."""
+    import psutil
+
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(sum(member.cpu_times()[:4]) for member in family)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ usage: python benchmarks/formats_speed.py DATASET_PATH CAMERA_PATH [--exclude KE
 DATASET_PATH is diffusion_policy's Push-T (data/img, 96 x 96), CAMERA_PATH a data set of any format with images of cameras;
 --exclude leaves out keys of it. Each is converted to every format that is written, and from LeRobot's back to flowchunk's;
 MB are those of the decoded data, 4 bytes per value and 1 per channel of a pixel. Each measurement is made in a process of its
-own, and memory is the peak of its resident memory above that before the conversion. The camera's data are also converted
+own, and memory is the peak of its resident memory above that before the conversion. Speeds are per second, and per second
+of a processor, over all threads, which other work on the machine changes little. The camera's data are also converted
 after their episodes were repeated, from flowchunk's format; target: at most 300 MB more memory.
 
 Then every format is decoded into the image cache, which is what a first epoch waits for, and gives batches of 64 shuffled
@@ -75,8 +76,10 @@ class DataSet:
 
 def main(push_t: DataSet, camera: DataSet, *, repeats: int, seconds: float, work: Path, lerobot: str | None) -> None:
     """Measure, and print a table for each figure."""
-    conversions = Table("data", "to", "decoded MB", "MB / s", "memory", title="conversions")
-    loading = Table("data", "format", "frames", "decoded frames / s", "windows / s", title="loading")
+    conversions = Table("data", "to", "decoded MB", "MB / s", "MB / processor s", "memory", title="conversions")
+    loading = Table(
+        "data", "format", "decoded frames / s", "/ processor s", "windows / s", "/ processor s", title="loading"
+    )
     made = {}
     for name, source in (("Push-T", push_t), ("camera", camera)):
         made[name] = convert_all(conversions, name, source, work / name, TARGETS)
@@ -86,8 +89,8 @@ def main(push_t: DataSet, camera: DataSet, *, repeats: int, seconds: float, work
     for name, source in (("Push-T", push_t), ("camera", camera)):
         for label, data_set in {"the original": source, **made[name]}.items():
             result = in_process("load", data_set, work / "cache", seconds=seconds)
-            speeds = [f"{result[key]:,.0f}" for key in ("frames", "decoded", "windows")]
-            loading.add_row(name, label, *speeds)
+            decoded, windows = (per_second(result[f"{one}s"], result, one) for one in ("frame", "window"))
+            loading.add_row(name, label, *decoded, *windows)
     Console(width=140).print(loading)
     if lerobot is not None:
         Console(width=140).print(lerobot_table(lerobot, made["camera"], work, seconds))
@@ -112,8 +115,13 @@ def convert_all(
 
 def add_row(table: Table, name: str, target: str, result: dict[str, float]) -> None:
     """Add the result of a conversion."""
-    speed = result["megabytes"] / result["seconds"]
-    table.add_row(name, target, f"{result['megabytes']:,.0f}", f"{speed:,.0f}", f"{result['memory']:,.0f} MB")
+    speeds = per_second(result["megabytes"], result, "conversion")
+    table.add_row(name, target, f"{result['megabytes']:,.0f}", *speeds, f"{result['memory']:,.0f} MB")
+
+
+def per_second(amount: float, times: dict[str, float], what: str) -> list[str]:
+    """An amount per second, and per second of a processor."""
+    return [f"{amount / times[f'{what}_{clock}']:,.0f}" for clock in ("seconds", "processor_seconds")]
 
 
 def in_process(what: str, data_set: DataSet, path: Path, **options: Any) -> dict[str, float]:
@@ -126,26 +134,26 @@ def in_process(what: str, data_set: DataSet, path: Path, **options: Any) -> dict
 
 
 def convert(data_set: DataSet, path: Path, *, to: str, codec: str | None = None, repeats: int = 1) -> dict[str, float]:
-    """Write every episode ``repeats`` times; decoded megabytes, seconds, and megabytes of memory."""
+    """Write every episode ``repeats`` times; decoded megabytes, how long it took, and megabytes of memory."""
     source, specs = data_set.open()
     path.parent.mkdir(parents=True, exist_ok=True)
-    before, started = memory("VmRSS"), time.perf_counter()
+    before, started = memory("VmRSS"), clocks()
     with make_writer(to, path, *specs, codec=codec) as writer:
         for _ in range(repeats):
             for episode in read_episodes(source, *specs):
                 writer.add_episode(episode.observations, episode.actions, task=episode.task)
-    seconds = time.perf_counter() - started
+    times = elapsed(started, "conversion")
     per_frame = sum(prod(one.shape) * (1 if one.is_image else 4) for one in specs[0].fields.values())
     megabytes = repeats * source.num_frames * (per_frame + 4 * specs[1].size) / 1e6
-    return {"megabytes": megabytes, "seconds": seconds, "memory": (memory("VmHWM") - before) / 1e6}
+    return {"megabytes": megabytes, **times, "memory": (memory("VmHWM") - before) / 1e6}
 
 
 def load(data_set: DataSet, path: Path, *, seconds: float) -> dict[str, float]:
-    """Frames per second that are decoded into the image cache at ``path``, and windows per second from it."""
+    """How many frames are decoded into the image cache at ``path``, and windows read from it, and how long it takes."""
     source, specs = data_set.open()
-    started = time.perf_counter()
+    started = clocks()
     images = load_image_tensors(source, specs[0], ImageCacheOptions("disk", path), say=None)
-    decoding = time.perf_counter() - started
+    decoding = elapsed(started, "frame")
     torch.set_num_threads(1)
     windows = load_windows(
         source,
@@ -156,13 +164,22 @@ def load(data_set: DataSet, path: Path, *, seconds: float) -> dict[str, float]:
         images=images,
     )
     windows.batch(torch.arange(min(BATCH_SIZE, len(windows))))
-    generator, spent, count = torch.Generator().manual_seed(0), 0.0, 0
-    while spent < seconds:
-        indices = torch.randint(len(windows), (BATCH_SIZE,), generator=generator)
-        started = time.perf_counter()
-        windows.batch(indices)
-        spent, count = spent + time.perf_counter() - started, count + BATCH_SIZE
-    return {"frames": source.num_frames, "decoded": source.num_frames / decoding, "windows": count / spent}
+    order, started, count = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0)), clocks(), 0
+    while time.perf_counter() - started[0] < seconds:
+        windows.batch(order[torch.arange(count, count + BATCH_SIZE) % len(order)])
+        count += BATCH_SIZE
+    return {"frames": source.num_frames, **decoding, "windows": count, **elapsed(started, "window")}
+
+
+def clocks() -> tuple[float, float]:
+    """Seconds, and seconds of a processor that all threads of this process took."""
+    return time.perf_counter(), time.process_time()
+
+
+def elapsed(started: tuple[float, float], what: str) -> dict[str, float]:
+    """What both clocks have measured since then, with names that begin with ``what``."""
+    seconds, processor_seconds = (now - then for now, then in zip(clocks(), started, strict=True))
+    return {f"{what}_seconds": seconds, f"{what}_processor_seconds": processor_seconds}
 
 
 def memory(name: str) -> int:
@@ -173,7 +190,7 @@ def memory(name: str) -> int:
 
 def lerobot_table(python: str, made: dict[str, DataSet], work: Path, seconds: float) -> Table:
     """What lerobot's loader reads of the videos, with the Python of another environment."""
-    table = Table("format", "loader", "frames / s", title="lerobot")
+    table = Table("format", "loader", "frames / s", "/ processor s", title="lerobot")
     for target in VIDEOS:
         script, home = Path(__file__).with_name("formats_lerobot.py"), str(work / "home")
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": home, "HF_LEROBOT_HOME": home}
@@ -185,7 +202,7 @@ def lerobot_table(python: str, made: dict[str, DataSet], work: Path, seconds: fl
             env=environment,
         ).stdout
         for line in (json.loads(text) for text in output.splitlines() if text.startswith("{")):
-            table.add_row(target, line["loader"], f"{line['speed']:,.0f}")
+            table.add_row(target, line["loader"], *per_second(line["frames"], line, "frame"))
     return table
 
 
