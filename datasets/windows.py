@@ -23,7 +23,12 @@ from flowchunk.datasets.shape_repr import shape_repr
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.datasets.symmetry import ImageTransform, Symmetry
 
-IDENTITY_6D = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # the identity rotation in the layout of ``rotation_6d_from_matrix``
+IDENTITIES = {
+    "rotation_6d": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+    "quaternion_xyzw": (0.0, 0.0, 0.0, 1.0),
+    "quaternion_wxyz": (1.0, 0.0, 0.0, 0.0),
+}
+"""The identity in representations of rotations in which it is not zero."""
 
 
 @dataclass(frozen=True)
@@ -219,12 +224,12 @@ def _read_float32(store: EpisodeSource, key: str, symmetry: Symmetry | None) -> 
 
 def _rest(action_spec: ActionSpec, device: torch.device | str) -> Tensor | None:
     """(D,) no motion for each delta dimension, NaN for the others; None if there are no delta dimensions."""
-    rest, place = [], 0  # place: within a rotation_6d
+    rest, place = [], 0  # place: within a rotation
     for dimension in action_spec.dimensions:
         is_delta = dimension.reference == "delta"
-        is_rotation = is_delta and dimension.rotation == "rotation_6d"
-        rest.append(IDENTITY_6D[place] if is_rotation else 0.0 if is_delta else math.nan)
-        place = (place + 1) % len(IDENTITY_6D) if is_rotation else 0
+        identity = IDENTITIES.get(dimension.rotation or "") if is_delta else None
+        rest.append(identity[place] if identity else 0.0 if is_delta else math.nan)
+        place = (place + 1) % len(identity) if identity else 0
     return None if all(map(math.isnan, rest)) else torch.tensor(rest, device=device)
 
 

@@ -129,11 +129,22 @@ def test_mirrored_episodes_follow_the_recorded_ones(tmp_path: Path) -> None:
     assert torch.equal(second["mask"], recorded["mask"])
 
 
-def test_a_motion_ends_with_its_episode(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rotation", "identity"),
+    [
+        ("rotation_6d", [1, 0, 0, 0, 1, 0]),
+        ("quaternion_xyzw", [0, 0, 0, 1]),
+        ("quaternion_wxyz", [1, 0, 0, 0]),
+        ("axis_angle", [0, 0, 0]),
+        ("euler_xyz", [0, 0, 0]),
+    ],
+)
+def test_a_motion_ends_with_its_episode(rotation: str, identity: list[int], tmp_path: Path) -> None:
     """After the end, targets are held; deltas would continue the motion, so they become no motion."""
-    names = ("target", "step", *(f"turn.{number}" for number in range(6)), "relative")
-    references: tuple[Any, ...] = ("absolute", "delta", *("delta",) * 6, "relative")
-    rotations = (None, None, *("rotation_6d",) * 6, None)
+    size = len(identity)
+    names = ("target", "step", *(f"turn.{number}" for number in range(size)), "relative")
+    references: tuple[Any, ...] = ("absolute", "delta", *("delta",) * size, "relative")
+    rotations = (None, None, *(rotation,) * size, None)
     spec = ActionSpec(
         tuple(
             ActionDimension(name, "m", "world", reference=reference, rotation=rotation)
@@ -148,12 +159,12 @@ def test_a_motion_ends_with_its_episode(tmp_path: Path) -> None:
     windows = load_windows(
         Store.open(tmp_path / "demos.zarr"), ObservationSpec({}), spec, episodes=[0, 1], observation_steps=1, horizon=4
     )
-    batch, rest = windows.batch(torch.arange(5)), [0.0, 1, 0, 0, 0, 1, 0]
+    batch, rest = windows.batch(torch.arange(5)), [0, *identity]
     for window, (start, end) in enumerate([(0, 2), (1, 2), (2, 2), (3, 4), (4, 4)]):
         for step in range(4):
             expected = actions[min(start + step, end)].copy()
             if start + step > end:
-                expected[1:8] = rest
+                expected[1 : 2 + size] = rest
             assert batch["mask"][window, step] == (start + step <= end)
             np.testing.assert_array_equal(batch["action"][window, step], expected)
 
