@@ -74,7 +74,7 @@ def _range(source: EpisodeSource, name: str) -> tuple[float, float]:
     low, high = np.inf, -np.inf
     with progress_if_slow(f"reading {name}", total) as advance:
         for start in range(0, total, rows):
-            block = source.read(name, start, min(start + rows, total))
+            block = source.read_array(name, start, min(start + rows, total))
             source.require_finite(name, start, block)
             low, high = min(low, float(block.min())), max(high, float(block.max()))
             advance(len(block))

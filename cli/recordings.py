@@ -14,8 +14,8 @@ from flowchunk.cli.options import read_options
 from flowchunk.cli.own_data import open_source, specs_of_source
 from flowchunk.cli.runs import CONFIG, read_config
 from flowchunk.cli.train import dataset_options
-from flowchunk.datasets.derived_specs import DerivedSpecs
-from flowchunk.datasets.episode_source import EpisodeSource
+from flowchunk.datasets.derived_specs import DerivedSpecs, distinct_names
+from flowchunk.datasets.episode_source import TASK, EpisodeSource
 from flowchunk.datasets.errors import DatasetError, SpecMismatchError
 from flowchunk.datasets.image_cache import ImageCacheOptions, Say
 from flowchunk.datasets.windows import Windows, load_image_tensors, load_windows
@@ -89,8 +89,24 @@ def _open(policy: ChunkPolicy, dataset: Mapping[str, Any], training: Mapping[str
         specs = specs_of_source(store, options)
         described = (specs.observation_spec, specs.action_spec)
         require_specs_of(policy, described, expected_by="the policy", got_from=str(store.path))
+    else:
+        _require_no_contradiction(policy, store)
     matching_specs(store, DerivedSpecs(policy.observation_spec, policy.action_spec, {}))  # raises for missing arrays
     return store
+
+
+def _require_no_contradiction(policy: ChunkPolicy, store: EpisodeSource) -> None:
+    """Raise SpecMismatchError if the format says something else about the numbers than the policy: rate, names or tasks."""
+    described = store.description
+    said: list[tuple[str, Any, Any]] = [("control_hz", policy.action_spec.control_hz, described.control_hz)]
+    for key, field in policy.observation_spec.fields.items():
+        if key == TASK and store.tasks:
+            said.append(("the tasks", field.names, distinct_names(store.tasks)))
+        elif key in described.observations and key not in store.sources:
+            said.append((f"the names of {key}", field.names, described.observations[key].names))
+    for what, of_policy, of_data in said:
+        if of_policy and of_data and of_policy != of_data:
+            raise SpecMismatchError(f"{what} differ: the policy has {of_policy}, but {store.path} has {of_data}")
 
 
 def _training_windows(policy: ChunkPolicy, run: Path, training: Mapping[str, Any] | None, say: Say) -> Windows | None:

@@ -85,7 +85,8 @@ def _observed_keys(source: EpisodeSource, options: SpecOptions) -> list[str]:
         for key in keys:
             if key not in known:
                 raise ConfigurationError(f"dataset.{option} names {key!r}; {_meant(key, sorted(known))}")
-    keys = [key for key in wanted if key not in options.exclude and key != ACTION]
+    arrays = source.description.arrays
+    keys = [key for key in wanted if not {key, arrays.get(key)} & {*options.exclude} and key != ACTION]
     if options.condition_on_task and TASK not in keys:
         if not source.tasks:
             raise DatasetError(f"dataset.condition_on_task=true, but {source.path} stores no tasks")
@@ -104,7 +105,7 @@ def _field(source: EpisodeSource, key: str, options: SpecOptions, origins: dict[
         found = ObservationField(shape, camera=key if source.is_image(key) else None)
         origins[key] = f"{GIVEN}: {source.sources[key]}" if key in source.sources else "the array's shape"
     if key == TASK and not source.sources.get(key) and source.tasks and key not in source.arrays:
-        found = ObservationField(shape, names=_distinct(source.tasks))
+        found = ObservationField(shape, names=distinct_names(source.tasks))
         origins[key] = "the data set's tasks, one-hot"
     if found.is_image:
         return replace(found, shape=shape)
@@ -221,5 +222,6 @@ def _meant(name: str, known: Sequence[Any]) -> str:
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(map(str, known))}"
 
 
-def _distinct(texts: Sequence[str]) -> tuple[str, ...]:
+def distinct_names(texts: Sequence[str]) -> tuple[str, ...]:
+    """The texts, with numbers in front if two are equal."""
     return tuple(texts) if len(set(texts)) == len(texts) else tuple(f"{i}: {text}" for i, text in enumerate(texts))

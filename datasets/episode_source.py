@@ -260,7 +260,8 @@ class EpisodeSource(ABC):
         )
 
     def _is_task(self, key: str) -> bool:
-        return key == TASK and bool(self.tasks) and TASK not in self.arrays and TASK not in self.sources
+        has_own = TASK in self.arrays or TASK in self.sources or TASK in self.description.observations
+        return key == TASK and bool(self.tasks) and not has_own
 
     def _is_scalar(self, key: str) -> bool:
         """Whether a stored specification says that there is one number without a dimension of its own."""
@@ -271,8 +272,13 @@ class EpisodeSource(ABC):
         name, columns = part
         values = self.read_array(name, start, stop)
         values = values if columns is None else values[:, columns]
-        if self.image_size is None or not self.arrays[name].is_image or values.dtype != np.uint8:
+        if self.image_size is None or not self.arrays[name].is_image:
             return values
+        if values.dtype != np.uint8:
+            raise DatasetError(
+                f"{self.label(name)} in {self.path} holds images as {values.dtype}, which are not scaled when they are read "
+                "directly; read them by ImageReader"
+            )
         return scale_images(values, self.image_size)
 
     def _shape(self, part: Part) -> tuple[int, ...]:
@@ -280,7 +286,14 @@ class EpisodeSource(ABC):
         info = self.arrays[name]
         if info.is_image and self.image_size is not None:
             return (*self.image_size, 3)
-        return info.shape if columns is None else (len(range(info.shape[0])[columns]), *info.shape[1:])
+        if columns is None:
+            return info.shape
+        if not len(range(info.shape[0])[columns]) or (columns.stop or 0) > info.shape[0]:
+            raise DatasetError(
+                f"{name}[{columns.start or ''}:{columns.stop or ''}] is outside of {self.label(name)} in {self.path}, which "
+                f"has {info.shape[0]} columns"
+            )
+        return (len(range(info.shape[0])[columns]), *info.shape[1:])
 
     def _find_part(self, key: str, text: str) -> Part:
         name, bracket, columns = text.partition("[")
@@ -291,6 +304,15 @@ class EpisodeSource(ABC):
         if problem := self.arrays[name].problem:
             raise DatasetError(f"{name} in {self.path}: {problem}")
         return name, self._columns(key, columns) if bracket else None
+
+    def require_tasks(self, indices: np.ndarray, tasks: int) -> np.ndarray:
+        """The indices of tasks. Raises DatasetError if one is not that of a task."""
+        if len(indices) and not (indices.min() >= 0 and indices.max() < tasks):
+            raise DatasetError(
+                f"{self.path} has task indices from {indices.min()} to {indices.max()}, but the texts of {tasks} tasks; "
+                "correct them, or copy the data set again"
+            )
+        return indices
 
     def missing_error(self, key: str, name: str) -> DatasetError:
         """The error for an array that is not there."""

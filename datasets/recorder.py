@@ -59,6 +59,8 @@ class StoreWriter:
         keep_unfinished: bool = True,
         say: Say | None = print,
     ) -> None:
+        if with_slash := [key for key in observation_spec.fields if "/" in key]:
+            raise DatasetError(f"keys of a store have no '/', but {with_slash[0]!r} has; rename the observation")
         self._output = PartialOutput(path)
         self.path, self.partial = self._output.path, self._output.partial
         self.observation_spec, self.action_spec = observation_spec, action_spec

@@ -66,7 +66,9 @@ class LeRobotSource(EpisodeSource):
     @cached_property
     def task_indices(self) -> np.ndarray | None:
         """(N,) the index of each row's task."""
-        return self._read_column(TASK_INDEX, 0, self.num_frames).astype(np.int64) if self.tasks else None
+        if not self.tasks:
+            return None
+        return self.require_tasks(self._read_column(TASK_INDEX, 0, self.num_frames).astype(np.int64), len(self.tasks))
 
     @property
     def validation_episodes(self) -> np.ndarray | None:
@@ -96,9 +98,9 @@ class LeRobotSource(EpisodeSource):
                 found[name] = ArrayInfo(_image_shape(feature), np.dtype(np.uint8), True, self._video_problem(name))
             elif feature.get("dtype") == "image":
                 found[name] = ArrayInfo(_image_shape(feature), np.dtype(np.uint8), True, self._column_problem(name))
-            elif feature.get("dtype") != "string":
+            elif (dtype := _number_type(feature.get("dtype"))) is not None:
                 shape = tuple(feature.get("shape") or (1,))
-                found[name] = ArrayInfo(shape, np.dtype(feature["dtype"]), problem=self._column_problem(name))
+                found[name] = ArrayInfo(shape, dtype, problem=self._column_problem(name))
         return found
 
     @cached_property
@@ -133,6 +135,11 @@ class LeRobotSource(EpisodeSource):
         values = self._read_column(name, start, stop)
         if info.is_image:
             return self._decode_images(name, values, info.shape)
+        if values.size != len(values) * int(np.prod(info.shape)):
+            raise DatasetError(
+                f"{name} in {self.path} has rows of shape {values.shape[1:]}, but meta/info.json says {info.shape}; correct "
+                "it there"
+            )
         return values.reshape(len(values), *info.shape)
 
     def files(self, name: str) -> tuple[Path, list[Path]]:
@@ -154,9 +161,10 @@ class LeRobotSource(EpisodeSource):
     @cached_property
     def _keys(self) -> dict[str, str]:
         """A short key for each feature: ``observation.images.front`` is ``front``, if nothing else is."""
-        short = {name: re.sub(r"^(observation\.)?(images?\.)?", "", name) for name in self.layout.info["features"]}
+        features = self.layout.info["features"]
+        short = {name: re.sub(r"^(observation\.)?(images?\.)?", "", name).replace(".", "_") for name in features}
         counts = {key: list(short.values()).count(key) for key in short.values()}
-        return {name: (key if counts[key] == 1 else name).replace(".", "_") for name, key in short.items()}
+        return {name: key if counts[key] == 1 else name for name, key in short.items()}
 
     def _read_column(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows of a parquet column: (n, D), (n,) for scalars, or (n,) objects for encoded images."""
@@ -278,11 +286,23 @@ def _image_shape(feature: Mapping[str, Any]) -> tuple[int, ...]:
     return (*shape[1:], shape[0]) if len(shape) == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3) else shape
 
 
+def _number_type(dtype: Any) -> np.dtype | None:
+    """The type of numbers; None for texts and whatever else is not read."""
+    try:
+        found = np.dtype(str(dtype))
+    except TypeError:
+        return None
+    return found if found.kind in "biuf" else None
+
+
 def _names(feature: Mapping[str, Any]) -> list[str]:
     """The names of a feature's dimensions; some data sets group them in a dictionary."""
     names = feature.get("names") or []
     if isinstance(names, Mapping):
-        names = [name for group in names.values() for name in (group if isinstance(group, list) else [group])]
+        if all(isinstance(value, int) for value in names.values()):  # {name: index}
+            names = sorted(names, key=names.__getitem__)
+        else:
+            names = [name for group in names.values() for name in (group if isinstance(group, list) else [group])]
     return [str(name) for name in names]
 
 

@@ -105,6 +105,8 @@ def _version_2(path: Path, info: Mapping[str, Any]) -> Layout:
         _require_rows(file, count_rows(file), length, f"meta/episodes.jsonl counts {length} for episode {index}")
         data.append((file, length))
         for key in video_keys(info):
+            if not info.get("video_path"):
+                raise DatasetError(f"meta/info.json in {path} has no video_path, but {key} is a video; copy it again")
             part = VideoPart(path / info["video_path"].format(video_key=key, **names), 0, 0.0)
             videos.setdefault(key, []).append(part)
     tasks = _by_index([(line["task_index"], line["task"]) for line in _read_lines(path / "meta" / "tasks.jsonl")])
@@ -124,6 +126,7 @@ def _version_3(path: Path, info: Mapping[str, Any]) -> Layout:
     for row in rows:
         file = path / info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
         in_files[file] = in_files.get(file, 0) + int(row["length"])
+    _require_order(path, rows, [row["data/chunk_index"] for row in rows], [row["data/file_index"] for row in rows])
     for file, wanted in in_files.items():
         _require_rows(file, count_rows(file), wanted, f"meta/episodes counts {wanted} for it")
     videos = {key: _video_parts(path, info, key, rows) for key in video_keys(info)}
@@ -136,10 +139,21 @@ def _read_tasks(path: Path) -> tuple[str, ...]:
     if not file.exists():
         return ()
     table = read_table(file)
-    texts = [name for name in table.column_names if pa.types.is_string(table.schema.field(name).type)]
+    texts = [name for name in table.column_names if _is_text(table.schema.field(name).type)]
     if "task_index" not in table.column_names or not texts:
         raise DatasetError(f"{file} needs a column task_index and one of texts, but has {table.column_names}")
     return _by_index(list(zip(table["task_index"].to_pylist(), table[texts[0]].to_pylist(), strict=True)))
+
+
+def _require_order(path: Path, rows: list[dict[str, Any]], chunks: list[int], files: list[int]) -> None:
+    """Raise DatasetError unless episodes follow one another in the files, in the order of their numbers."""
+    places, starts = list(zip(chunks, files, strict=True)), np.cumsum([0, *(row["length"] for row in rows)])
+    stated = [row.get("dataset_from_index", start) for row, start in zip(rows, starts, strict=False)]
+    if places != sorted(places) or stated != starts[:-1].tolist():
+        raise DatasetError(
+            f"the episodes of {path} are not stored in the order of their numbers, as meta/episodes says; let lerobot write "
+            "the data set anew"
+        )
 
 
 def _episode_rows(file: Path) -> list[dict[str, Any]]:
@@ -153,17 +167,26 @@ def _episode_rows(file: Path) -> list[dict[str, Any]]:
 
 def _video_parts(path: Path, info: Mapping[str, Any], key: str, rows: list[dict[str, Any]]) -> tuple[VideoPart, ...]:
     """Each episode's part of its video, by counting the frames of the episodes before it in the same file."""
-    counted, parts = dict[Path, int](), []
+    counted, parts = dict[Path, int](), list[VideoPart]()
     for row in rows:
         if f"videos/{key}/chunk_index" not in row:
             raise DatasetError(
                 f"meta/episodes in {path} does not say where the videos of {key} are; leave this camera out: "
                 f"dataset.exclude=[{key.rpartition('.')[2]}]"
             )
+        if not info.get("video_path"):
+            raise DatasetError(
+                f"meta/info.json in {path} has no video_path, but {key} is a video; copy the data set again"
+            )
         file = path / info["video_path"].format(
             video_key=key, chunk_index=row[f"videos/{key}/chunk_index"], file_index=row[f"videos/{key}/file_index"]
         )
         first = counted.get(file, 0)
+        if parts and parts[-1].file == file and parts[-1].seconds > row[f"videos/{key}/from_timestamp"]:
+            raise DatasetError(
+                f"meta/episodes in {path} says that the episodes of {key} are not in the order of their numbers in "
+                f"{file.name}; let lerobot write the data set anew, or dataset.exclude this camera"
+            )
         parts.append(VideoPart(file, first, float(row[f"videos/{key}/from_timestamp"])))
         counted[file] = first + int(row["length"])
     return tuple(parts)
@@ -179,6 +202,10 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise DatasetError(f"{file} cannot be read ({error}); copy the data set again") from error
+
+
+def _is_text(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _by_index(tasks: list[tuple[int, str]]) -> tuple[str, ...]:

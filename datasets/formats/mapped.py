@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import yaml
@@ -26,7 +26,7 @@ from flowchunk.datasets.description import UNKNOWN
 from flowchunk.datasets.episode_source import ACTION, ArrayInfo, Description, EpisodeSource
 from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.formats.array_files import ArrayFile, open_array_file
-from flowchunk.datasets.specs import ActionDimension, ObservationField
+from flowchunk.datasets.specs import ActionDimension, ObservationField, Reference
 
 ENTRIES = ("data", "episodes", "episode_ends", "control_hz", "action", "observations")
 OF_ARRAYS = ("array", "names", "unit", "units", "wraps", "camera", "reference", "coordinate_frame")
@@ -60,6 +60,8 @@ class MappedSource(EpisodeSource):
     ) -> Self:
         """Open what a mapping file describes. Raises DatasetError if one of both is not right."""
         mapping = read_mapping(path)
+        if Path(str(mapping["data"])).is_absolute():
+            raise DatasetError(f"data: {mapping['data']} in {path} must be a path relative to the mapping")
         files = sorted(path.parent.glob(str(mapping["data"])))
         if not files:
             raise DatasetError(f"data: {mapping['data']} in {path} matches no file beside it; correct it")
@@ -104,7 +106,7 @@ class MappedSource(EpisodeSource):
         return Description(
             observations,
             self._actions(action),
-            None if hz is None else float(hz),
+            None if hz is None else self._rate(hz),
             {**arrays, ACTION: str(action["array"])},
             origins,
         )
@@ -112,28 +114,47 @@ class MappedSource(EpisodeSource):
     def read_array(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start … stop - 1 of an array. Raises DamageError, with the episode, if they cannot be read."""
         info = self.arrays[name]
-        values = np.empty((stop - start, *info.shape), info.dtype)
+        parts = [np.empty((0, *info.shape), info.dtype)]
         for episode, first, last in self.parts_of(start, stop):
             place, offset = self.places[episode], int(self.episode_starts[episode])
             begin = place.first + first - offset
             try:
                 rows = place.file.read(place.group + name, begin, begin + last - first)
-                values[first - start : last - start] = rows.reshape(last - first, *info.shape)
             except Exception as error:  # of HDF5, of a filter, or of zip
                 raise self.damage_error(name, f"episode {episode}, {place.file.path.name}: {error}") from error
-        return values
+            if (rows.shape[1:] or (1,)) != info.shape:
+                raise DatasetError(
+                    f"{place.group}{name} in {place.file.path} has frames of shape {rows.shape[1:]} in episode {episode}, "
+                    f"but those of the first episode have {info.shape}; repair or leave out that episode"
+                )
+            parts.append(rows.reshape(len(rows), *info.shape))
+        return np.concatenate(parts)  # in a type that holds the values of all of these episodes
 
     def files(self, name: str) -> tuple[Path, list[Path]]:
         """All files of the data set."""
         return self.path.parent, sorted({place.file.path for place in self.places})
+
+    def _rate(self, hz: Any) -> float:
+        if isinstance(hz, bool) or not isinstance(hz, int | float):
+            raise DatasetError(f"control_hz: {hz} in {self.path} must be a number, in Hz")
+        return float(hz)
 
     def _field(self, key: str, entry: Mapping[str, Any]) -> ObservationField:
         info = self._info(key, str(entry["array"]))
         if info.is_image or "camera" in entry:
             return ObservationField(info.shape, camera=str(entry.get("camera", key)))
         names, size = tuple(map(str, entry.get("names", ()))), int(np.prod(info.shape))
-        wraps = tuple(names.index(item) if item in names else int(item) for item in entry.get("wraps", ()))
+        wraps = tuple(self._dimension(key, item, names, size) for item in entry.get("wraps", ()))
         return ObservationField(info.shape, names, _units(entry, size), wraps)
+
+    def _dimension(self, key: str, item: Any, names: Sequence[str], size: int) -> int:
+        if str(item) in names:
+            return names.index(str(item))
+        if str(item).isdigit() and int(item) < size:
+            return int(item)
+        raise DatasetError(
+            f"{key} in {self.path}: wraps names {item!r}, which is no dimension; there are {names or size}"
+        )
 
     def _actions(self, entry: Mapping[str, Any]) -> tuple[ActionDimension, ...]:
         size = int(np.prod(self._info(ACTION, str(entry["array"])).shape))
@@ -144,6 +165,8 @@ class MappedSource(EpisodeSource):
                 f"action in {self.path} has {size} dimensions, but {len(names)} names and {len(units)} units; correct it"
             )
         frame, reference = str(entry.get("coordinate_frame", UNKNOWN)), entry.get("reference", "absolute")
+        if reference not in get_args(Reference):
+            raise DatasetError(f"action in {self.path}: reference {reference!r} must be one of {get_args(Reference)}")
         return tuple(
             ActionDimension(str(name), unit, frame, reference) for name, unit in zip(names, units, strict=True)
         )
@@ -184,7 +207,8 @@ def _require_known(path: Path, entries: Mapping[str, Any], known: Sequence[str])
 def _units(entry: Mapping[str, Any], size: int) -> tuple[str, ...]:
     if "unit" in entry:
         return (str(entry["unit"]),) * size
-    return tuple(map(str, entry.get("units", ())))
+    units = entry.get("units", ())
+    return (units,) * size if isinstance(units, str) else tuple(map(str, units))
 
 
 def _find_episodes(
@@ -200,6 +224,10 @@ def _find_episodes(
             if "episode_ends" in mapping:
                 ends = _read_ends(path, file, str(mapping["episode_ends"]), ends[0])
             for first, last in zip([0, *ends[:-1]], ends, strict=True):
+                if last <= first:
+                    raise DatasetError(
+                        f"{file.path} has an episode without rows{f' in {group}' * bool(group)}; leave it out"
+                    )
                 places.append(EpisodePlace(file, group, first))
                 lengths.append(last - first)
             _require_rows(path, mapping, file, group, ends[-1])

@@ -152,7 +152,10 @@ class RobomimicSource(EpisodeSource):
     @cached_property
     def task_indices(self) -> np.ndarray | None:
         """(N,) the index of each row's task."""
-        return self.read_array(TASK_INDEX, 0, self.num_frames)[:, 0].astype(np.int64) if self.tasks else None
+        if not self.tasks:
+            return None
+        indices = self.read_array(TASK_INDEX, 0, self.num_frames)[:, 0].astype(np.int64)
+        return self.require_tasks(indices, len(self.tasks))
 
     @property
     def validation_episodes(self) -> np.ndarray | None:
@@ -168,15 +171,15 @@ class RobomimicSource(EpisodeSource):
     def read_array(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start … stop - 1 of an array. Raises DamageError, with the episode, if they cannot be read."""
         info = self.arrays[name]
-        values = np.empty((stop - start, *info.shape), info.dtype)
+        parts = [np.empty((0, *info.shape), info.dtype)]
         for episode, first, last in self.parts_of(start, stop):
             offset = int(self.episode_starts[episode])
             try:
                 rows = self.file["data"][self.demos[episode]][name][first - offset : last - offset]
             except Exception as error:  # of HDF5 or of a filter
                 raise self.damage_error(name, f"episode {episode}, {self.demos[episode]}: {error}") from error
-            values[first - start : last - start] = rows.reshape(len(rows), *info.shape)
-        return values
+            parts.append(rows.reshape(len(rows), *info.shape))
+        return np.concatenate(parts)  # in a type that holds the values of all of these episodes
 
     def files(self, name: str) -> tuple[Path, list[Path]]:
         """The file."""

@@ -114,7 +114,8 @@ class Store(EpisodeSource):
     @cached_property
     def arrays(self) -> Mapping[str, ArrayInfo]:
         """The arrays under ``data``, by name."""
-        return {name: _info(array) for name, array in self.zarr_arrays.items()}
+        numbers = {name: array for name, array in self.zarr_arrays.items() if array.ndim and array.dtype.kind in "biuf"}
+        return {name: _info(array) for name, array in numbers.items()}
 
     @cached_property
     def description(self) -> Description:

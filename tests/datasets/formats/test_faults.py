@@ -227,3 +227,78 @@ def test_arrays_that_are_neither_vectors_nor_images_are_left_out_and_named(tmp_p
     described = open_dataset(path).description
     assert "depth" not in described.observations
     assert "left out, neither vectors nor RGB images (height, width, 3): depth (32, 48, 1)" in " ".join(described.notes)
+
+
+def test_episodes_of_different_types_keep_their_values(tmp_path: Path) -> None:
+    """Whole numbers in the first episode must not truncate the others."""
+    path = write_mapped_npz_files(tmp_path)
+    np.savez(tmp_path / "episode_0.npz", act=np.zeros((7, 1), int), proprio=STATES[:7], rgb=IMAGES[:7])
+    source = open_dataset(path)
+    np.testing.assert_array_equal(source.read("action")[:8, 0], [0] * 7 + [7.5])
+    hdf5 = write_robomimic(tmp_path)
+    edit(hdf5, lambda file: replaced(file, "data/demo_2/actions", np.zeros((7, 1), np.int64)))
+    np.testing.assert_array_equal(open_dataset(hdf5).read("action")[:8, 0], [0] * 7 + [7.5])
+
+
+def test_a_mapped_episode_of_another_shape_is_named(tmp_path: Path) -> None:
+    path = write_mapped_npz_files(tmp_path)
+    np.savez(
+        tmp_path / "episode_1.npz", act=np.zeros((4, 1)), proprio=STATES[7:11], rgb=np.zeros((4, 48, 32, 3), np.uint8)
+    )
+    with pytest.raises(DatasetError, match=r"rgb in .*episode_1.npz has frames of shape \(48, 32, 3\) in episode 1"):
+        open_dataset(path).read("front")
+
+
+def test_an_episode_without_rows(tmp_path: Path) -> None:
+    path = write_mapped_npz_files(tmp_path)
+    np.savez(tmp_path / "episode_1.npz", act=np.zeros((0, 1)), proprio=STATES[:0], rgb=IMAGES[:0])
+    with pytest.raises(DatasetError, match=r"episode_1.npz has an episode without rows"):
+        open_dataset(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda at: at.update(data="/nowhere/a.npz"), "must be a path relative to the mapping"),
+        (lambda at: at.update(control_hz="10 Hz"), "control_hz: 10 Hz .* must be a number"),
+        (lambda at: at["action"].update(reference="deltas"), "reference 'deltas' must be one of"),
+        (lambda at: at["observations"]["state"].update(wraps=["z"]), "wraps names 'z', which is no dimension"),
+    ],
+)
+def test_values_of_a_mapping_that_do_not_fit(
+    change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+) -> None:
+    path = write_mapped_npz(tmp_path)
+    mapping = yaml.safe_load(path.read_text())
+    change(mapping)
+    path.write_text(yaml.safe_dump(mapping))
+    with pytest.raises(DatasetError, match=message):
+        _ = open_dataset(path).description
+
+
+def test_one_unit_for_all_dimensions(tmp_path: Path) -> None:
+    path = write_mapped_npz(tmp_path)
+    mapping = yaml.safe_load(path.read_text())
+    mapping["observations"]["state"]["units"] = "rad"
+    path.write_text(yaml.safe_dump(mapping))
+    assert open_dataset(path).description.observations["state"].units == ("rad", "rad")
+
+
+def test_columns_that_are_not_there(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path)
+    for columns in ("[5:7]", "[:3]"):
+        with pytest.raises(DatasetError, match=r"outside of data/state .* has 2 columns"):
+            open_dataset(path, sources={"x": f"state{columns}"}).shape("x")
+
+
+def test_arrays_of_a_store_that_are_no_rows_of_numbers_are_left_out(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path)
+    root = zarr.open_group(path, mode="a")
+    root.create_array("data/version", data=np.array(1))
+    root.create_array("data/text", data=np.array(["abc"] * FRAMES))
+    assert {*open_dataset(path).arrays} == {"action", "img", "state"}
+
+
+def test_an_array_is_excluded_by_its_own_name_too(tmp_path: Path) -> None:
+    source = open_dataset(write_robomimic(tmp_path))
+    assert {*derive_specs(source, SpecOptions(exclude=["obs/state"])).observation_spec.fields} == {"front"}

@@ -215,3 +215,64 @@ def test_missing_values(tmp_path: Path) -> None:
     pq.write_table(table.set_column(table.column_names.index("action"), "action", holes), file)
     with pytest.raises(DatasetError, match=r"action in .* has 1 missing value"):
         read_everything(path)
+
+
+def test_episodes_that_are_not_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """Rows would be those of other episodes."""
+    path = write_lerobot_3(tmp_path, codec="png")
+    file = path / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    table = pq.read_table(file)
+    for column, values in (("data/file_index", [0, 1, 0]), ("dataset_from_index", [4, 0, 11])):
+        others = table.drop_columns([column]) if column in table.column_names else table
+        pq.write_table(others.append_column(column, pa.array(values)), file)
+        with pytest.raises(DatasetError, match="not stored in the order of their numbers"):
+            open_dataset(path)
+
+
+def test_videos_whose_episodes_are_in_another_order(tmp_path: Path) -> None:
+    path = write_lerobot_3(tmp_path)
+    file = path / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    table, column = pq.read_table(file), f"videos/{CAMERA}/from_timestamp"
+    pq.write_table(table.drop_columns([column]).append_column(column, pa.array([0.4, 0.0, 0.0])), file)
+    with pytest.raises(DatasetError, match=r"are not in the order of their numbers in file-000\.mp4"):
+        open_dataset(path)
+
+
+def test_tasks_that_are_not_there(tmp_path: Path) -> None:
+    path = write_lerobot_2(tmp_path)
+    file = path / "data" / "chunk-000" / "episode_000000.parquet"
+    table = pq.read_table(file)
+    for index in (-1, 2):
+        place = table.column_names.index("task_index")
+        pq.write_table(table.set_column(place, "task_index", pa.array([index] * 7)), file)
+        with pytest.raises(DatasetError, match=r"task indices from .* but the texts of 2 tasks"):
+            open_dataset(path).read("task")
+
+
+def test_features_that_are_not_numbers_are_left_out(tmp_path: Path) -> None:
+    path = write_lerobot_2(tmp_path)
+    edit_info(path, lambda info: info["features"].update({"say": {"dtype": "language", "shape": [1]}}))
+    assert "say" not in open_dataset(path).arrays
+
+
+def test_rows_of_another_shape_than_described(tmp_path: Path) -> None:
+    path = write_lerobot_2(tmp_path)
+    edit_info(path, lambda info: info["features"]["observation.state"].update(shape=[3]))
+    with pytest.raises(DatasetError, match=r"rows of shape \(2,\), but meta/info.json says \(3,\)"):
+        open_dataset(path).read("state")
+
+
+def test_names_given_with_their_places(tmp_path: Path) -> None:
+    path = write_lerobot_2(tmp_path)
+    edit_info(path, lambda info: info["features"]["observation.state"].update(names={"y": 1, "x": 0}))
+    assert open_dataset(path).description.observations["state"].names == ("x", "y")
+
+
+def test_keys_that_would_be_the_same_stay_apart(tmp_path: Path) -> None:
+    path = write_lerobot_2(tmp_path)
+    more = {
+        "observation.a.b": {"dtype": "float32", "shape": [1]},
+        "observation.a_b": {"dtype": "float32", "shape": [1]},
+    }
+    edit_info(path, lambda info: info["features"].update(more))
+    assert {"observation.a.b", "observation.a_b"} < {*open_dataset(path).description.observations}
