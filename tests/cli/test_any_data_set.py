@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flowchunk.cli.main import main
@@ -158,3 +162,26 @@ def test_a_policy_on_scaled_images_says_so_in_its_specification(tmp_path: Path, 
     more = ["dataset.image_size=[20,30]", "vision.crop=null", f"dataset.cache_dir={tmp_path}", "vision.widths=[8,8]"]
     assert main(["train", f"dataset.path={path}", f"output_dir={tmp_path / 'run'}", *more, *tiny]) == 0
     assert ChunkPolicy.load(tmp_path / "run").observation_spec.fields["front"].shape == (20, 30, 3)
+
+
+def test_recordings_of_others_that_say_something_else_are_refused(
+    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Formats without specifications still state a rate, names and tasks."""
+    data, run, other = write_lerobot_3(tmp_path, codec="png"), tmp_path / "run", tmp_path / "other"
+    chosen = ["dataset.exclude=[front]", "dataset.condition_on_task=true"]
+    assert main(["train", f"dataset.path={data}", f"output_dir={run}", *chosen, *tiny]) == 0
+    shutil.copytree(data, other)
+    assert main(["eval", str(run), f"dataset.path={other}"]) == 0
+    tasks = pa.table({"task_index": [0, 1], "task": ["pull", "push"]})
+    for change, message in (
+        (lambda info: info.update(fps=50), "control_hz differ: the policy has 10.0, but"),
+        (lambda info: info["features"]["observation.state"].update(names=["y", "x"]), "the names of state differ"),
+        (lambda _: pq.write_table(tasks, other / "meta" / "tasks.parquet"), "the tasks differ"),
+    ):
+        info = json.loads((data / "meta" / "info.json").read_text())
+        change(info)
+        (other / "meta" / "info.json").write_text(json.dumps(info))
+        capsys.readouterr()
+        assert main(["eval", str(run), f"dataset.path={other}"]) == 1
+        assert message in capsys.readouterr().err
