@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,11 +175,12 @@ def test_recordings_of_others_that_say_something_else_are_refused(
     shutil.copytree(data, other)
     assert main(["eval", str(run), f"dataset.path={other}"]) == 0
     tasks = pa.table({"task_index": [0, 1], "task": ["pull", "push"]})
-    for change, message in (
+    changes: tuple[tuple[Callable[[Any], object], str], ...] = (
         (lambda info: info.update(fps=50), "control_hz differ: the policy has 10.0, but"),
         (lambda info: info["features"]["observation.state"].update(names=["y", "x"]), "the names of state differ"),
         (lambda _: pq.write_table(tasks, other / "meta" / "tasks.parquet"), "the tasks differ"),
-    ):
+    )
+    for change, message in changes:
         info = json.loads((data / "meta" / "info.json").read_text())
         change(info)
         (other / "meta" / "info.json").write_text(json.dumps(info))

@@ -148,8 +148,8 @@ def test_windows_are_the_same_in_every_format(source: EpisodeSource, tmp_path: P
     np.testing.assert_array_equal(batch["observation.state"], STATES[[[0, 1], [first, first]]])
     np.testing.assert_array_equal(batch["action"], ACTIONS[[[1, 2, 3, 4], [first, first + 1, first + 2, first + 3]]])
     key = next(iter(specs.observation_spec.images))
-    pictured = batch[f"observation.{key}"].numpy().astype(int)
-    assert np.abs(pictured - IMAGES[[[0, 1], [first, first]]]).mean() < CODEC_ERROR
+    gathered = batch[f"observation.{key}"].numpy().astype(int)
+    assert np.abs(gathered - IMAGES[[[0, 1], [first, first]]]).mean() < CODEC_ERROR
     said: list[str] = []
     load_image_tensors(open_dataset(source.path), specs.observation_spec, cache, say=said.append)
     assert any("found in" in text for text in said)
