@@ -45,6 +45,8 @@ def convert(
         with writer:
             for episode in episodes:
                 writer.add_episode(episode.observations, episode.actions, task=episode.task)
+    if to == "robomimic" and masks is None and store.validation_episodes is not None:
+        say("the split of the episodes is not stored, because episodes with damaged images are left out")
     for sentence in describe_losses(store, observation_spec, to, jpeg=jpeg, codec=codec):
         say(sentence)
     say(f"{_describe(open_dataset(writer.path))} (from {_size_on_disk(store) / 1e6:.1f} MB)")

@@ -219,7 +219,7 @@ class Store(EpisodeSource):
         if missing := missing_files(array, self._folder(array), self.num_frames):
             raise DatasetError(
                 f"data/{array.basename} in {self.path} is incomplete: {len(missing)} of {count_files(array)} chunk files "
-                "are missing; copy the data set again"
+                f"are missing; copy the data set again{'' if self._attributes else _EMPTY_CHUNKS}"
             )
         self._checked.add(array.basename)
 
@@ -269,6 +269,12 @@ def describe_unfinished(path: Path) -> list[str]:
 
 
 _EXPECTED = "expected a zarr folder with data/action, other arrays beside it, and meta/episode_ends"
+
+
+_EMPTY_CHUNKS = (
+    ", or, if its writer left out chunks of zeros, as zarr-python 3 does, write it anew with "
+    "zarr.config.set({'array.write_empty_chunks': True})"
+)
 
 
 _DAMAGED = "cannot be read: a chunk is damaged ({}); copy the data set again"

@@ -112,6 +112,9 @@ def test_what_a_format_cannot_hold_is_said(tmp_path: Path) -> None:
     assert "specifications stand beside the data, where only flowchunk reads them" in said
     assert robomimic.validation_episodes is not None
     assert robomimic.validation_episodes.tolist() == [2]
+    (tmp_path / "again").mkdir()
+    _, said = converted(lerobot, tmp_path / "again", "robomimic", skip_corrupt=True)
+    assert "the split of the episodes is not stored, because episodes with damaged images are left out" in said
 
 
 def test_rounding_is_said(tmp_path: Path) -> None:
