@@ -73,7 +73,7 @@ class ReferenceChange:
 
         relative_to: for each dimension the observed value, as KEY.NAME, or None; by default the value of the same name.
         Raises ConfigurationError for rotations, whose difference is not that of their numbers; for a change that needs an
-        observed value where there is none, all but the one from absolute to delta; and for one in another unit.
+        observed value if it is absent, all but the one from absolute to delta; and for one in another unit.
         """
         if relative_to is not None and len(relative_to) != action_spec.size:
             raise ConfigurationError(
