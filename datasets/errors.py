@@ -6,7 +6,8 @@
     ├── SpecMismatchError      data, policy and environment that disagree about observations or actions
     ├── CheckpointError        a checkpoint that cannot be read or written
     ├── SimulationError        an environment that cannot be created, stepped or rendered
-    └── TrainingError          a training run that cannot continue
+    ├── TrainingError          a training run that cannot continue
+    └── RobotError             a robot that does not answer, or that had to be stopped
 
 A message states what was expected, what was found and what to do. The command line prints only the message; ``--debug``
 adds the traceback.
@@ -39,3 +40,7 @@ class SimulationError(FlowchunkError):
 
 class TrainingError(FlowchunkError):
     """A training run that cannot continue because its numbers are no longer finite."""
+
+
+class RobotError(FlowchunkError):
+    """A robot does not answer, answers what cannot be used, or had to be stopped."""

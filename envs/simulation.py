@@ -6,7 +6,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
@@ -14,7 +14,9 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 import flowchunk.envs  # noqa: F401 -- registers the ids
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.envs.rollout import ChunkExecution
-from flowchunk.policy.chunk_policy import PolicyConfig
+
+if TYPE_CHECKING:
+    from flowchunk.policy.chunk_policy import PolicyConfig
 
 MakeEnv = Callable[..., gymnasium.Env[Any, Any]]
 OURS = "flowchunk/"
