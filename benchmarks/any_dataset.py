@@ -19,7 +19,7 @@ from rich.table import Table
 
 from flowchunk.envs.contract import observation_spec_of
 from flowchunk.envs.rollout import REPORT_SEED, rollout
-from flowchunk.envs.simulation import MakeEnv, environment_maker, execution_of
+from flowchunk.envs.simulation import MakeEnv, environment_maker
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.evaluation.intervals import wilson_interval
 
@@ -80,7 +80,7 @@ def environment_for(policy: ChunkPolicy) -> MakeEnv | None:
 def simulate(run: Path, make_env: MakeEnv, episodes: int) -> str:
     """Score and success of a run, in words."""
     policy = ChunkPolicy.load(run)
-    result = rollout(policy, make_env, execution_of(policy.config), episodes=episodes, seed=REPORT_SEED, nfe=NFE)
+    result = rollout(policy, make_env, policy.execution, episodes=episodes, seed=REPORT_SEED, nfe=NFE)
     low, high = wilson_interval(result.successes, episodes)
     return f"{run.name} in {ENV_ID}: score {result.score_mean:.3f}, success {result.success_rate:.2f} [{low:.2f}, {high:.2f}]"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from flowchunk.cli.main import main as flowchunk
 from flowchunk.envs.rollout import rollout
-from flowchunk.envs.simulation import environment_maker, execution_of
+from flowchunk.envs.simulation import environment_maker
 from flowchunk.policy.checkpoint import find_checkpoint, read_json
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.evaluation.intervals import wilson_interval
@@ -61,7 +61,7 @@ def main() -> None:
     policy, used = ChunkPolicy.load(run), training_of(find_checkpoint(run))
     print(f"{find_checkpoint(run)}: the checkpoint of step {used['step']:,} of {used['steps']:,}")
     make_env = environment_maker("flowchunk/PickPlace-v1", {"observation": options.task.partition("_")[2]})
-    result = rollout(policy, make_env, execution_of(policy.config), episodes=options.episodes, nfe=4)
+    result = rollout(policy, make_env, policy.execution, episodes=options.episodes, nfe=4)
     bins = Counter(int(info["bin"]) for info in result.infos if info["is_success"])
     low, high = wilson_interval(result.successes, options.episodes)
     print(f"success {result.success_rate:.3f} [{low:.3f}, {high:.3f}], score {result.score_mean:.3f}")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flowchunk.envs.rollout import ChunkExecution, record_episode
+from flowchunk.envs.rollout import record_episode
 from flowchunk.policy.chunk_policy import ChunkPolicy
 
 ENVIRONMENT = "flowchunk.envs:flowchunk/PushT-v1"
@@ -35,10 +35,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     policy = ChunkPolicy.load(arguments.run)
-    config = policy.config
-    execution = ChunkExecution(config.observation_steps, config.horizon, config.n_action_steps)
     make = partial(gymnasium.make, ENVIRONMENT, render_mode="rgb_array", render_size=arguments.size)
-    frames = list(record_episode(policy, make, execution, seed=arguments.seed, nfe=4))
+    frames = list(record_episode(policy, make, policy.execution, seed=arguments.seed, nfe=4))
     write_gif(arguments.gif, frames)
     print(f"{len(frames)} steps in {arguments.gif}, {arguments.gif.stat().st_size / 1e3:.0f} kB")
 

@@ -11,19 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from flowchunk.envs.rollout import Policy, rollout
-from flowchunk.envs.simulation import environment_maker, execution_of
+from flowchunk.envs.rollout import rollout
+from flowchunk.envs.simulation import environment_maker
 from flowchunk.policy.chunk_policy import ChunkPolicy
+from flowchunk.policy.execution.policy import Policy
 
 
 class SameNoise:
     """The policy, with the same seed for every chunk."""
 
     def __init__(self, policy: ChunkPolicy) -> None:
-        self.policy, self.observation_spec, self.action_spec = policy, policy.observation_spec, policy.action_spec
+        self.policy, self.execution = policy, policy.execution
+        self.observation_spec, self.action_spec = policy.observation_spec, policy.action_spec
 
     def predict_chunk(
-        self, observation: Mapping[str, np.ndarray], *, nfe: int | None = None, seed: Any = None
+        self, observation: Mapping[str, np.ndarray], *, nfe: int | None = None, seed: Any = None, **continued: Any
     ) -> np.ndarray:
         """Its chunks (B, H, D), every row from the same noise."""
         return self.policy.predict_chunk(observation, nfe=nfe, seed=[0] * len(seed))
@@ -44,7 +46,7 @@ def main() -> None:
         result = rollout(
             compared,
             environment_maker(options.env, {}),
-            execution_of(policy.config),
+            policy.execution,
             episodes=options.episodes,
             seed=options.seed,
             nfe=options.nfe,

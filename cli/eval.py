@@ -9,6 +9,12 @@ usage: flowchunk eval CHECKPOINT [KEY=VALUE ...]
   solver=NAME                      another solver than the checkpoint's
   noise_scale=1.0                  factor of the initial noise (default: the policy's own)
   n_action_steps=N                 executed actions per chunk (default: the policy's own)
+  strategy=synchronous             what is executed while a chunk is predicted: synchronous (nothing),
+                                   asynchronous, temporal_ensemble, real_time
+  delay.steps=0  delay.jitter=0  delay.drop=0.0  delay.seed=0
+                                   control steps that a prediction takes, up to so many more, and
+                                   the probability that a chunk is lost, in virtual time
+  reanchor_steps=0                 fade the jump at a new chunk's start over so many steps
   env.KEY=VALUE  env_id=ID         another environment than in training; MODULE:ID imports the
                                    module that registers it
   num_envs=50  workers=false       environments in parallel; true: each in its own process
@@ -29,7 +35,7 @@ Writes DIR/eval.json and DIR/videos/*.mp4, or DIR/open_loop.json and DIR/open_lo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -44,14 +50,16 @@ from flowchunk.cli.reports import print_table, print_written, table_of, write_re
 from flowchunk.datasets.errors import ConfigurationError, SimulationError, SpecMismatchError
 from flowchunk.datasets.specs import require_observations, require_same_actions
 from flowchunk.envs.contract import action_spec_of, observation_spec_of
-from flowchunk.envs.rollout import ChunkExecution, Rollout, record_episode, rollout
-from flowchunk.envs.simulation import MakeEnv, environment_maker, execution_of, inherited_options
+from flowchunk.envs.rollout import Rollout, record_episode, rollout
+from flowchunk.envs.simulation import MakeEnv, environment_maker, inherited_options
 from flowchunk.envs.video import write_video
+from flowchunk.envs.virtual_delay import VirtualDelay
 from flowchunk.policy.checkpoint import find_checkpoint, find_run, read_json
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.devices import choose_device
 from flowchunk.policy.evaluation.intervals import wilson_interval
 from flowchunk.policy.evaluation.latency import latency_ms
+from flowchunk.policy.execution.executor import ChunkExecution
 
 ONLY_IN_SIMULATION = ("episodes", "n_action_steps", "num_envs", "workers", "env_id", "env", "video")
 VERSIONS = ("flowchunk", "torch", "mujoco", "gymnasium", "numpy")
@@ -143,7 +151,7 @@ class PolicyEvaluation:
         env = _env_arguments(env_id, options["env"], training, console)
         make_env = environment_maker(env_id, env)
         _check_env(policy, make_env, env_id)
-        execution = execution_of(policy.config, n_action_steps=options["n_action_steps"])
+        execution = _execution(policy, options)
         return cls(policy, make_env, execution, env_id, env, training.get("task"), options)
 
     def run(self, *, nfe: int | None, advance: Callable[[int], None] = lambda done: None) -> Rollout:
@@ -157,6 +165,7 @@ class PolicyEvaluation:
             nfe=nfe,
             num_envs=self.options["num_envs"],
             workers=self.options["workers"],
+            delay=VirtualDelay(**self.options["delay"]),
             advance=advance,
         )
 
@@ -178,11 +187,22 @@ class PolicyEvaluation:
             "solver": self.policy.objective.solver_name(self.policy.config.sampling),
             "noise_scale": self.policy.config.sampling.noise_scale,
             "n_action_steps": self.execution.n_action_steps,
+            "strategy": self.execution.strategy,
+            "reanchor_steps": self.execution.reanchor_steps,
+            "delay": dict(self.options["delay"]),
             "num_envs": min(self.options["num_envs"], self.options["episodes"]),
             "workers": self.options["workers"],
             "device": str(self.policy.model.device),
             "versions": {name: version(name) for name in VERSIONS},
         }
+
+
+def _execution(policy: ChunkPolicy, options: Mapping[str, Any]) -> ChunkExecution:
+    """How the chunks are executed: as the policy was made to, but for the options that are given."""
+    changes = {
+        name: options[name] for name in ("n_action_steps", "strategy", "reanchor_steps") if options[name] is not None
+    }
+    return replace(policy.execution, **changes, delay=options["delay"]["steps"])
 
 
 def load_policy(directory: Path, options: Mapping[str, Any]) -> ChunkPolicy:
@@ -274,6 +294,8 @@ def _print_table(console: Console, report: Mapping[str, Any]) -> None:
         table.add_row(f"env.{name}", str(value))
     table.add_row("nfe", str(report["nfe"]))
     table.add_row("n_action_steps", str(report["n_action_steps"]))
+    if report["strategy"] != "synchronous" or report["delay"]["steps"]:
+        table.add_row("strategy", f"{report['strategy']}, delay {report['delay']['steps']} control steps")
     table.add_row("score", f"{report['score_mean']:.3f}")
     table.add_row("success", f"{report['success_rate']:.3f}")
     table.add_row("95 % interval", f"{low:.3f} to {high:.3f}")

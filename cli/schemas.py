@@ -18,6 +18,7 @@ from flowchunk.datasets.formats.writing import TARGETS
 from flowchunk.datasets.image_cache import ImageCacheOptions
 from flowchunk.envs.evaluation import evaluate_in
 from flowchunk.envs.rollout import REPORT_SEED, SELECTION_SEED, rollout
+from flowchunk.envs.virtual_delay import VirtualDelay
 from flowchunk.policy.chunk_policy import PolicyConfig
 from flowchunk.policy.data_model import DataConfig
 from flowchunk.policy.demonstrations import DatasetOptions
@@ -26,6 +27,7 @@ from flowchunk.policy.diffusion.schedules import SCHEDULES
 from flowchunk.policy.diffusion.solvers import SOLVERS
 from flowchunk.policy.diffusion.time_densities import TIME_DENSITIES
 from flowchunk.policy.encoders.observation import VISION
+from flowchunk.policy.execution.strategies import STRATEGIES
 from flowchunk.policy.generative_model import ModelConfig
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.networks.image_networks import IMAGE_NETWORKS
@@ -168,6 +170,9 @@ SOLVER_AND_DEVICE = {
 EPISODE_OPTIONS: dict[str, Option] = {
     "n_action_steps": Option(INT_OR_NONE, None, "default: the policy's own"),
     "noise_scale": Option(float | None, None, "factor of the initial noise; default: the policy's own"),
+    "strategy": Option(str, "synchronous", _alternatives(STRATEGIES)),
+    "reanchor_steps": Option(int, 0, "control steps over which the jump at a new chunk's start fades"),
+    "delay": section("VirtualDelay", options_of(VirtualDelay)),
     **options_of(rollout, only=("num_envs", "workers")),
     "env_id": Option(str | None, None, "default: the environment of training"),
     **ENV,

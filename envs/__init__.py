@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from flowchunk.envs.evaluation import evaluate_in
     from flowchunk.envs.receding_horizon import RecedingHorizon
     from flowchunk.envs.rendering import OffscreenRenderer, project_to_pixels
-    from flowchunk.envs.rollout import ChunkExecution, Rollout, record_episode
-    from flowchunk.envs.simulation import environment_maker, execution_of
+    from flowchunk.envs.rollout import Rollout, record_episode
+    from flowchunk.envs.simulation import environment_maker
     from flowchunk.envs.video import write_video
 else:
     __getattr__, __dir__ = lazy_exports(
@@ -24,21 +24,19 @@ else:
             "evaluation": ["evaluate_in"],
             "receding_horizon": ["RecedingHorizon"],
             "rendering": ["OffscreenRenderer", "project_to_pixels"],
-            "rollout": ["ChunkExecution", "Rollout", "record_episode"],
-            "simulation": ["environment_maker", "execution_of"],
+            "rollout": ["Rollout", "record_episode"],
+            "simulation": ["environment_maker"],
             "video": ["write_video"],
         },
     )
 
 __all__ = [
-    "ChunkExecution",
     "OffscreenRenderer",
     "RecedingHorizon",
     "Rollout",
     "action_spec_of",
     "environment_maker",
     "evaluate_in",
-    "execution_of",
     "observation_spec_of",
     "project_to_pixels",
     "record_episode",

@@ -8,7 +8,6 @@ from typing import Any
 import gymnasium
 
 from flowchunk.envs.rollout import SELECTION_SEED, rollout
-from flowchunk.envs.simulation import execution_of
 from flowchunk.policy.chunk_policy import ChunkPolicy
 
 Scores = dict[str, float]
@@ -29,7 +28,7 @@ def evaluate_in(
     """
 
     def evaluate(policy: ChunkPolicy) -> Scores:
-        result = rollout(policy, make_env, execution_of(policy.config), episodes=episodes, seed=seed, nfe=nfe)
+        result = rollout(policy, make_env, policy.execution, episodes=episodes, seed=seed, nfe=nfe)
         score = (result.score_mean + result.success_rate) / 2
         return {"score": score, "score_mean": result.score_mean, "success_rate": result.success_rate}
 

@@ -1,13 +1,14 @@
 """Receding horizon: predict H actions, execute the first few, observe, and predict again.
 
 A wrapper whose action is a whole chunk and whose observation is the recent history, so that policies do not depend on
-execution, nor environments on chunks (Diffusion Policy, arXiv:2303.04137, section IV).
+execution, nor environments on chunks (Diffusion Policy, arXiv:2303.04137, section IV). What is executed when is decided in
+``flowchunk.policy.execution``, as on a robot; with a ``VirtualDelay``, predictions take control steps, too.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterator
+from typing import Any, Self
 
 import gymnasium
 import numpy as np
@@ -15,110 +16,138 @@ from gymnasium.spaces import Box, Dict
 
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
 from flowchunk.envs.contract import with_outcome
-
-if TYPE_CHECKING:
-    from flowchunk.policy.chunk_policy import ChunkPolicy
+from flowchunk.envs.virtual_delay import VirtualDelay
+from flowchunk.policy.execution.executor import ChunkExecution, ChunkExecutor, ChunkRequest
+from flowchunk.policy.execution.history import ObservationHistory
+from flowchunk.policy.execution.policy import Policy
+from flowchunk.policy.execution.strategies import STRATEGIES
 
 Observation = dict[str, np.ndarray]
 Step = tuple[Observation, float, bool, bool, dict[str, Any]]
 
 
 class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarray]):
-    """Execute ``n_action_steps`` of each chunk (H, D); observe the last ``observation_steps`` observations {key: (To, …)}.
+    """Execute ``n_action_steps`` of each chunk (H, D); observe the last To observations {key: (To, …)}.
 
-    At an episode's start, the first observation is repeated. The reward of a chunk is the sum of its steps' rewards;
-    ``info`` is the last step's, with ``steps``, the number of environment steps since the reset. After
-    ``reset(options={"idle": True})``, chunks have no effect until the next reset, so that in a vector environment a slot
-    without an episode costs nothing.
+    execution: how chunks are executed, such as ``policy.execution``. delay: the control steps that predictions take; none by
+    default. At an episode's start, the first observation is repeated. The reward of a chunk is the sum of its steps'
+    rewards; ``info`` is the last step's, with ``steps``, the number of environment steps since the reset. With
+    strategy="real_time" it also has ``prefix`` (H, D), the actions that will be executed while the next chunk is predicted,
+    followed by what the old chunk plans after them, and how many of either: ``prefix_length`` and ``tail_length``.
 
-    ``score`` and ``is_success`` in ``info`` are converted by ``contract.with_outcome``. Raises ConfigurationError for
-    inconsistent sizes, and for spaces other than Dict and Box.
+    ``score`` and ``is_success`` in ``info`` are converted by ``contract.with_outcome``. Raises ConfigurationError for spaces
+    other than Dict and Box, and for a delay that the execution does not admit.
     """
 
-    n_action_steps: int
+    execution: ChunkExecution
+    delay: VirtualDelay
+    _chunk_shape: tuple[int, ...]
+    _history: ObservationHistory
+    _executor: ChunkExecutor
+    _generator: np.random.Generator
+    _request: ChunkRequest
     _steps: int
-    _idle: bool
 
     def __init__(
         self,
         env: gymnasium.Env[Observation, np.ndarray],
+        execution: ChunkExecution,
         *,
-        observation_steps: int,
-        horizon: int,
-        n_action_steps: int,
+        delay: VirtualDelay | None = None,
     ) -> None:
         super().__init__(env)
-        if not 1 <= n_action_steps <= horizon or observation_steps < 1:
-            raise ConfigurationError(
-                f"n_action_steps={n_action_steps}, horizon={horizon}, observation_steps={observation_steps}: "
-                "expected 1 <= n_action_steps <= horizon and 1 <= observation_steps"
-            )
         space, observations = env.action_space, env.observation_space
         if not isinstance(space, Box) or not isinstance(observations, Dict):
             raise ConfigurationError(
                 f"expected an environment with Dict observations and Box actions, but {env} has {observations} and "
                 f"{space}; wrap it with gymnasium.ObservationWrapper or gymnasium.ActionWrapper"
             )
-        self.action_space = Box(
-            np.broadcast_to(space.low, (horizon, *space.shape)),
-            np.broadcast_to(space.high, (horizon, *space.shape)),
-            dtype=space.dtype.type,
-        )
-        self.observation_space = Dict({key: _stacked(box, observation_steps) for key, box in observations.items()})
-        self.n_action_steps = n_action_steps
-        self._history: deque[Observation] = deque(maxlen=observation_steps)
+        self.execution, self.delay = execution, delay or VirtualDelay()
+        execution.check_delay(self.delay.steps)
+        self._chunk_shape = (execution.horizon, *space.shape)
+        low, high = (np.broadcast_to(bound, self._chunk_shape) for bound in (space.low, space.high))
+        self.action_space = Box(low, high, dtype=space.dtype.type)
+        steps = execution.observation_steps
+        self.observation_space = Dict({key: _stacked(box, steps) for key, box in observations.items()})
+        self._history = ObservationHistory(steps)
+        self._executor = ChunkExecutor(execution)
+        self._generator = np.random.default_rng(self.delay.seed)
         self._steps = 0
-        self._idle = False
 
     @classmethod
-    def for_policy(cls, env: gymnasium.Env[Observation, np.ndarray], policy: ChunkPolicy) -> Self:
+    def for_policy(
+        cls, env: gymnasium.Env[Observation, np.ndarray], policy: Policy, *, delay: VirtualDelay | None = None
+    ) -> Self:
         """Execute chunks as the policy was made to: its observation steps, horizon and number of executed actions."""
-        config = policy.config
-        return cls(
-            env,
-            observation_steps=config.observation_steps,
-            horizon=config.horizon,
-            n_action_steps=config.n_action_steps,
-        )
+        return cls(env, policy.execution, delay=delay)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode, with the first observation repeated as its history; or idle, with ``options={"idle": True}``.
-
-        All other options are passed to the environment. Raises SimulationError for idling before the first episode.
-        """
-        options = dict(options or {})
-        self._idle = bool(options.pop("idle", False))
-        if self._idle:
-            if not self._history:
-                raise SimulationError(
-                    "an environment can only idle after its first episode; reset it without idle first"
-                )
-            return self._observation(), {"steps": self._steps}
-        observation, info = self.env.reset(seed=seed, options=options or None)
-        self._history.extend([observation] * (self._history.maxlen or 1))
+        """Start an episode, with the first observation repeated as its history."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        if seed is not None:
+            self._generator = np.random.default_rng([self.delay.seed, seed])
+        self._history.start(observation)
+        self._executor = ChunkExecutor(self.execution)
         self._steps = 0
-        return self._observation(), {**info, "steps": 0}
+        self._request = self._first_request()
+        return self._window(), {**info, "steps": 0, **self._request_info()}
 
     def step(self, chunk: np.ndarray) -> Step:
-        """Execute the first ``n_action_steps`` actions of the chunk (H, D), or fewer if the episode ends."""
-        if self._idle:
-            return self._observation(), 0.0, False, False, {}
-        if np.shape(chunk) != self.action_space.shape:
-            raise SimulationError(f"a chunk must be (H, D) = {self.action_space.shape}, but is {np.shape(chunk)}")
+        """Execute chunks until the next one is to be predicted, or the episode ends.
+
+        ``chunk`` (H, D) takes over after the delay; until then the previous one is executed, or the robot waits, as the
+        strategy says. Raises SimulationError for a chunk of another shape, SpecMismatchError for one with
+        values that are not finite.
+        """
+        if np.shape(chunk) != self._chunk_shape:
+            raise SimulationError(f"a chunk must be (H, D) = {self._chunk_shape}, but is {np.shape(chunk)}")
         total = 0.0
-        for action in chunk[: self.n_action_steps]:
+        for _ in self._steps_until_next_request(np.asarray(chunk)):
+            action = self._executor.next_action()
+            assert action is not None, "the first chunk takes over at once"
             observation, reward, terminated, truncated, info = self.env.step(action)
-            self._history.append(observation)
             self._steps += 1
+            self._history.append(observation, self._steps)
             total += float(reward)
             if terminated or truncated:
                 break
-        return self._observation(), total, terminated, truncated, {**with_outcome(info), "steps": self._steps}
+        info = {**with_outcome(info), "steps": self._steps, **self._request_info()}
+        return self._window(), total, terminated, truncated, info
 
-    def _observation(self) -> Observation:
-        return {key: np.stack([observation[key] for observation in self._history]) for key in self._history[-1]}
+    def _first_request(self) -> ChunkRequest:
+        request = self._executor.request()
+        assert request is not None
+        return request
+
+    def _steps_until_next_request(self, chunk: np.ndarray) -> Iterator[None]:
+        """Yields once for each environment step that is due; the chunk takes over when its delay has passed."""
+        is_first = self._executor.step == 0
+        delay, is_lost = (0, False) if is_first else self.delay.sample(self._generator)
+        for _ in range(delay):
+            yield
+        if is_lost:
+            self._executor.abandon()
+        else:
+            self._executor.receive(chunk)
+        while (request := self._executor.request()) is None:
+            yield
+        self._request = request
+
+    def _request_info(self) -> dict[str, Any]:
+        """What the next prediction is to continue, for strategies that commit to actions; the arrays have a fixed shape."""
+        if not STRATEGIES[self.execution.strategy].commits:
+            return {}
+        prefix, tail = self._request.prefix, self._request.tail
+        planned = np.zeros(self._chunk_shape, np.float32)
+        planned[: len(prefix)], planned[len(prefix) : len(prefix) + len(tail)] = prefix, tail
+        return {"prefix": planned, "prefix_length": len(prefix), "tail_length": len(tail)}
+
+    def _window(self) -> Observation:
+        window = self._history.window()
+        assert window is not None, "a simulation observes every step"
+        return window
 
 
 def _stacked(box: Any, steps: int) -> Box:

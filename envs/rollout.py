@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -14,28 +14,17 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.specs import ObservationSpec
 from flowchunk.envs.contract import observation_spec_of, require_outcome
+from flowchunk.envs.idle import IdleAfterEpisodes
 from flowchunk.envs.receding_horizon import RecedingHorizon
 from flowchunk.envs.video import VideoRecorder
+from flowchunk.envs.virtual_delay import VirtualDelay
+from flowchunk.policy.execution.executor import ChunkExecution
+from flowchunk.policy.execution.policy import Policy
 
 REPORT_SEED = 100_000
 SELECTION_SEED = 300_000
-
-
-class Policy(Protocol):
-    """Anything that predicts chunks: actions (B, H, D) from observations {key: (B, To, …)}, both in the data's units."""
-
-    def predict_chunk(
-        self, observation: Mapping[str, np.ndarray], *, nfe: int | None = None, seed: int | Sequence[int] = 0
-    ) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class ChunkExecution:
-    """How chunks are executed: steps observed, actions predicted, and actions executed before the next prediction."""
-
-    observation_steps: int
-    horizon: int
-    n_action_steps: int
+CONTINUATION = {"prefix", "prefix_length", "tail_length"}
+"""What the info of ``RecedingHorizon`` says about the chunk to be continued."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +72,18 @@ def rollout(
     nfe: int | None = None,
     num_envs: int = 50,
     workers: bool = False,
+    delay: VirtualDelay | None = None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Rollout:
     """Run ``episodes`` episodes; episode i is reset with ``seed + i``, and its noise depends only on that seed.
 
     num_envs: environments in parallel. workers: run each in its own process (worthwhile if a step takes much longer than
-    a message). advance: called with the number of finished episodes after every round. Raises SimulationError if an
-    episode ends without ``score`` and ``is_success`` in its info.
+    a message). delay: the control steps that predictions take; none by default. advance: called with the number of
+    finished episodes after every round. Raises SimulationError if an episode ends without ``score`` and ``is_success`` in
+    its info.
     """
     num_envs = min(num_envs, episodes)
-    environments = _vector_env(make_env, execution, num_envs, workers=workers)
+    environments = _vector_env(make_env, execution, num_envs, workers=workers, delay=delay)
     started = time.perf_counter()
     try:
         infos = _run(policy, environments, episodes=episodes, seed=seed, nfe=nfe, advance=advance)
@@ -142,7 +133,7 @@ def _record(
     scene = make_env()
     try:
         recorder = VideoRecorder(scene, images=(observation_spec or observation_spec_of(scene)).images)
-        env = _receding(recorder, execution)
+        env = RecedingHorizon(recorder, execution)
         observation, _ = env.reset(seed=seed)
         over, rounds = False, 0
         while not over:
@@ -179,13 +170,13 @@ def _run(
     episode_of, rounds = np.arange(slots), np.zeros(slots, dtype=int)
     begun, finished = slots, 0
     first_seeds: list[int | None] = [seed + slot for slot in range(slots)]
-    observation, _ = environments.reset(seed=first_seeds)
+    observation, info = environments.reset(seed=first_seeds)
     chunks = np.zeros(environments.action_space.shape or (), dtype=np.float32)
     while finished < episodes:
         active = np.flatnonzero(episode_of >= 0)
         observed = {key: value[active] for key, value in observation.items()}
         seeds = [noise_seed(seed + int(episode_of[slot]), int(rounds[slot])) for slot in active]
-        chunks[active] = policy.predict_chunk(observed, nfe=nfe, seed=seeds)
+        chunks[active] = _predict(policy, observed, info, active, nfe=nfe, seeds=seeds)
         observation, _, terminated, truncated, info = environments.step(chunks)
         rounds[active] += 1
         done = [slot for slot in active if terminated[slot] or truncated[slot]]
@@ -204,8 +195,37 @@ def _run(
                 seeds_or_none = [
                     seed + int(number) if is_new else None for number, is_new in zip(episode_of, mask, strict=True)
                 ]
-                observation, _ = environments.reset(seed=seeds_or_none, options={"reset_mask": mask, **options})
+                observation, started = environments.reset(seed=seeds_or_none, options={"reset_mask": mask, **options})
+                for name in CONTINUATION & started.keys():
+                    info[name][mask] = started[name][mask]
     return outcome
+
+
+def _predict(
+    policy: Policy,
+    observed: Mapping[str, np.ndarray],
+    info: Mapping[str, Any],
+    active: np.ndarray,
+    *,
+    nfe: int | None,
+    seeds: Sequence[int],
+) -> np.ndarray:
+    """Chunks (N, H, D) for the active slots, each continuing what its ``info`` says; one call per length of that."""
+    if "prefix" not in info:
+        return policy.predict_chunk(observed, nfe=nfe, seed=seeds)
+    planned, lengths = info["prefix"][active], info["prefix_length"][active]
+    ends = lengths + info["tail_length"][active]
+    chunks = np.zeros_like(planned)
+    for length, end in {(int(length), int(end)) for length, end in zip(lengths, ends, strict=True)}:
+        rows = np.flatnonzero((lengths == length) & (ends == end))
+        continued = {"prefix": planned[rows, :length], "tail": planned[rows, length:end]} if end else {}
+        chunks[rows] = policy.predict_chunk(
+            {key: value[rows] for key, value in observed.items()},
+            nfe=nfe,
+            seed=[seeds[row] for row in rows.tolist()],
+            **continued,
+        )
+    return chunks
 
 
 def _info_of(info: Mapping[str, Any], slot: int) -> dict[str, Any]:
@@ -218,20 +238,16 @@ def _info_of(info: Mapping[str, Any], slot: int) -> dict[str, Any]:
 
 
 def _vector_env(
-    make_env: Callable[[], gymnasium.Env[Any, Any]], execution: ChunkExecution, num_envs: int, *, workers: bool
+    make_env: Callable[[], gymnasium.Env[Any, Any]],
+    execution: ChunkExecution,
+    num_envs: int,
+    *,
+    workers: bool,
+    delay: VirtualDelay | None,
 ) -> SyncVectorEnv | AsyncVectorEnv:
     def make() -> gymnasium.Env[Any, Any]:
-        return _receding(make_env(), execution)
+        return IdleAfterEpisodes(RecedingHorizon(make_env(), execution, delay=delay))
 
     if workers:
         return AsyncVectorEnv([make] * num_envs, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
     return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
-
-
-def _receding(env: gymnasium.Env[Any, Any], execution: ChunkExecution) -> RecedingHorizon:
-    return RecedingHorizon(
-        env,
-        observation_steps=execution.observation_steps,
-        horizon=execution.horizon,
-        n_action_steps=execution.n_action_steps,
-    )

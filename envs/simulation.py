@@ -1,4 +1,4 @@
-"""Make environments from options, and run policies in them."""
+"""Make environments from options."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 import flowchunk.envs  # noqa: F401 -- registers the ids
 from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.envs.rollout import ChunkExecution
-
-if TYPE_CHECKING:
-    from flowchunk.policy.chunk_policy import PolicyConfig
 
 MakeEnv = Callable[..., gymnasium.Env[Any, Any]]
 OURS = "flowchunk/"
@@ -88,11 +84,3 @@ def _called(entry_point: object, env_id: str) -> Callable[..., Any]:
             f"{env_id} cannot be made one at a time: it is registered for vectors of environments only"
         )
     return entry_point
-
-
-def execution_of(config: PolicyConfig, *, n_action_steps: int | None = None) -> ChunkExecution:
-    """How a policy's chunks are executed. Raises ConfigurationError where more actions are asked for than predicted."""
-    steps = config.n_action_steps if n_action_steps is None else n_action_steps
-    if not 1 <= steps <= config.horizon:
-        raise ConfigurationError(f"n_action_steps={steps} must be from 1 to the policy's horizon, {config.horizon}")
-    return ChunkExecution(config.observation_steps, config.horizon, steps)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from flowchunk.policy.diffusion.predictions import PREDICTIONS, Prediction
     from flowchunk.policy.diffusion.schedules import SCHEDULES
     from flowchunk.policy.diffusion.solvers import SOLVERS, Solver
+    from flowchunk.policy.execution.executor import ChunkExecution, ChunkExecutor
+    from flowchunk.policy.execution.history import ObservationHistory
+    from flowchunk.policy.execution.policy import Policy
     from flowchunk.policy.fitting import fit
     from flowchunk.policy.flow import flow_matching_loss, integrate, uniform_times
     from flowchunk.policy.generative_model import GenerativeModel, ModelConfig
@@ -28,6 +31,9 @@ else:
             "chunk_policy": ["ChunkPolicy", "PolicyConfig"],
             "data_model": ["DataConfig", "DataModel"],
             "demonstrations": ["DatasetOptions"],
+            "execution.executor": ["ChunkExecution", "ChunkExecutor"],
+            "execution.history": ["ObservationHistory"],
+            "execution.policy": ["Policy"],
             "fitting": ["fit"],
             "flow": ["flow_matching_loss", "integrate", "uniform_times"],
             "generative_model": ["GenerativeModel", "ModelConfig"],
@@ -50,6 +56,8 @@ __all__ = [
     "PREDICTIONS",
     "SCHEDULES",
     "SOLVERS",
+    "ChunkExecution",
+    "ChunkExecutor",
     "ChunkPolicy",
     "DataConfig",
     "DataModel",
@@ -59,6 +67,8 @@ __all__ = [
     "ModelConfig",
     "Normalizer",
     "Objective",
+    "ObservationHistory",
+    "Policy",
     "PolicyConfig",
     "Prediction",
     "SamplingOptions",

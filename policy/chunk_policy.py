@@ -21,6 +21,7 @@ from flowchunk.policy.diffusion.objectives import Objective
 from flowchunk.policy.diffusion.paths import Generators, row_generators
 from flowchunk.policy.diffusion.solvers import SOLVERS
 from flowchunk.policy.encoders.observation import ObservationEncoder
+from flowchunk.policy.execution.executor import ChunkExecution
 from flowchunk.policy.flow import Loss
 from flowchunk.policy.generative_model import GenerativeModel, ModelConfig, shallow_copy
 from flowchunk.policy.networks import NETWORKS
@@ -138,6 +139,19 @@ class ChunkPolicy(nn.Module):
         )
 
     @property
+    def execution(self) -> ChunkExecution:
+        """How its chunks are executed unless somebody says otherwise."""
+        config = self.config
+        return ChunkExecution(
+            config.observation_steps, config.horizon, config.n_action_steps, longest_prefix=self.longest_prefix
+        )
+
+    @property
+    def longest_prefix(self) -> int:
+        """The most committed actions that ``predict_chunk`` can continue."""
+        return self.config.prefix_max
+
+    @property
     def network(self) -> nn.Module:
         """The network of the generative model."""
         return self.model.network
@@ -218,6 +232,7 @@ class ChunkPolicy(nn.Module):
         nfe: int | None = None,
         seed: int | Sequence[int] | None = None,
         prefix: np.ndarray | None = None,
+        tail: np.ndarray | None = None,
         noise_scale: float | None = None,
     ) -> np.ndarray:
         """Actions (B, H, D) for observations {key: (B, To, …)}, both in physical units.

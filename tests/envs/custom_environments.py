@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict
 
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
+from flowchunk.policy.execution.executor import ChunkExecution
 
 HORIZON = 2
 
@@ -49,7 +50,16 @@ class Reach(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 class Still:
     """A policy that does not move."""
 
+    observation_spec, action_spec = Reach.observation_spec, Reach.action_spec
+    execution = ChunkExecution(observation_steps=1, horizon=HORIZON, n_action_steps=HORIZON)
+
     def predict_chunk(
-        self, observation: Mapping[str, np.ndarray], *, nfe: int | None = None, seed: int | Sequence[int] = 0
+        self,
+        observation: Mapping[str, np.ndarray],
+        *,
+        nfe: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        prefix: np.ndarray | None = None,
+        tail: np.ndarray | None = None,
     ) -> np.ndarray:
         return np.zeros((len(next(iter(observation.values()))), HORIZON, 1), np.float32)

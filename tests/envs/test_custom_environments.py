@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 from gymnasium.spaces import Discrete
 
 from flowchunk.datasets.errors import ConfigurationError, FlowchunkError, SimulationError
+from flowchunk.envs.idle import IdleAfterEpisodes
 from flowchunk.envs.receding_horizon import RecedingHorizon
-from flowchunk.envs.rollout import ChunkExecution, Rollout, record_episode, rollout
-from tests.envs.custom_environments import HORIZON, Reach, Still
+from flowchunk.envs.rollout import Rollout, record_episode, rollout
+from tests.envs.custom_environments import Reach, Still
 
-EXECUTION = ChunkExecution(observation_steps=1, horizon=HORIZON, n_action_steps=HORIZON)
+EXECUTION = Still.execution
+STEP_BY_STEP = replace(EXECUTION, n_action_steps=1)
 MIXED: list[dict[str, Any]] = [
     {"score": 0, "is_success": 0},
     {"score": 0.7, "is_success": np.True_},
@@ -70,7 +73,7 @@ class Counted(Reach):
 )
 def test_spaces_that_chunks_cannot_use_are_refused(make_env: Any, found: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"Dict observations and Box actions, but .*{found}"):
-        RecedingHorizon(make_env(), observation_steps=1, horizon=HORIZON, n_action_steps=1)
+        RecedingHorizon(make_env(), STEP_BY_STEP)
 
 
 def record(make_env: Any) -> list[np.ndarray]:
@@ -90,7 +93,7 @@ def test_a_video_without_specs_or_pixels_names_what_is_missing() -> None:
 
 def test_only_foreign_reset_options_reach_the_environment() -> None:
     inner = Reach()
-    env = RecedingHorizon(inner, observation_steps=1, horizon=HORIZON, n_action_steps=1)
+    env = IdleAfterEpisodes(RecedingHorizon(inner, STEP_BY_STEP))
     env.reset(options={"idle": False, "start": 3})
     assert inner.options == {"start": 3}
     env.reset(options={"idle": False})
@@ -98,6 +101,6 @@ def test_only_foreign_reset_options_reach_the_environment() -> None:
 
 
 def test_idling_before_the_first_episode_is_an_error() -> None:
-    env = RecedingHorizon(Reach(), observation_steps=1, horizon=HORIZON, n_action_steps=1)
-    with pytest.raises(FlowchunkError, match="reset it without idle first"):
+    env = IdleAfterEpisodes(RecedingHorizon(Reach(), STEP_BY_STEP))
+    with pytest.raises(FlowchunkError, match="reset it without idle"):
         env.reset(options={"idle": True})

@@ -10,7 +10,9 @@ import pytest
 from gymnasium.spaces import Box, Dict
 
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
+from flowchunk.envs.idle import IdleAfterEpisodes
 from flowchunk.envs.receding_horizon import RecedingHorizon
+from flowchunk.policy.execution.executor import ChunkExecution
 
 HORIZON, EXECUTED, OBSERVED = 6, 4, 3
 COUNTING = np.arange(1.0, HORIZON + 1)[:, None]  # the chunk 1, 2, 3, …
@@ -46,7 +48,7 @@ class Integrator(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
 def receding(env: gymnasium.Env[Any, Any], **changes: Any) -> RecedingHorizon:
     arguments: Any = {"observation_steps": OBSERVED, "horizon": HORIZON, "n_action_steps": EXECUTED, **changes}
-    return RecedingHorizon(env, **arguments)
+    return RecedingHorizon(env, ChunkExecution(**arguments))
 
 
 def test_the_first_observation_is_repeated_until_there_is_a_history() -> None:
@@ -119,7 +121,7 @@ def test_chunks_of_another_shape_are_refused_before_the_first_action(shape: tupl
 
 def test_an_idle_environment_does_nothing_until_it_is_reset() -> None:
     inner = Integrator()
-    env = receding(inner)
+    env = IdleAfterEpisodes(receding(inner))
     env.reset(seed=3)
     env.step(COUNTING)
     before, _ = env.reset(options={"idle": True})

@@ -15,8 +15,10 @@ import pytest
 
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
 from flowchunk.datasets.specs import ObservationSpec
-from flowchunk.envs.rollout import ChunkExecution, Rollout, noise_seed, noise_seeds, record_episode, rollout
+from flowchunk.envs.rollout import Rollout, noise_seed, noise_seeds, record_episode, rollout
+from flowchunk.envs.tasks.pusht import ACTION_SPEC, OBSERVATION_SPECS
 from flowchunk.envs.video import CROP, FIRST
+from flowchunk.policy.execution.executor import ChunkExecution
 
 EXECUTION = ChunkExecution(observation_steps=2, horizon=6, n_action_steps=4)
 SEED = 50
@@ -48,15 +50,23 @@ def make_uneven(**options: Any) -> gymnasium.Env[Any, Any]:
 class Pusher:
     """Drives towards the block, with an offset that depends on the row's noise."""
 
+    observation_spec, action_spec, execution = OBSERVATION_SPECS["state"], ACTION_SPEC, EXECUTION
+
     def __init__(self) -> None:
         self.batches: list[int] = []
         self.seeds: list[int] = []
 
     def predict_chunk(
-        self, observation: Mapping[str, np.ndarray], *, nfe: int | None = None, seed: int | Sequence[int] = 0
+        self,
+        observation: Mapping[str, np.ndarray],
+        *,
+        nfe: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        prefix: np.ndarray | None = None,
+        tail: np.ndarray | None = None,
     ) -> np.ndarray:
         state = observation["state"]
-        assert not isinstance(seed, int)
+        assert isinstance(seed, Sequence)
         assert state.shape == (len(seed), EXECUTION.observation_steps, 5)
         self.batches.append(len(state))
         self.seeds += seed
@@ -161,10 +171,18 @@ def test_more_samples_leave_the_first_as_it_was() -> None:
 class VisionPolicy:
     """Moves from the robot's position by an offset that depends on the row's noise and the images' brightness."""
 
+    observation_spec, action_spec, execution = OBSERVATION_SPECS["image"], ACTION_SPEC, EXECUTION
+
     def predict_chunk(
-        self, observation: Mapping[str, np.ndarray], *, nfe: int | None = None, seed: int | Sequence[int] = 0
+        self,
+        observation: Mapping[str, np.ndarray],
+        *,
+        nfe: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        prefix: np.ndarray | None = None,
+        tail: np.ndarray | None = None,
     ) -> np.ndarray:
-        assert not isinstance(seed, int)
+        assert isinstance(seed, Sequence)
         images = [value for value in observation.values() if value.dtype == np.uint8]
         assert images
         for image in images:
