@@ -14,6 +14,7 @@ from typing import Any, Literal
 from flowchunk.datasets.errors import SpecMismatchError
 
 Reference = Literal["absolute", "delta", "relative"]
+Quantity = Literal["position", "displacement", "velocity", "effort"]
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,15 @@ class ActionDimension:
     rotation: str | None = None
     low: float | None = None
     high: float | None = None
+
+    @property
+    def quantity(self) -> Quantity:
+        """Whether it is a displacement (not absolute), a velocity (in "…/s"), an effort (N, N·m), or a position."""
+        if self.reference != "absolute":
+            return "displacement"
+        if self.unit.endswith("/s"):
+            return "velocity"
+        return "effort" if self.unit.replace("·", "").replace(" ", "") in ("N", "Nm") else "position"
 
 
 @dataclass(frozen=True)

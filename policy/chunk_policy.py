@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError, SpecMismatchError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
+from flowchunk.policy.action_limits import ActionLimits
 from flowchunk.policy.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
 from flowchunk.policy.diffusion.objectives import Objective
 from flowchunk.policy.diffusion.paths import Generators, row_generators
@@ -103,16 +104,24 @@ class PolicyNoise(Noise):
 class ChunkPolicy(nn.Module):
     """A policy from observation histories to chunks of actions, both in physical units.
 
-    An encoder of observations, a ``GenerativeModel`` of chunks, and the specifications of observations and actions. Raises
-    ConfigurationError or SpecMismatchError if they do not fit together.
+    An encoder of observations, a ``GenerativeModel`` of chunks, and the specifications of observations and actions.
+    action_limits: how fast its demonstrations moved, for the safety of robots; None if unknown. Raises ConfigurationError or
+    SpecMismatchError if they do not fit together.
     """
 
     default_nfe = 4
 
     def __init__(
-        self, config: PolicyConfig, observation_spec: ObservationSpec, action_spec: ActionSpec, normalizer: Normalizer
+        self,
+        config: PolicyConfig,
+        observation_spec: ObservationSpec,
+        action_spec: ActionSpec,
+        normalizer: Normalizer,
+        *,
+        action_limits: ActionLimits | None = None,
     ) -> None:
         super().__init__()
+        self.action_limits = action_limits
         self.config, self.observation_spec, self.action_spec = config, observation_spec, action_spec
         self.references: References | None = None
         if config.relative_to is not None:
@@ -381,18 +390,21 @@ class ChunkPolicy(nn.Module):
             "normalizer": self.normalizer.to_json(),
             "valid_nfe": "any" if self.valid_nfe is None else list(self.valid_nfe),
             "prefix_max": self.config.prefix_max,
+            "action_limits": None if self.action_limits is None else self.action_limits.to_json(),
         }
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:
         """Read a checkpoint, or the best one of a run, ready to act. Raises CheckpointError if it cannot be read."""
         description, weights = read_checkpoint(path, kind=KIND)
+        limits = description.get("action_limits")  # checkpoints of earlier versions have none
         try:
             policy = cls(
                 PolicyConfig.from_json(description["config"]),
                 ObservationSpec.from_json(description["observation_spec"]),
                 ActionSpec.from_json(description["action_spec"]),
                 Normalizer.from_json(description["normalizer"]),
+                action_limits=None if limits is None else ActionLimits.from_json(limits),
             )
             if (valid := description["valid_nfe"]) != (own := policy.describe()["valid_nfe"]):
                 raise ValueError(f"valid_nfe={valid}, but its objective admits {own}")

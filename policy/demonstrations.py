@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from flowchunk.datasets.image_cache import ImageCacheOptions, Say
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec, require_observations, require_same_actions
 from flowchunk.datasets.symmetry import Symmetry
 from flowchunk.datasets.windows import Windows, load_image_tensors, load_windows, memory_bytes, split_episodes
+from flowchunk.policy.action_limits import ActionLimits
 from flowchunk.policy.normalizer import Mode, Normalizer, Scaling
 from flowchunk.policy.relative_actions import RelativeTo, find_references, relative_chunks
 
@@ -160,6 +162,14 @@ def fit_normalizer(
         return normalizer
     chunks = relative_chunks(windows, find_references(relative_to, observation_spec, action_spec.size))
     return normalizer.with_scaling(ACTION, Scaling.fit("gaussian", chunks))
+
+
+def demonstrated_limits(
+    store: EpisodeSource, action_spec: ActionSpec, symmetry: Symmetry | None = None
+) -> ActionLimits:
+    """How fast the demonstrations moved, and their mirror images if a policy is trained on those, too."""
+    episodes = (store.read(ACTION, int(start), int(end)) for start, end in pairwise([0, *store.episode_ends]))
+    return ActionLimits.of_episodes(episodes if symmetry is None else symmetry.augment(ACTION, episodes), action_spec)
 
 
 def _require_arrays(store: EpisodeSource, observation_spec: ObservationSpec, action_spec: ActionSpec) -> None:

@@ -24,6 +24,7 @@ from flowchunk.policy.demonstrations import (
     DatasetOptions,
     Demonstrations,
     Specs,
+    demonstrated_limits,
     fit_normalizer,
     load_demonstrations,
     matching_specs,
@@ -119,7 +120,9 @@ def new_policy(
     """An untrained policy for these demonstrations, whose weights are a function of the seed. Raises ConfigurationError."""
     normalizer = fit_normalizer(store, specs, dataset, data.training, relative_to=config.relative_to)
     torch.manual_seed(seed)
-    policy = ChunkPolicy(config, *specs, normalizer)
+    policy = ChunkPolicy(
+        config, *specs, normalizer, action_limits=demonstrated_limits(store, specs[1], dataset.symmetry)
+    )
     if vision_weights is not None:
         policy.encoder.load_weights(vision_weights)
     return policy

@@ -26,7 +26,7 @@ def check_policy(policy: Policy, observation: Mapping[str, np.ndarray] | None = 
             f"expected a policy with {', '.join(MEMBERS)}, but {type(policy).__name__} has no {', '.join(missing)}"
         )
     execution, generator = policy.execution, np.random.default_rng(0)
-    first = observation or _any_observation(policy.observation_spec, execution.observation_steps, generator)
+    first = observation or any_observation(policy.observation_spec, execution.observation_steps, generator)
     batch = {key: np.stack([np.asarray(value)] * 2) for key, value in first.items()}
     chunks = _predicted(policy, batch, seed=[1, 2])
     if not np.array_equal(chunks, _predicted(policy, batch, seed=[1, 2])):
@@ -39,7 +39,7 @@ def check_policy(policy: Policy, observation: Mapping[str, np.ndarray] | None = 
         _check_prefix(policy, batch, chunks[:, :1])
 
 
-def _any_observation(spec: ObservationSpec, steps: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
+def any_observation(spec: ObservationSpec, steps: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
     return {
         key: generator.integers(0, 256, (steps, *field.shape), np.uint8)
         if field.is_image

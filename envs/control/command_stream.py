@@ -1,0 +1,130 @@
+"""From plans to commands: interpolation to the robot's rate, limits, the approach to the first target, and holding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.envs.control.limiter import VELOCITY, MotionLimits, limit_plan
+
+STALE_AFTER = 1.5  # control periods after which a plan that was not renewed is stale
+ALIGNED = 1e-6  # of a period: times that are meant to be equal
+
+
+@dataclass
+class CommandStream:
+    """The commands of a robot, in the policy's order of action dimensions.
+
+    limits: of motion. control_hz: the rate of the plans' targets. rate: of commands, at least as high. ramp: the fraction of
+    the velocity limits at which the first target is approached. interventions: what changed the plan since this was last
+    emptied, as (kind, dimensions).
+
+    At equal rates every target is commanded as it is due. At a higher rate commands go in a straight line from wherever they
+    are to the next target, to be there when it is due, so that a new chunk never makes them jump.
+    """
+
+    limits: MotionLimits
+    control_hz: float
+    rate: float
+    ramp: float = 0.25
+    last: np.ndarray | None = None
+    interventions: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.control_hz <= self.rate:
+            raise ConfigurationError(
+                f"rate={self.rate:g}: a robot needs at least as many commands per second as the chunk has actions, "
+                f"{self.control_hz:g}; chunks are never rescaled in time"
+            )
+        self._targets: np.ndarray | None = None
+        self._start, self._last_time = 0.0, -np.inf
+        self._approached: np.ndarray | None = None
+        self._velocity = np.zeros(len(self.limits.low))
+
+    @property
+    def period(self) -> float:
+        """Seconds between two targets of a plan."""
+        return 1 / self.control_hz
+
+    def hold_at(self, action: np.ndarray | None) -> None:
+        """Forget the plan; the robot is held by this action (D,), or is where nobody knows."""
+        self._targets = self._approached = None
+        self.last = None if action is None else np.asarray(action, np.float64)
+        self._last_time, self._velocity = -np.inf, np.zeros(len(self.limits.low))
+
+    def approach(self, target: np.ndarray) -> None:
+        """Move to the first target slowly; positions whose place is unknown are commanded at once."""
+        self._targets = None
+        self._approached = np.clip(np.asarray(target, np.float64), self.limits.low, self.limits.high)
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the target that is approached is reached."""
+        return (
+            self._approached is not None
+            and self.last is not None
+            and bool(np.allclose(self.last, self._approached, rtol=0, atol=1e-9))
+        )
+
+    def play(self, start: float, targets: np.ndarray) -> None:
+        """Take a plan over: targets (n, D) from ``start`` on. What is still to come of it is limited as a whole."""
+        targets = np.asarray(targets, np.float64)
+        self._approached = None
+        first = (
+            int(np.floor((self._last_time - start) / self.period + ALIGNED)) + 1
+        )  # the first that is not yet commanded
+        first = min(max(first, 0), len(targets) - 1)
+        limited = limit_plan(targets[first:], self._previous(), self.limits, hz=self.control_hz)
+        self._targets = np.concatenate([targets[:first], limited.targets])
+        self._start = start
+        self.interventions += list(limited.interventions.items())
+
+    def is_stale(self, time: float) -> bool:
+        """Whether the plan was not renewed in time, or there is none."""
+        if self._approached is not None:
+            return False
+        return self._targets is None or time - self._start > STALE_AFTER * self.period
+
+    def command(self, time: float) -> np.ndarray | None:
+        """The command (D,) at this time (the nominal one of a tick); None where there is nothing to command."""
+        if self._approached is not None:
+            command = self._approach(self._approached)
+        elif self._targets is None:
+            return None
+        else:
+            command = self._follow(self._targets, time)
+        return self._sent(command, time)
+
+    def hold_still(self, time: float) -> np.ndarray | None:
+        """The command (D,) that stops where the commands are: the last position, and 0 for all that moves by itself."""
+        if self.last is None:
+            return None
+        return self._sent(np.where(self.limits.is_position, self.last, 0.0), time)
+
+    def _follow(self, targets: np.ndarray, time: float) -> np.ndarray:
+        index = int(np.clip(np.ceil((time - self._start) / self.period - ALIGNED), 0, len(targets) - 1))
+        target, left = targets[index], self._start + index * self.period - self._last_time
+        if self.last is None or self.rate == self.control_hz or left <= 0:
+            return target
+        fraction = min(1.0, (time - self._last_time) / left)
+        wanted = self.last + (target - self.last) * fraction
+        step = np.where(self.limits.is_position, self.limits.velocity / self.rate, np.inf) * (1 + 1e-6)
+        reached = np.clip(wanted, self.last - step, self.last + step)
+        if not np.array_equal(reached, wanted):
+            self.interventions.append((VELOCITY, tuple(np.flatnonzero(reached != wanted).tolist())))
+        return np.asarray(reached)
+
+    def _approach(self, target: np.ndarray) -> np.ndarray:
+        if self.last is None:
+            return target
+        step = np.where(self.limits.is_position, self.ramp * self.limits.velocity / self.rate, np.inf)
+        return np.clip(target, self.last - step, self.last + step)
+
+    def _sent(self, command: np.ndarray, time: float) -> np.ndarray:
+        gap = time - self._last_time
+        moved = np.zeros_like(command) if self.last is None else command - self.last
+        self._velocity = moved / gap if np.isfinite(gap) and gap > 0 else np.zeros_like(command)
+        self.last, self._last_time = command, time
+        return command

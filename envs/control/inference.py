@@ -1,0 +1,80 @@
+"""The process that predicts chunks, so that the control loop never waits for the network."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from flowchunk.datasets.errors import FlowchunkError
+from flowchunk.envs.control.messages import Failed, InferenceReady, Prediction, PredictionRequest
+from flowchunk.envs.control.realtime import RealTimeOptions, apply_measures
+
+WARM_UP, TRIALS = 5, 20
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """What is predicted, and where; picklable.
+
+    sampling: options of ``ChunkPolicy.with_sampling``. threads: of torch; small networks are fastest on 1. delay_ms,
+    jitter_ms: added to each prediction, the second uniform to either side, to try what a slower network would do.
+    """
+
+    checkpoint: str
+    device: str = "cpu"
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = 1
+    delay_ms: float = 0.0
+    jitter_ms: float = 0.0
+    seed: int = 0
+
+
+def run_inference(connection: Connection, options: InferenceOptions) -> None:
+    """The process: load the policy, and answer requests until the pipe closes. Faults are reported as ``Failed``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the loop's
+    import torch
+
+    from flowchunk.policy.chunk_policy import ChunkPolicy
+    from flowchunk.policy.devices import choose_device
+    from flowchunk.policy.execution.checks import any_observation
+
+    try:
+        torch.set_num_threads(options.threads)
+        policy = ChunkPolicy.load(options.checkpoint, device=choose_device(options.device))
+        policy = policy.with_sampling(**options.sampling)
+        generator = np.random.default_rng(options.seed)
+        observation = any_observation(policy.observation_spec, policy.execution.observation_steps, generator)
+        prefix = np.zeros((policy.longest_prefix, policy.action_spec.size), np.float32)
+        trial = PredictionRequest(0, observation, prefix, prefix[:0], 0)
+        seconds = [_predict(policy, trial, options, generator).seconds for _ in range(WARM_UP + TRIALS)]
+        measures = apply_measures(RealTimeOptions(freeze_gc=True))
+        connection.send(InferenceReady(np.array(seconds[WARM_UP:]), measures))
+        while True:
+            connection.send(_predict(policy, connection.recv(), options, generator))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the loop is gone
+    except (FlowchunkError, RuntimeError, OSError) as error:
+        with suppress(OSError):
+            connection.send(Failed(type(error).__name__, str(error)))
+
+
+def _predict(
+    policy: Any, request: PredictionRequest, options: InferenceOptions, generator: np.random.Generator
+) -> Prediction:
+    began = time.monotonic()
+    if options.delay_ms or options.jitter_ms:
+        delay = options.delay_ms + generator.uniform(-options.jitter_ms, options.jitter_ms)
+        time.sleep(max(0.0, delay / 1000))
+    continued = {}
+    if len(request.prefix) + len(request.tail):
+        continued = {"prefix": request.prefix[None].astype(np.float32), "tail": request.tail[None].astype(np.float32)}
+    batch = {key: value[None] for key, value in request.observation.items()}
+    chunk = policy.predict_chunk(batch, seed=[request.seed], **continued)[0]
+    return Prediction(request.number, chunk, time.monotonic() - began)
