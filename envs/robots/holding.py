@@ -59,5 +59,5 @@ def _position(dimension: ActionDimension, known: list[float]) -> float:
             return float(np.clip(value, low, high))
     raise RobotError(
         f"cannot hold {dimension.name!r} ({dimension.unit}): its position is not measured, and nothing was commanded yet; "
-        "let the robot measure it, or implement hold() in its driver"
+        "let the robot measure it, or implement hold() in its driver, or hold_action() in an environment"
     )

@@ -57,7 +57,7 @@ def test_any_order_of_joints_gives_the_same_motion(
     robot = Arm(observed(**fields), arm_actions(tuple(names[index] for index in commanded_order)))
     found = SpecMatch.of(observed(state=arm_field(names)), arm_actions(names), robot)
     observation = found.observation(Reading(values, {"a": 0.0, "b": 0.0}))["state"]
-    np.testing.assert_array_equal(observation, np.float32(positions))
+    np.testing.assert_array_equal(observation, np.array(positions, np.float32))
     command = found.action(observation)
     assert dict(zip(robot.action_spec.names, command, strict=True)) == position_of
     np.testing.assert_array_equal(found.policy_action(command), observation)
