@@ -15,8 +15,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -110,7 +110,7 @@ class SimulatedServer:
             self._reset(seed)
             controller.post(Message("done", {"request": request, "time": time.monotonic()}))
 
-    # -- the controller ----------------------------------------------------------------------------------------------------
+    # -- the controller -------------------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
         with suppress(OSError):  # the listener is closed at the end
@@ -218,18 +218,27 @@ def _answers(address: Path) -> bool:
         return probe.connect_ex(str(address)) == 0
 
 
+@contextmanager
+def _ended_by_signals(server: SimulatedServer) -> Iterator[None]:
+    """SIGTERM and SIGINT end the server after its current step."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda *_: server.stop()) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Serve until SIGTERM, SIGINT or the end of ``linger``. Returns the exit status; errors are printed in one line."""
     options, address = SimulatedOptions.parse_arguments(arguments)
     try:
         env = environment_maker(options.env_id, options.env)(max_episode_steps=-1, disable_env_checker=True)
-        try:
+        with closing(env):
             server = SimulatedServer(env, options, Path(address))
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: server.stop())
-            server.run()
-        finally:
-            env.close()
+            with _ended_by_signals(server):
+                server.run()
     except (FlowchunkError, gymnasium.error.Error, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
