@@ -216,6 +216,18 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
         """Whether the cube is at rest in a bin, released by the fingers."""
         return self.cube_in_bin() >= 0 and self.cube_is_at_rest() and self.fingers_touching_cube() == 0
 
+    def hold_action(self) -> NDArray[np.float64]:
+        """The action, (7,) or (10,), that keeps the arm where it is and the fingers at their current targets.
+
+        The arm's servos only stay still at the measured positions, but the fingers grip an object because their target is
+        narrower than it: the measured opening would drop it.
+        """
+        opening = [float(self.data.ctrl[len(JOINTS)])]
+        if self.action_kind == "joint_position":
+            return np.concatenate((self.joint_positions(), opening))
+        rotation = rotation_6d_from_matrix(self.end_effector_rotation())
+        return np.concatenate((self.end_effector_position(), rotation, opening))
+
     # Episode
 
     def reset(

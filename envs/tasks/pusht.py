@@ -154,6 +154,10 @@ class PushT(gym.Env[dict[str, Any], np.ndarray]):
         offset_x, offset_y = _placed(CENTER_OF_MASS, 0.0, 0.0, angle).tolist()
         return x / METERS_PER_PX - offset_x, y / METERS_PER_PX - offset_y, _wrapped(angle)
 
+    def hold_action(self) -> np.ndarray:
+        """The action (2,) that keeps the agent where it is, px."""
+        return self.agent_position().clip(0.0, PLANE_SIZE)
+
     def coverage(self) -> float:
         """The fraction of the goal that the block covers, in [0, 1]."""
         block_center = self._data.qpos[BLOCK][:2] / METERS_PER_PX

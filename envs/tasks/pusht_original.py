@@ -76,6 +76,10 @@ class PushTOriginal(gym.Env[dict[str, Any], np.ndarray]):
             self._update_score(info["coverage"]),
         )
 
+    def hold_action(self) -> np.ndarray:
+        """The action (2,) that keeps the agent where it is, px."""
+        return np.array(self._env.agent.position).clip(0.0, PLANE_SIZE)
+
     def render(self) -> np.ndarray | None:
         """The original's image, uint8 (render_size, render_size, 3), in mode "rgb_array"; None otherwise."""
         return np.asarray(self._env.render()) if self.render_mode == "rgb_array" else None
