@@ -16,6 +16,7 @@ from gymnasium.spaces import Box, Dict
 
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
 from flowchunk.envs.contract import with_outcome
+from flowchunk.envs.robots.holding import holding_action
 from flowchunk.envs.virtual_delay import VirtualDelay
 from flowchunk.policy.execution.executor import ChunkExecution, ChunkExecutor, ChunkRequest
 from flowchunk.policy.execution.history import ObservationHistory
@@ -70,7 +71,7 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
         steps = execution.observation_steps
         self.observation_space = Dict({key: _stacked(box, steps) for key, box in observations.items()})
         self._history = ObservationHistory(steps)
-        self._executor = ChunkExecutor(execution)
+        self._executor = self._new_executor()
         self._generator = np.random.default_rng(self.delay.seed)
         self._steps = 0
 
@@ -89,7 +90,7 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
         if seed is not None:
             self._generator = np.random.default_rng([self.delay.seed, seed])
         self._history.start(observation)
-        self._executor = ChunkExecutor(self.execution)
+        self._executor = self._new_executor()
         self._steps = 0
         self._request = self._first_request()
         return self._window(), {**info, "steps": 0, **self._request_info()}
@@ -115,6 +116,12 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
                 break
         info = {**with_outcome(info), "steps": self._steps, **self._request_info()}
         return self._window(), total, terminated, truncated, info
+
+    def _new_executor(self) -> ChunkExecutor:
+        if not self.has_wrapper_attr("action_spec"):
+            return ChunkExecutor(self.execution)
+        spec = self.get_wrapper_attr("action_spec")
+        return ChunkExecutor(self.execution, hold=lambda last: holding_action(spec, measured=None, last=last))
 
     def _first_request(self) -> ChunkRequest:
         request = self._executor.request()

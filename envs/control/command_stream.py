@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.specs import ActionSpec
 from flowchunk.envs.control.limiter import VELOCITY, MotionLimits, limit_plan
+from flowchunk.envs.robots.holding import holding_action
 
 STALE_AFTER = 1.5  # control periods after which a plan that was not renewed is stale
 ALIGNED = 1e-6  # of a period: times that are meant to be equal
@@ -17,16 +19,16 @@ ALIGNED = 1e-6  # of a period: times that are meant to be equal
 class CommandStream:
     """The commands of a robot, in the policy's order of action dimensions.
 
-    limits: of motion. control_hz: the rate of the plans' targets. rate: of commands, at least as high. ramp: the fraction of
-    the velocity limits at which the first target is approached. interventions: what changed the plan since this was last
-    emptied, as (kind, dimensions).
+    action_spec: with the rate of the plans' targets. limits: of motion. rate: of commands, at least as high. ramp: the
+    fraction of the velocity limits at which the first target is approached. interventions: what changed the plan since this
+    was last emptied, as (kind, dimensions).
 
     At equal rates every target is commanded as it is due. At a higher rate commands go in a straight line from wherever they
     are to the next target, to be there when it is due, so that a new chunk never makes them jump.
     """
 
+    action_spec: ActionSpec
     limits: MotionLimits
-    control_hz: float
     rate: float
     ramp: float = 0.25
     last: np.ndarray | None = None
@@ -38,10 +40,21 @@ class CommandStream:
                 f"rate={self.rate:g}: a robot needs at least as many commands per second as the chunk has actions, "
                 f"{self.control_hz:g}; chunks are never rescaled in time"
             )
+        displaced = [one.name for one in self.action_spec.dimensions if one.quantity == "displacement"]
+        if displaced and self.rate != self.control_hz:
+            raise ConfigurationError(
+                f"rate={self.rate:g}: {displaced} are displacements per control step, which cannot be interpolated; give "
+                f"rate={self.control_hz:g}, or train with absolute actions"
+            )
         self._targets: np.ndarray | None = None
         self._start, self._last_time = 0.0, -np.inf
         self._approached: np.ndarray | None = None
         self._velocity = np.zeros(len(self.limits.low))
+
+    @property
+    def control_hz(self) -> float:
+        """The rate of the plans' targets."""
+        return self.action_spec.control_hz
 
     @property
     def period(self) -> float:
@@ -72,14 +85,19 @@ class CommandStream:
         """Take a plan over: targets (n, D) from ``start`` on. What is still to come of it is limited as a whole."""
         targets = np.asarray(targets, np.float64)
         self._approached = None
-        first = (
-            int(np.floor((self._last_time - start) / self.period + ALIGNED)) + 1
-        )  # the first that is not yet commanded
-        first = min(max(first, 0), len(targets) - 1)
-        limited = limit_plan(targets[first:], self._previous(), self.limits, hz=self.control_hz)
-        self._targets = np.concatenate([targets[:first], limited.targets])
+        sent = (self._last_time - start) / self.period if np.isfinite(self._last_time) else -1.0
+        first = int(np.clip(np.floor(sent + ALIGNED) + 1, 0, len(targets) - 1))  # the first that is not yet commanded
+        last = targets[first] if self.last is None else self.last
+        before = last - np.where(self.limits.is_position, self._velocity * self.period, 0.0)
+        limited = limit_plan(targets[first:], np.stack([before, last]), self.limits, hz=self.control_hz)
+        self._targets = np.concatenate([np.repeat(last[None], first, axis=0), limited.targets])
         self._start = start
         self.interventions += list(limited.interventions.items())
+
+    @property
+    def target(self) -> np.ndarray | None:
+        """The target (D,) of the plan's first step, after all limits; None without a plan."""
+        return None if self._targets is None else self._targets[0]
 
     def is_stale(self, time: float) -> bool:
         """Whether the plan was not renewed in time, or there is none."""
@@ -101,7 +119,7 @@ class CommandStream:
         """The command (D,) that stops where the commands are: the last position, and 0 for all that moves by itself."""
         if self.last is None:
             return None
-        return self._sent(np.where(self.limits.is_position, self.last, 0.0), time)
+        return self._sent(holding_action(self.action_spec, measured=None, last=self.last), time)
 
     def _follow(self, targets: np.ndarray, time: float) -> np.ndarray:
         index = int(np.clip(np.ceil((time - self._start) / self.period - ALIGNED), 0, len(targets) - 1))

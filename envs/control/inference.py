@@ -55,7 +55,7 @@ def run_inference(connection: Connection, options: InferenceOptions) -> None:
         trial = PredictionRequest(0, observation, prefix, prefix[:0], 0)
         seconds = [_predict(policy, trial, options, generator).seconds for _ in range(WARM_UP + TRIALS)]
         measures = apply_measures(RealTimeOptions(freeze_gc=True))
-        connection.send(InferenceReady(np.array(seconds[WARM_UP:]), measures))
+        connection.send(InferenceReady(policy.execution, np.array(seconds[WARM_UP:]), measures))
         while True:
             connection.send(_predict(policy, connection.recv(), options, generator))
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
+from flowchunk.policy.execution.executor import ChunkExecution
 
 # -- from the loop to the watchdog --------------------------------------------------------------------------------------
 
@@ -101,8 +102,8 @@ class Timing:
 class Tick:
     """One control step.
 
-    time: its deadline. observation: {key: value} with the policy's keys, measured at ``times``. commanded: (D,) the last
-    command that was sent, in the policy's order. is_holding: whether the robot is held. timings: of the command ticks since
+    time: its deadline. observation: {key: value} with the policy's keys, measured at ``times``. target: (D,) that of the step
+    before, after all limits, in the policy's order; None if there was none. is_holding: whether the robot is held. timings: of the command ticks since
     the last one. events: since the last one. missed: deadlines so far. has_arrived: whether the first target is reached.
     stopped: why the watchdog holds for good, if it does. outcome: of the episode, for robots that know it.
     """
@@ -110,7 +111,7 @@ class Tick:
     time: float
     observation: Mapping[str, np.ndarray]
     times: Mapping[str, float]
-    commanded: np.ndarray | None
+    target: np.ndarray | None
     is_holding: bool
     timings: tuple[Timing, ...] = ()
     events: tuple[Event, ...] = ()
@@ -133,8 +134,9 @@ class Failed:
 
 @dataclass(frozen=True)
 class InferenceReady:
-    """The policy is loaded and warm. seconds: of some predictions. measures: as of ``RobotReady``."""
+    """The policy is loaded and warm. execution: as it is meant to be. seconds: of some predictions. measures: as above."""
 
+    execution: ChunkExecution
     seconds: np.ndarray
     measures: Mapping[str, str]
 

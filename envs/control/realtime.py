@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 MCL_CURRENT_AND_FUTURE = 3
 PR_SET_TIMERSLACK = 29
@@ -32,9 +33,9 @@ def apply_measures(options: RealTimeOptions) -> dict[str, str]:
     """Take the measures for this process; returns "done" for each that was asked for, or why it was refused."""
     wanted: dict[str, Callable[[], object] | None] = {
         "lock_memory": _lock_memory if options.lock_memory else None,
-        "priority": None if options.priority is None else lambda: _set_priority(options.priority),
-        "cpu": None if options.cpu is None else lambda: os.sched_setaffinity(0, {options.cpu}),
-        "timer_slack_us": None if options.timer_slack_us is None else lambda: _set_timer_slack(options.timer_slack_us),
+        "priority": None if options.priority is None else partial(_set_priority, options.priority),
+        "cpu": None if options.cpu is None else partial(os.sched_setaffinity, 0, {options.cpu}),
+        "timer_slack_us": None if options.timer_slack_us is None else partial(_set_timer_slack, options.timer_slack_us),
         "freeze_gc": _freeze_garbage_collection if options.freeze_gc else None,
     }
     return {name: _outcome(measure) for name, measure in wanted.items() if measure is not None}
@@ -54,13 +55,11 @@ def _lock_memory() -> None:
         raise OSError(ctypes.get_errno(), f"mlockall: {os.strerror(ctypes.get_errno())}; raise ulimit -l")
 
 
-def _set_priority(priority: int | None) -> None:
-    assert priority is not None
+def _set_priority(priority: int) -> None:
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
 
 
-def _set_timer_slack(microseconds: float | None) -> None:
-    assert microseconds is not None
+def _set_timer_slack(microseconds: float) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_TIMERSLACK, ctypes.c_ulong(int(microseconds * 1000)), 0, 0, 0):
         raise OSError(ctypes.get_errno(), f"prctl: {os.strerror(ctypes.get_errno())}")

@@ -41,7 +41,7 @@ from flowchunk.envs.control.messages import (
 )
 from flowchunk.envs.control.realtime import RealTimeOptions, apply_measures
 from flowchunk.envs.robots.matching import SpecMatch
-from flowchunk.envs.robots.robot import ResettableRobot, Robot
+from flowchunk.envs.robots.robot import Reading, ResettableRobot, Robot
 
 OUTSTANDING_TICKS = 2  # that the loop has not answered; more would fill the pipe and block
 TRIAL_TICKS = 25
@@ -137,7 +137,7 @@ class Watchdog:
         self.connection, self.robot, self.options, self.stop_signal = connection, robot, options, stop_signal
         self.match = SpecMatch.of(options.observation_spec, options.action_spec, robot)
         self.rate = options.rate or robot.command_hz
-        low, high = (np.asarray(bound, float) for bound in (self.match.low, self.match.high))
+        low, high = (self.match.policy_action(bound) for bound in (self.match.low, self.match.high))
         limits = options.limits
         bounded = MotionLimits(
             np.maximum(limits.low, low),
@@ -146,7 +146,7 @@ class Watchdog:
             limits.acceleration,
             limits.is_position,
         )
-        self.stream = CommandStream(bounded, options.action_spec.control_hz, self.rate, options.ramp)
+        self.stream = CommandStream(options.action_spec, bounded, self.rate, options.ramp)
         self.stopped: str | None = None
         self.is_holding = True
         self.was_stale = False
@@ -259,29 +259,36 @@ class Watchdog:
             observation = self.match.observation(reading)
         except FlowchunkError as error:
             self._stop(str(error))
-            self._send(Tick(deadline, {}, {}, self.stream.last, True, stopped=self.stopped, events=self._take_events()))
+            self._send(Tick(deadline, {}, {}, None, True, stopped=self.stopped, events=self._take_events()))
             return time.monotonic() - began
         seconds = time.monotonic() - began
         if self.stopped is None:
-            self._check_observation(observation, reading.times)
-        outcome = self.robot.outcome() if isinstance(self.robot, ResettableRobot) else {}
+            self._check_observation(observation, reading)
         timings, self.timings = tuple(self.timings), []
         self._send(
             Tick(
                 deadline,
                 observation,
                 self.match.times(reading),
-                self.stream.last,
+                self.stream.target,
                 self.is_holding,
                 timings,
                 self._take_events(),
                 missed,
                 self.stream.has_arrived,
                 self.stopped,
-                outcome,
+                self._outcome(),
             )
         )
         return seconds
+
+    def _outcome(self) -> Mapping[str, float | bool]:
+        """Of the episode, while the robot holds: asking may take a while."""
+        if not self.is_holding or not isinstance(self.robot, ResettableRobot):
+            return {}
+        with suppress(RobotError):
+            return self.robot.outcome()
+        return {}
 
     def _take_events(self) -> tuple[Event, ...]:
         events, self.events = tuple(self.events), []
@@ -294,17 +301,16 @@ class Watchdog:
         self.unanswered += 1
         self.connection.send(tick)
 
-    def _check_observation(self, observation: Mapping[str, np.ndarray], times: Mapping[str, float]) -> None:
-        now = time.monotonic()
+    def _check_observation(self, observation: Mapping[str, np.ndarray], reading: Reading) -> None:
         for key, value in observation.items():
             if not np.isfinite(value).all():
                 self._stop(f"the observation {key!r} has values that are not finite (NaN or infinite)")
-        for key, measured in times.items():
-            if now - measured > self.options.sensor_timeout or measured > now + self.options.sensor_timeout:
-                self._stop(
-                    f"the sensor of {key!r} is lost: its last measurement is {now - measured:.3f} s old, and at most "
-                    f"{self.options.sensor_timeout:g} s are allowed (safety.sensor_timeout)"
-                )
+        allowed = self.options.sensor_timeout
+        for key, age in self.match.stale_keys(reading, time.monotonic(), allowed).items():
+            self._stop(
+                f"the sensor of {key!r} is lost: its last measurement is {age:.3f} s old, but at most {allowed:g} s are "
+                "allowed (safety.sensor_timeout)"
+            )
         if (far := self.options.observed.far_outside(observation, self.options.margin)) is not None:
             self._stop(
                 f"the observation is far outside the training data: {far} (safety.margin={self.options.margin:g})"

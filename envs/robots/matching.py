@@ -69,16 +69,20 @@ class SpecMatch:
         """The inverse of ``action``: the policy's action (…, D) for one of the robot. Raises SpecMismatchError."""
         return self._with_size(robot_action, "the robot")[..., np.argsort(self.order)]
 
-    def stale_keys(self, reading: Reading, now: float, max_age: float) -> dict[str, float]:
-        """{key of the policy: age in seconds} of observations older than ``max_age``; infinite if never measured.
-
-        now: seconds of ``time.monotonic()``. An observation that is gathered from several sensors is as old as the oldest.
-        """
-        ages = {
-            key: now - min(reading.times.get(name, -np.inf) for name in source.robot_keys)
+    def times(self, reading: Reading) -> dict[str, float]:
+        """{key of the policy: when it was measured}, -inf if never; of several sensors, the oldest measurement counts."""
+        return {
+            key: min(reading.times.get(name, -np.inf) for name in source.robot_keys)
             for key, source in self.sources.items()
         }
-        return {key: age for key, age in ages.items() if not age <= max_age}
+
+    def stale_keys(self, reading: Reading, now: float, max_age: float) -> dict[str, float]:
+        """{key of the policy: age in seconds} of observations older than ``max_age``, or younger than now by as much.
+
+        now: seconds of ``time.monotonic()``. Such times do not belong to this clock, or it was changed.
+        """
+        ages = {key: now - time for key, time in self.times(reading).items()}
+        return {key: age for key, age in ages.items() if not abs(age) <= max_age}
 
     def _with_size(self, action: np.ndarray, origin: str) -> np.ndarray:
         numbers = np.asarray(action, dtype=np.float64)

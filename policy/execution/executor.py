@@ -10,6 +10,7 @@ while True:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,11 +105,13 @@ class Placement:
 class ChunkExecutor:
     """The state between chunks and actions: one control step per ``next_action`` that takes an action from a chunk.
 
-    Steps in which nothing is planned and the last action is held do not count, because they consume nothing.
+    Steps in which nothing is planned and the robot is held do not count, because they consume nothing.
+
+    hold: from the last action (D,) to the one that holds the robot there; by default the same, which is right for positions.
     """
 
-    def __init__(self, execution: ChunkExecution) -> None:
-        self.execution = execution
+    def __init__(self, execution: ChunkExecution, *, hold: Callable[[np.ndarray], np.ndarray] = lambda last: last) -> None:
+        self.execution, self._hold = execution, hold
         self._strategy = STRATEGIES[execution.strategy]
         self._delays: deque[int] = deque(maxlen=DELAYS_REMEMBERED)
         self.reset()
@@ -156,7 +159,7 @@ class ChunkExecutor:
         request, self._pending = self._pending, None
         is_first, delay = not self._chunks, self.step - request.step
         planned = self._planned(self.step)
-        otherwise = self._last if planned is None else planned
+        otherwise = self._hold(self._last) if planned is None and self._last is not None else planned
         usable = self.execution.n_action_steps if self._strategy.waits else len(chunk)
         self._chunks = [old for old in self._chunks if old.end > self.step] + [
             PlacedChunk(request.step, chunk[:usable])
@@ -175,10 +178,10 @@ class ChunkExecutor:
         self._pending, self._requested_at = None, None
 
     def next_action(self) -> np.ndarray | None:
-        """The action (D,) to command now; the last one again if nothing is planned, None before the first chunk."""
+        """The action (D,) to command now; the one that holds if nothing is planned, None before the first chunk."""
         action = self._planned(self.step)
         if action is None:
-            return self._last
+            return None if self._last is None else self._hold(self._last)
         self.step, self._last = self.step + 1, action
         return action
 
@@ -203,7 +206,7 @@ class ChunkExecutor:
         length = min(self.delay, self.execution.longest_prefix)
         prefix, tail = planned[:length], planned[length:]
         missing = length - len(prefix)
-        if missing:  # hold the last target
-            last = prefix[-1] if len(prefix) else self._last
-            prefix = np.concatenate([prefix.reshape(-1, len(last)), np.repeat(last[None], missing, axis=0)])
+        if missing:
+            held = self._hold(prefix[-1] if len(prefix) else self._last)
+            prefix = np.concatenate([prefix.reshape(-1, len(held)), np.repeat(held[None], missing, axis=0)])
         return ChunkRequest(self.step, prefix, tail[: self.execution.horizon - length], is_padded=missing > 0)

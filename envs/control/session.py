@@ -1,0 +1,141 @@
+"""A robot, a policy and the loop between them: started, checked before the first command, and closed in every case."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+from flowchunk.datasets.errors import ConfigurationError, RobotError
+from flowchunk.envs.control.inference import InferenceOptions, run_inference
+from flowchunk.envs.control.loop import ANSWER_SHARE, ControlLoop
+from flowchunk.envs.control.messages import Close, InferenceReady, RobotReady, Tick
+from flowchunk.envs.control.processes import Helper
+from flowchunk.envs.control.run_log import RunLog
+from flowchunk.envs.control.watchdog import WatchdogOptions, run_watchdog
+from flowchunk.envs.robots.robot import Robot
+from flowchunk.policy.execution.executor import ChunkExecution
+
+STARTING_TIME = 120.0  # s, for loading a policy, or a robot that has to be started
+SPARE = 0.0005  # s of each command period that is left for the commands themselves
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was measured before the first command.
+
+    inference_ms, observe_ms, late_ms: percentiles. highest_rate: commands per second that this machine can hold. delay:
+    control steps that a prediction takes.
+    """
+
+    robot: RobotReady
+    execution: ChunkExecution
+    inference_ms: Mapping[str, float]
+    observe_ms: Mapping[str, float]
+    late_ms: Mapping[str, float]
+    highest_rate: float
+    delay: int
+
+
+class ControlSession:
+    """Start watchdog and inference; use it as a context manager.
+
+    execution: changes of the policy's own, such as ``{"n_action_steps": 4, "strategy": "real_time"}``. Without a strategy it
+    is real_time if the policy can continue committed actions for long enough, otherwise asynchronous, and synchronous if
+    chunks are executed to their end.
+    """
+
+    def __init__(
+        self,
+        make_robot: Callable[[], Robot],
+        inference: InferenceOptions,
+        watchdog: WatchdogOptions,
+        execution: Mapping[str, Any],
+    ) -> None:
+        self._inference_options, self._watchdog_options = inference, watchdog
+        self._changes = dict(execution)
+        self.inference = Helper("inference", run_inference, inference)
+        self.watchdog = Helper("watchdog", run_watchdog, make_robot, watchdog)
+        self.log = RunLog()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self.inference)
+            stack.enter_context(self.watchdog)
+            stack.callback(self._close_robot)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def _close_robot(self) -> None:
+        try:
+            self.watchdog.send(Close())
+        except RobotError:
+            return
+
+    def preflight(self) -> Preflight:
+        """Wait until both are ready, and check that what is asked for can be. Raises ConfigurationError if it cannot."""
+        ready: InferenceReady = self.inference.wait_for(InferenceReady, STARTING_TIME)
+        robot: RobotReady = self.watchdog.wait_for(RobotReady, STARTING_TIME)
+        control_hz = self._watchdog_options.action_spec.control_hz
+        seconds = float(np.percentile(ready.seconds, 95))
+        delay = 0 if seconds < ANSWER_SHARE / control_hz else math.ceil(seconds * control_hz)
+        needed = float(np.percentile(robot.observe_seconds, 95) + np.percentile(robot.lateness, 99)) + SPARE
+        if needed > 1 / robot.command_hz:
+            raise ConfigurationError(
+                f"rate={robot.command_hz:g}: this machine can hold about {1 / needed:.0f} commands per second with this robot "
+                f"(it takes {1000 * np.percentile(robot.observe_seconds, 95):.1f} ms to read it); give a lower rate, of at "
+                f"least {control_hz:g}"
+            )
+        self._expected_seconds = seconds
+        return Preflight(
+            robot,
+            choose_execution(ready.execution, self._changes, delay),
+            _percentiles(ready.seconds),
+            _percentiles(robot.observe_seconds),
+            _percentiles(robot.lateness),
+            1 / needed,
+            delay,
+        )
+
+    def loop(self, preflight: Preflight, *, check: Callable[[Tick], str | None]) -> ControlLoop:
+        """The loop that runs episodes. check: see ``ControlLoop``."""
+        return ControlLoop(
+            self.watchdog,
+            self.inference,
+            preflight.execution,
+            self._watchdog_options.action_spec,
+            self.log,
+            self._expected_seconds,
+            is_robot_placed=preflight.robot.held is not None,
+            check=check,
+        )
+
+
+def choose_execution(own: ChunkExecution, changes: Mapping[str, Any], delay: int) -> ChunkExecution:
+    """The policy's execution with the given changes, and a strategy that the delay admits.
+
+    Raises ConfigurationError if none does, or if the given one does not.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    if "strategy" in given:
+        return replace(own, **given, delay=delay)
+    candidates = ["real_time"] if own.longest_prefix else []
+    for strategy in [*candidates, "asynchronous"]:
+        try:
+            return replace(own, **given, strategy=strategy, delay=delay)
+        except ConfigurationError:
+            continue
+    return replace(own, **given, strategy="synchronous", delay=delay)
+
+
+def _percentiles(seconds: np.ndarray) -> dict[str, float]:
+    p50, p95, p99 = np.percentile(1000 * seconds, [50, 95, 99]).tolist()
+    return {"p50": p50, "p95": p95, "p99": p99}
