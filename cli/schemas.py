@@ -16,6 +16,9 @@ from flowchunk.datasets.derived_specs import SpecOptions
 from flowchunk.datasets.edit import EditOptions
 from flowchunk.datasets.formats.writing import TARGETS
 from flowchunk.datasets.image_cache import ImageCacheOptions
+from flowchunk.envs.control.inference import InferenceOptions
+from flowchunk.envs.control.realtime import RealTimeOptions
+from flowchunk.envs.control.safety import SafetyOptions
 from flowchunk.envs.evaluation import evaluate_in
 from flowchunk.envs.rollout import REPORT_SEED, SELECTION_SEED, rollout
 from flowchunk.envs.virtual_delay import VirtualDelay
@@ -222,6 +225,34 @@ TASK_OPTIONS: dict[str, Option] = {
     **ENV,
     **dict.fromkeys(("policy", "training", "evaluation"), OPEN_SECTION),  # set by recipes for training, and ignored
 }
+RUN: dict[str, Option] = {
+    "output_dir": Option(PATH_OR_NONE, None, "default: RUN/robot"),
+    "robot": Option(str, "simulated", "simulated | gym | lerobot | MODULE:CLASS, a driver of yours"),
+    "driver": Option(dict[str, Any], {}, "driver.KEY=VALUE: arguments of the driver"),
+    "env_id": Option(str | None, None, "of robot=simulated|gym; default: the environment of training"),
+    **ENV,
+    "rate": Option(float | None, None, "commands per second; default: the robot's own"),
+    "dry_run": Option(bool, False, "observe and predict, but command nothing"),
+    "episodes": Option(int, 1),
+    "seconds": Option(float, 30.0, "that an episode lasts at most"),
+    **REPORT,
+    "outcome": Option(str, "auto", "of an episode: auto | robot (what it reports) | ask | none"),
+    "record": Option(PATH_OR_NONE, None, "record all episodes as this data set"),
+    "strategy": Option(str | None, None, f"{_alternatives(STRATEGIES)}; default: what policy and delay admit"),
+    "n_action_steps": Option(INT_OR_NONE, None, "default: the policy's own"),
+    "reanchor_steps": Option(int, 0, "control steps over which the jump at a new chunk's start fades"),
+    **NFE,
+    "noise_scale": Option(float | None, None, "factor of the initial noise; default: the policy's own"),
+    **SOLVER_AND_DEVICE,
+    "inference": section("Inference", options_of(InferenceOptions, only=("threads", "delay_ms", "jitter_ms", "seed"))),
+    "safety": section("Safety", options_of(SafetyOptions)),
+    "realtime": section("RealTime", options_of(RealTimeOptions)),
+    "dataset": section(
+        "Demonstrated",
+        {"path": Option(PATH_OR_NONE, None, "training data, for limits that an older checkpoint lacks")},
+        SOURCES,
+    ),
+}
 COLLECT: dict[str, Option] = {
     "output_dir": Option(Path),
     "episodes": Option(int, 200),
@@ -264,6 +295,7 @@ COMMANDS: dict[str, Options] = {
     "eval": EVAL,
     "sweep": SWEEP,
     "generate": GENERATE,
+    "run": RUN,
     "collect": COLLECT,
     "convert": CONVERT,
     "edit": EDIT,

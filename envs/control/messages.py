@@ -102,10 +102,11 @@ class Timing:
 class Tick:
     """One control step.
 
-    time: its deadline. observation: {key: value} with the policy's keys, measured at ``times``. target: (D,) that of the step
-    before, after all limits, in the policy's order; None if there was none. is_holding: whether the robot is held. timings: of the command ticks since
-    the last one. events: since the last one. missed: deadlines so far. has_arrived: whether the first target is reached.
-    stopped: why the watchdog holds for good, if it does. outcome: of the episode, for robots that know it.
+    time: its deadline. observation: {key: value} with the policy's keys, measured at ``times``. target: (D,) that of the
+    step before, after all limits, in the policy's order; None if there was none. is_holding: whether the robot is held.
+    timings: of the command ticks since the last one. events: since the last one. missed: deadlines so far. has_arrived:
+    whether the first target is reached. stopped: why the watchdog holds for good, if it does. outcome: of the episode, for
+    robots that know it.
     """
 
     time: float

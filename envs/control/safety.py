@@ -56,12 +56,11 @@ class SafetyOptions:
                 "the checkpoint does not say how fast its demonstrations moved, so there is no limit to hold the robot to: "
                 "give dataset.path=… of its training data, or safety.velocity_max=… in units per second"
             )
-        scaled = (np.inf, np.inf)
-        if demonstrated is not None:
-            scaled = (self.scale * demonstrated.velocity, self.scale * demonstrated.acceleration)
-        velocity = _per_dimension("velocity_max", self.velocity_max, scaled[0], spec)
+        unlimited = np.full(spec.size, np.inf)
+        shown = demonstrated or ActionLimits(unlimited, unlimited)
+        velocity = _per_dimension("velocity_max", self.velocity_max, self.scale * shown.velocity, spec)
         # A velocity limit of one's own is not to be undone by the acceleration of slower demonstrations.
-        acceleration = np.inf if self.velocity_max is not None else scaled[1]
+        acceleration = unlimited if self.velocity_max is not None else self.scale * shown.acceleration
         return MotionLimits(
             np.array([-np.inf if one.low is None else one.low for one in spec.dimensions]),
             np.array([np.inf if one.high is None else one.high for one in spec.dimensions]),
@@ -112,7 +111,7 @@ class PolicyFacts:
 
 
 def _per_dimension(
-    name: str, given: Sequence[float] | float | None, default: np.ndarray | float, spec: ActionSpec
+    name: str, given: Sequence[float] | float | None, default: np.ndarray, spec: ActionSpec
 ) -> np.ndarray:
     values = np.asarray(default if given is None else given, dtype=float)
     if values.ndim == 0:

@@ -90,9 +90,9 @@ class ControlSession:
         needed = float(np.percentile(robot.observe_seconds, 95) + np.percentile(robot.lateness, 99)) + SPARE
         if needed > 1 / robot.command_hz:
             raise ConfigurationError(
-                f"rate={robot.command_hz:g}: this machine can hold about {1 / needed:.0f} commands per second with this robot "
-                f"(it takes {1000 * np.percentile(robot.observe_seconds, 95):.1f} ms to read it); give a lower rate, of at "
-                f"least {control_hz:g}"
+                f"rate={robot.command_hz:g}: this machine can hold about {1 / needed:.0f} commands per second with this "
+                f"robot (it takes {1000 * np.percentile(robot.observe_seconds, 95):.1f} ms to read it); give a lower rate, "
+                f"of at least {control_hz:g}"
             )
         self._expected_seconds = seconds
         return Preflight(

@@ -110,7 +110,9 @@ class ChunkExecutor:
     hold: from the last action (D,) to the one that holds the robot there; by default the same, which is right for positions.
     """
 
-    def __init__(self, execution: ChunkExecution, *, hold: Callable[[np.ndarray], np.ndarray] = lambda last: last) -> None:
+    def __init__(
+        self, execution: ChunkExecution, *, hold: Callable[[np.ndarray], np.ndarray] = lambda last: last
+    ) -> None:
         self.execution, self._hold = execution, hold
         self._strategy = STRATEGIES[execution.strategy]
         self._delays: deque[int] = deque(maxlen=DELAYS_REMEMBERED)
