@@ -19,6 +19,7 @@ from flowchunk.datasets.description import describe_arrays, describe_specs
 from flowchunk.datasets.episode_source import ArrayInfo, Description, EpisodeSource
 from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.formats.lerobot_index import Layout, VideoPart, read_json, read_layout, read_table
+from flowchunk.datasets.formats.lerobot_keys import short_keys
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.datasets.video_reader import VideoReader
 
@@ -160,11 +161,7 @@ class LeRobotSource(EpisodeSource):
 
     @cached_property
     def _keys(self) -> dict[str, str]:
-        """A short key for each feature: ``observation.images.front`` is ``front``, if nothing else is."""
-        features = self.layout.info["features"]
-        short = {name: re.sub(r"^(observation\.)?(images?\.)?", "", name).replace(".", "_") for name in features}
-        counts = {key: list(short.values()).count(key) for key in short.values()}
-        return {name: key if counts[key] == 1 else name for name, key in short.items()}
+        return short_keys(self.layout.info["features"])
 
     def _read_column(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows of a parquet column: (n, D), (n,) for scalars, or (n,) objects for encoded images."""
