@@ -214,8 +214,8 @@ def _record(writer: StoreWriter, recording: Recording) -> None:
         writer.add_episode(observations, np.stack(recording.actions))
     except OSError as error:
         raise DatasetError(
-            f"cannot record this episode ({error}); the episodes before it are kept: free some disk space, and record the rest "
-            "under another path"
+            f"cannot record this episode ({error}); the episodes before it are kept: free some disk space, and record the "
+            "rest under another path"
         ) from error
 
 

@@ -74,6 +74,8 @@ def omegaconf_type(hint: Any) -> Any:
         without_none = tuple(argument for argument in arguments if argument is not type(None))
         if Path in without_none:  # a path, or its text
             without_none = (Path,)
+        if len(without_none) > 1 and any(get_origin(argument) for argument in without_none):
+            return Any  # OmegaConf has no unions with lists
         kind = without_none[0] if len(without_none) == 1 else Union[without_none]  # noqa: UP007 -- of a variable
         return kind | None if type(None) in arguments else kind
     if origin in (collections.abc.Mapping, dict):

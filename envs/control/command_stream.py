@@ -123,10 +123,11 @@ class CommandStream:
 
     def _follow(self, targets: np.ndarray, time: float) -> np.ndarray:
         index = int(np.clip(np.ceil((time - self._start) / self.period - ALIGNED), 0, len(targets) - 1))
-        target, left = targets[index], self._start + index * self.period - self._last_time
-        if self.last is None or self.rate == self.control_hz or left <= 0:
+        target, due = targets[index], self._start + index * self.period
+        if self.last is None or self.rate == self.control_hz:
             return target
-        fraction = min(1.0, (time - self._last_time) / left)
+        since = self._last_time if np.isfinite(self._last_time) else time - 1 / self.rate
+        fraction = min(1.0, (time - since) / (due - since)) if due > since else 1.0
         wanted = self.last + (target - self.last) * fraction
         step = np.where(self.limits.is_position, self.limits.velocity / self.rate, np.inf) * (1 + 1e-6)
         reached = np.clip(wanted, self.last - step, self.last + step)
