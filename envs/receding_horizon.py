@@ -8,6 +8,7 @@ execution, nor environments on chunks (Diffusion Policy, arXiv:2303.04137, secti
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, Self
 
 import gymnasium
@@ -21,6 +22,7 @@ from flowchunk.envs.virtual_delay import VirtualDelay
 from flowchunk.policy.execution.executor import ChunkExecution, ChunkExecutor, ChunkRequest
 from flowchunk.policy.execution.history import ObservationHistory
 from flowchunk.policy.execution.policy import Policy
+from flowchunk.policy.execution.smoothness import smoothness
 from flowchunk.policy.execution.strategies import STRATEGIES
 
 Observation = dict[str, np.ndarray]
@@ -32,7 +34,8 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
 
     execution: how chunks are executed, such as ``policy.execution``. delay: the control steps that predictions take; none by
     default. At an episode's start, the first observation is repeated. The reward of a chunk is the sum of its steps'
-    rewards; ``info`` is the last step's, with ``steps``, the number of environment steps since the reset. With
+    rewards; ``info`` is the last step's, with ``steps``, the number of environment steps since the reset, and at the
+    episode's end the ``Smoothness`` of what was executed, as ``velocity_jump_at_boundaries`` and so on. With
     strategy="real_time" it also has ``prefix`` (H, D), the actions that will be executed while the next chunk is predicted,
     followed by what the old chunk plans after them, and how many of either: ``prefix_length`` and ``tail_length``.
 
@@ -48,6 +51,8 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
     _generator: np.random.Generator
     _request: ChunkRequest
     _steps: int
+    _actions: list[np.ndarray]
+    _boundaries: list[int]
 
     def __init__(
         self,
@@ -92,6 +97,7 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
         self._history.start(observation)
         self._executor = self._new_executor()
         self._steps = 0
+        self._actions, self._boundaries = [], []
         self._request = self._first_request()
         return self._window(), {**info, "steps": 0, **self._request_info()}
 
@@ -110,9 +116,11 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
             assert action is not None, "the first chunk takes over at once"
             observation, reward, terminated, truncated, info = self.env.step(action)
             self._steps += 1
+            self._actions.append(action)
             self._history.append(observation, self._steps)
             total += float(reward)
             if terminated or truncated:
+                info = {**info, **self._smoothness()}
                 break
         info = {**with_outcome(info), "steps": self._steps, **self._request_info()}
         return self._window(), total, terminated, truncated, info
@@ -137,7 +145,8 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
         if is_lost:
             self._executor.abandon()
         else:
-            self._executor.receive(chunk)
+            placement = self._executor.receive(chunk)
+            self._boundaries += [] if placement.is_first else [len(self._actions)]
         while (request := self._executor.request()) is None:
             yield
         self._request = request
@@ -150,6 +159,11 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
         planned = np.zeros(self._chunk_shape, np.float32)
         planned[: len(prefix)], planned[len(prefix) : len(prefix) + len(tail)] = prefix, tail
         return {"prefix": planned, "prefix_length": len(prefix), "tail_length": len(tail)}
+
+    def _smoothness(self) -> dict[str, float]:
+        hz = self.get_wrapper_attr("action_spec").control_hz if self.has_wrapper_attr("action_spec") else 1.0
+        measured = smoothness(np.stack(self._actions), self._boundaries, control_hz=hz)
+        return {name: float(value) for name, value in asdict(measured).items()}
 
     def _window(self) -> Observation:
         window = self._history.window()

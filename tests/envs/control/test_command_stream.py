@@ -55,7 +55,7 @@ def test_at_a_higher_rate_targets_are_interpolated_and_met_when_they_are_due() -
 
 @pytest.mark.parametrize("rate", [25.0, 47.0, 50.0, 100.0, 125.0])
 def test_a_plan_that_is_renewed_at_every_step_is_followed_like_one(rate: float) -> None:
-    """Although every renewal comes a little after its step; if no command falls on a step, up to the motion of one command."""
+    """Although every renewal comes after its step; if no command falls on a step, up to the motion of one command."""
     targets = np.cumsum(np.random.default_rng(0).uniform(-1, 1, (12, 1)), axis=0)
     made = stream(rate=rate)
     made.hold_at(targets[0])
