@@ -3,10 +3,10 @@
 usage: python benchmarks/virtual_delay.py RUN OUTPUT_DIR [--plain RUN] [--env ID] [--delays 0 1 2 3 4] [--executed 1 2 4 8]
            [--strategies NAME ...] [--episodes 50] [--more 200] [--processes 2] [--jitter 0] [--drop 0]
 
-RUN: a policy trained with policy.prefix_max; --plain: one trained without, for guidance and noise inversion (default: RUN).
-All pairs with delay <= n_action_steps <= horizon - delay are measured on the same seeds; the two strategies with the best mean
-score are measured again in --more episodes. Resumable: finished pairs are read from OUTPUT_DIR/results.jsonl. Writes
-OUTPUT_DIR/results.md, and a plot of it.
+RUN: a policy trained with policy.prefix_max; --plain: one trained without, for all strategies but trained_prefix (default:
+RUN). All pairs with delay <= n_action_steps <= horizon - delay are measured on the same seeds; the two strategies with the
+best mean score are measured again in --more episodes. Resumable: finished pairs are read from OUTPUT_DIR/results.jsonl.
+Writes OUTPUT_DIR/results.md, and a plot of it.
 """
 
 from __future__ import annotations

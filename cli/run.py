@@ -47,6 +47,7 @@ Writes DIR/run.json and DIR/run.html; and DIR/eval.json, as flowchunk eval does,
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -116,6 +117,8 @@ def drive(checkpoint: str | Path, options: dict[str, Any]) -> Path:
             files = report.write(output_dir)
             print_summary(console, report)
             print_written(console, *files)
+    if report.stopped == "SIGINT":
+        raise KeyboardInterrupt
     if report.stopped is not None:
         raise RobotError(f"the robot was stopped, and holds: {report.stopped}")
     return output_dir / "run.json"
@@ -140,10 +143,11 @@ class Episodes:
             stack.enter_context(_noticed_signals(self._signals))
             writer = self._writer()
             stack.enter_context(writer or nullcontext())
-            self._view = stack.enter_context(LiveView(self.console, self.session.log, self.preflight))
+            self._view = stack.enter_context(LiveView(self.console, self.session.log, dry_run=self.options["dry_run"]))
             loop = self.session.loop(self.preflight, check=self._check)
             for number in range(self.options["episodes"]):
                 seed = self.options["seed"] + number
+                self._wait_for_scene(number)
                 recording = None if writer is None else Recording()
                 with self._keyboard:
                     began = time.monotonic()
@@ -164,6 +168,11 @@ class Episodes:
             action_spec=self.facts.action_spec,
             say=lambda text: self.console.print(text, markup=False, highlight=False, soft_wrap=True),
         )
+
+    def _wait_for_scene(self, number: int) -> None:
+        """Somebody has to set up the scene before each episode of a robot that cannot do it by itself."""
+        if not self.preflight.robot.can_reset and self.options["episodes"] > 1 and sys.stdin.isatty():
+            input(f"episode {number + 1} of {self.options['episodes']}: set up the scene, then press Enter ")
 
     def _check(self, tick: Tick) -> str | None:
         """At every control step: update the view, and end the episode for a key or a signal."""

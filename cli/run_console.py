@@ -56,8 +56,8 @@ def print_preflight(console: Console, preflight: Preflight, facts: PolicyFacts, 
 class LiveView:
     """A few lines that are refreshed twice per second; on a terminal only."""
 
-    def __init__(self, console: Console, log: RunLog, preflight: Preflight) -> None:
-        self.log, self.preflight = log, preflight
+    def __init__(self, console: Console, log: RunLog, *, dry_run: bool) -> None:
+        self.log, self.dry_run = log, dry_run
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._next = 0.0
         self._started = time.monotonic()
@@ -89,7 +89,7 @@ class LiveView:
         table.add_row("late, p95", f"{1000 * float(np.percentile(late, 95)) if late else 0:.2f} ms")
         table.add_row("delay", ", ".join(f"{delay}: {count}" for delay, count in sorted(log.delays.items())))
         table.add_row("limits hit", ", ".join(f"{kind} {count}" for kind, count in sorted(log.interventions.items())))
-        if self.preflight.robot.held is None and tick.target is not None:
+        if self.dry_run and tick.target is not None:
             table.add_row("would send", np.array2string(tick.target, precision=3))
         return table
 

@@ -153,6 +153,7 @@ class Watchdog:
         self.events: list[Event] = []
         self.timings: list[Timing] = []
         self.unanswered = 0
+        self.missed = 0
 
     def run(self) -> None:
         """Serve the loop until it says close, or is gone."""
@@ -169,7 +170,9 @@ class Watchdog:
 
     def _serve(self, commands: Deadlines, control: Deadlines) -> bool:
         """One command tick; False at the end."""
+        before = commands.missed
         now, late = commands.wait()
+        self.missed += 0 if self.is_holding else commands.missed - before
         if not self._listen():
             return False
         self._check_stops()
@@ -178,7 +181,7 @@ class Watchdog:
             while control.next <= now + 1e-6:
                 deadline = control.next
                 control.number += 1
-            observe = self._observe(deadline, commands.missed)
+            observe = self._observe(deadline)
             is_awaited = self.rate == self.options.action_spec.control_hz
             if is_awaited and self.connection.poll(ANSWER_SHARE * control.period) and not self._listen():
                 return False
@@ -229,7 +232,7 @@ class Watchdog:
         elif self.stopped is not None or isinstance(message, Wait):
             return
         elif isinstance(message, Reset):
-            if isinstance(self.robot, ResettableRobot):
+            if isinstance(self.robot, ResettableRobot) and not self.options.dry_run:
                 self.robot.reset(message.seed)
             self._hold()
         elif isinstance(message, Approach):
@@ -252,7 +255,7 @@ class Watchdog:
 
     # The robot.
 
-    def _observe(self, deadline: float, missed: int) -> float:
+    def _observe(self, deadline: float) -> float:
         began = time.monotonic()
         try:
             reading = self.robot.observe()
@@ -274,7 +277,7 @@ class Watchdog:
                 self.is_holding,
                 timings,
                 self._take_events(),
-                missed,
+                self.missed,
                 self.stream.has_arrived,
                 self.stopped,
                 self._outcome(),
