@@ -22,8 +22,7 @@ def observation_space(spec: ObservationSpec, *, low: float, high: float) -> Dict
 
 def action_space(spec: ActionSpec) -> Box:
     """The space (D,) float32 with the bounds of the specification; infinite for dimensions without bounds."""
-    low = [-math.inf if dimension.low is None else dimension.low for dimension in spec.dimensions]
-    high = [math.inf if dimension.high is None else dimension.high for dimension in spec.dimensions]
+    low, high = _bounds(spec)
     return Box(np.array(low, np.float32), np.array(high, np.float32))
 
 
@@ -33,6 +32,18 @@ def checked_action(action: object, spec: ActionSpec, space: Box) -> np.ndarray:
     Raises SimulationError if it is not one finite number for each dimension of the specification.
     """
     return finite_numbers(action, spec.names, "action", SimulationError).clip(space.low, space.high)
+
+
+def within_bounds(action: np.ndarray, spec: ActionSpec) -> np.ndarray:
+    """The action (D,), clipped to the bounds of the specification itself, which those of a space exceed by rounding."""
+    low, high = _bounds(spec)
+    return np.clip(action, low, high)
+
+
+def _bounds(spec: ActionSpec) -> tuple[list[float], list[float]]:
+    low = [-math.inf if dimension.low is None else dimension.low for dimension in spec.dimensions]
+    high = [math.inf if dimension.high is None else dimension.high for dimension in spec.dimensions]
+    return low, high
 
 
 def _box(field: ObservationField, low: float, high: float) -> Box:

@@ -13,10 +13,14 @@ import pytest
 from tests.policy.small_trainers import make_policy
 
 REPOSITORY = Path(__file__).parents[1]
-ROOMS = ("datasets", "policy", "envs")
+ROOMS = ("datasets", "policy", "envs", "envs/robots")
 HEAVY = ("accelerate", "hydra", "matplotlib", "mujoco", "sklearn", "tensorboard", "wandb")
 
 each_room = pytest.mark.parametrize("room", ROOMS)
+
+
+def package_of(room: str) -> str:
+    return f"flowchunk.{room.replace('/', '.')}"
 
 
 def typed_names(room: str) -> set[str]:
@@ -28,7 +32,7 @@ def typed_names(room: str) -> set[str]:
 
 @each_room
 def test_every_offered_name_is_there(room: str) -> None:
-    package = import_module(f"flowchunk.{room}")
+    package = import_module(package_of(room))
     assert len(package.__all__) == len(set(package.__all__))
     assert set(package.__all__) == typed_names(room)
     for name in package.__all__:
@@ -41,15 +45,15 @@ def test_every_offered_name_is_there(room: str) -> None:
 def test_no_name_hides_a_module(room: str) -> None:
     """``from room import name`` would give the module once anything had imported it."""
     modules = {entry.stem for entry in (REPOSITORY / room).iterdir()}
-    assert not modules & set(import_module(f"flowchunk.{room}").__all__)
+    assert not modules & set(import_module(package_of(room)).__all__)
 
 
 @each_room
 def test_what_is_not_offered_is_an_attribute_error(room: str) -> None:
-    with pytest.raises(AttributeError, match=rf"module 'flowchunk.{room}' has no attribute 'Unknown'"):
-        import_module(f"flowchunk.{room}").Unknown  # noqa: B018 -- asking is the test
+    with pytest.raises(AttributeError, match=rf"module '{package_of(room)}' has no attribute 'Unknown'"):
+        import_module(package_of(room)).Unknown  # noqa: B018 -- asking is the test
     with pytest.raises(ImportError, match="Unknown"):
-        exec(f"from flowchunk.{room} import Unknown")
+        exec(f"from {package_of(room)} import Unknown")
 
 
 def loaded_by(code: str) -> set[str]:
@@ -71,6 +75,13 @@ def test_the_rooms_themselves_load_next_to_nothing() -> None:
     loaded = loaded_by("import flowchunk.datasets, flowchunk.policy")
     assert not loaded & {*HEAVY, "torch", "zarr", "numpy", "gymnasium"}
     assert not loaded_by("import flowchunk.envs") & {*HEAVY, "torch", "zarr"}
+
+
+def test_what_drives_robots_is_light() -> None:
+    """It runs in a process of its own, beside those that need torch and MuJoCo."""
+    names = "SimulatedRobot, LeRobotRobot, Robot, SpecMatch, check_robot, holding_action, make_robot"
+    loaded = loaded_by(f"from flowchunk.envs.robots import {names}")
+    assert not loaded & {*HEAVY, "torch", "scipy", "pyarrow", "zarr", "lerobot", "rich"}
 
 
 def test_the_flow_needs_torch_and_little_else() -> None:

@@ -67,6 +67,16 @@ def test_datasets_need_torch_only_for_windows() -> None:
     assert with_torch == {"windows.py"}
 
 
+def test_drivers_of_robots_need_neither_torch_nor_mujoco() -> None:
+    """And Gymnasium only those that drive one of its environments."""
+    found: dict[str, set[str]] = {"torch": set(), "mujoco": set(), "gymnasium": set()}
+    for module in (REPOSITORY / "envs" / "robots").glob("*.py"):
+        for name in {name.split(".")[0] for name in imported(module)} & found.keys():
+            found[name].add(module.stem)
+    lockstep = {"env_holding", "gym_robot", "simulated_server", "simulated_task"}
+    assert found == {"torch": set(), "mujoco": set(), "gymnasium": lockstep}
+
+
 def test_a_name_is_followed_into_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What reads the imports must itself find each way to write one."""
     monkeypatch.setitem(globals(), "REPOSITORY", tmp_path)

@@ -25,18 +25,23 @@ class Reading:
 
 @runtime_checkable
 class Robot(Protocol):
-    """A robot, or anything that moves like one. All calls come from one thread of one process, the watchdog's.
+    """A robot, or anything that moves like one. All calls come from one thread of one process, the watchdog's."""
 
-    name: of this piece of hardware, such as "so101:/dev/ttyACM0"; two control loops on one name are refused.
-    observation_spec, action_spec: what it measures and what its commands are. Values are matched with the policy's by their
-    names, so their order is free. Its ``control_hz`` is only used for robots that are simulated at that rate.
-    command_hz: how often it wants commands; ``flowchunk run rate=…`` overrides it.
-    """
+    @property
+    def name(self) -> str:
+        """Of this piece of hardware, such as "so101:/dev/ttyACM0"; two control loops on one name are refused."""
 
-    name: str
-    observation_spec: ObservationSpec
-    action_spec: ActionSpec
-    command_hz: float
+    @property
+    def observation_spec(self) -> ObservationSpec:
+        """What it measures. Values are matched with the policy's by their names, so their order is free."""
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        """What its commands are. Its ``control_hz`` is only used for robots that are simulated at that rate."""
+
+    @property
+    def command_hz(self) -> float:
+        """How often it wants commands; ``flowchunk run rate=…`` overrides it."""
 
     def connect(self) -> None:
         """Open the connection, and hold still. Raises RobotError if the robot cannot be reached or is in use."""

@@ -163,8 +163,8 @@ class SimulatedServer:
             controller.post(Message("error", {"text": reason}))
             time.sleep(0.05)  # so that this still arrives
         self._task.hold(reason)
-        self._log.write("disconnected", pid=controller.pid, reason=reason)
         self._controller = None
+        self._log.write("disconnected", pid=controller.pid, reason=reason)
         controller.close()
 
     def _answer(self, controller: ControllerConnection, message: Message) -> None:

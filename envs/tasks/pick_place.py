@@ -23,7 +23,7 @@ from flowchunk.envs.episode_outcome import EpisodeOutcome
 from flowchunk.envs.kinematics import Kinematics, Pose
 from flowchunk.envs.mujoco_import import mujoco
 from flowchunk.envs.rendering import OffscreenRenderer, project_to_pixels
-from flowchunk.envs.spaces import action_space, checked_action, observation_space
+from flowchunk.envs.spaces import action_space, checked_action, observation_space, within_bounds
 from flowchunk.envs.stability import require_stable
 
 ActionKind = Literal["joint_position", "end_effector_pose"]
@@ -224,9 +224,10 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
         """
         opening = [float(self.data.ctrl[len(JOINTS)])]
         if self.action_kind == "joint_position":
-            return np.concatenate((self.joint_positions(), opening))
+            return within_bounds(np.concatenate((self.joint_positions(), opening)), self.action_spec)
         rotation = rotation_6d_from_matrix(self.end_effector_rotation())
-        return np.concatenate((self.end_effector_position(), rotation, opening))
+        pose = np.concatenate((self.end_effector_position(), rotation, opening))
+        return within_bounds(pose, self.action_spec)
 
     # Episode
 

@@ -38,7 +38,7 @@ class Arm:
     position: np.ndarray = field(default_factory=lambda: np.zeros(3))
 
     def connect(self) -> None:
-        self.position = np.zeros(self.action_spec.size)
+        self.position = np.zeros(3)
 
     def observe(self) -> Reading:
         images = {key: np.zeros(image.shape, np.uint8) for key, image in self.observation_spec.images.items()}

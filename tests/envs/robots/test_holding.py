@@ -129,6 +129,8 @@ def test_a_task_stays_where_it_is_held(env_id: str, options: dict[str, Any], tol
     moving = positions(env)
     hold = env.hold_action()
     assert hold.shape == (env.action_spec.size,)
+    for dimension, value in zip(env.action_spec.dimensions, hold, strict=True):
+        assert dimension.low <= value <= dimension.high
     for _ in range(30):
         env.step(hold)
     stopped = positions(env)

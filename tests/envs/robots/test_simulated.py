@@ -229,8 +229,9 @@ def test_it_holds_when_its_controller_is_killed(served: Served) -> None:
 def test_it_survives_controllers_that_send_nonsense(served: Served, sent: bytes) -> None:
     wait_until(served.controllers_are_gone)
     with open_connection(served.address) as connection:
-        connection.sendall(encode(Message("hello", {"pid": 1})) + sent)
-        wait_until(lambda: "sent what cannot be used" in served.events("disconnected")[-1]["reason"])
+        connection.sendall(encode(Message("hello", {"pid": len(sent)})) + sent)
+        wait_until(lambda: [event["pid"] for event in served.events("disconnected")][-1:] == [len(sent)])
+    assert "sent what cannot be used" in served.events("disconnected")[-1]["reason"]
     assert served.process.poll() is None
 
 
