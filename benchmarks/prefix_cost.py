@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from trainer_overhead import SIZES
@@ -54,9 +55,7 @@ def measure(name: str, policy: ChunkPolicy, *, nfe: int, calls: int) -> None:
     print(flush=True)
 
 
-def chunk(
-    policy: ChunkPolicy, observation: dict[str, np.ndarray], nfe: int, seed: int, **given: np.ndarray
-) -> np.ndarray:
+def chunk(policy: ChunkPolicy, observation: dict[str, np.ndarray], nfe: int, seed: int, **given: Any) -> np.ndarray:
     """What is measured."""
     return policy.predict_chunk(observation, nfe=nfe, seed=seed, **given)
 

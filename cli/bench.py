@@ -156,7 +156,7 @@ def _calls(policy: ChunkPolicy, nfe: int) -> dict[str, Callable[[int], object]]:
         generator = torch.Generator().manual_seed(seed)
         return policy.model.sample(condition, sampling=sampling, generator=generator).cpu()
 
-    def chunk(seed: int, *, policy: ChunkPolicy = policy, **old_chunk: np.ndarray) -> object:
+    def chunk(seed: int, *, policy: ChunkPolicy = policy, **old_chunk: Any) -> object:
         return policy.predict_chunk(observation, nfe=nfe, seed=seed, **old_chunk)
 
     planned = policy.predict_chunk(observation, nfe=nfe, seed=0)[:, policy.config.n_action_steps :]

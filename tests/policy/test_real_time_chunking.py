@@ -46,7 +46,7 @@ def policy_for(method: str, **options: Any) -> ChunkPolicy:
     return make_policy(prefix_method=method, prefix_max=4 if method == "trained" else 0, **options)
 
 
-def old_chunk(committed: int, planned: int, *, batch: int = 3) -> dict[str, np.ndarray]:
+def old_chunk(committed: int, planned: int, *, batch: int = 3) -> dict[str, Any]:
     """The arguments ``prefix`` and ``tail``."""
     actions = np.random.default_rng(1).uniform(LOW, HIGH, (batch, committed + planned, 2)).astype(np.float32)
     return {"prefix": actions[:, :committed], "tail": actions[:, committed:]}
