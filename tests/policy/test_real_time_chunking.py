@@ -333,7 +333,7 @@ def test_trained_networks_continue_the_way_of_the_prefix(method: str, trained_po
 
     @torch.inference_mode()
     def chunks(name: str | None) -> Tensor:
-        given = {"sampling": sampling, "generator": seeded(0)}
+        given: dict[str, Any] = {"sampling": sampling, "generator": seeded(0)}
         if name is None:
             return model.normalize(model.sample(condition, **given))
         prefix, tail = old[:, :committed], old[:, committed : committed + 2]
