@@ -206,9 +206,10 @@ def _execution(policy: ChunkPolicy, options: Mapping[str, Any]) -> ChunkExecutio
 
 
 def load_policy(directory: Path, options: Mapping[str, Any]) -> ChunkPolicy:
-    """The policy of a checkpoint with the options' device, solver and noise_scale. Raises CheckpointError."""
+    """The policy of a checkpoint with the options' device, and those of sampling that are given. Raises CheckpointError."""
     policy = ChunkPolicy.load(directory, device=choose_device(options["device"]))
-    changes = {name: options[name] for name in ("solver", "noise_scale") if options[name] is not None}
+    names = ("solver", "noise_scale", "prefix_method")
+    changes = {name: options[name] for name in names if options.get(name) is not None}
     return policy.with_sampling(**changes)
 
 

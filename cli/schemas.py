@@ -209,6 +209,12 @@ SWEEP: dict[str, Option] = {
     **EPISODE_OPTIONS,
     **SAMPLES,
 }
+BENCH: dict[str, Option] = {
+    "output_dir": Option(PATH_OR_NONE, None, "default: RUN/bench"),
+    "nfe": Option(list[Any], [1, 2, 4]),
+    "n": Option(int, 100, "calls of each kind"),
+    **SOLVER_AND_DEVICE,
+}
 GENERATE: dict[str, Option] = {
     "output_dir": Option(PATH_OR_NONE, None, "default: RUN/generated"),
     **SAMPLES,
@@ -294,6 +300,7 @@ COMMANDS: dict[str, Options] = {
     "train_generative": TRAIN_GENERATIVE,
     "eval": EVAL,
     "sweep": SWEEP,
+    "bench": BENCH,
     "generate": GENERATE,
     "run": RUN,
     "collect": COLLECT,

@@ -34,6 +34,7 @@ TITLES = {
     "edit": "flowchunk data edit",
     "inspect": "flowchunk data inspect",
     "compare": "flowchunk compare objectives",
+    "bench": "flowchunk bench latency",
 }
 
 

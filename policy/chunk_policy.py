@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +29,8 @@ from flowchunk.policy.generative_model import GenerativeModel, ModelConfig, shal
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.noise import Noise, PathNoise
 from flowchunk.policy.normalizer import Normalizer
+from flowchunk.policy.policy_inputs import action_tensor, observation_tensors, require_finite
+from flowchunk.policy.real_time_chunking import PREFIX_METHODS, TRAINED, check_continuation, objection
 from flowchunk.policy.relative_actions import References, find_references, reference_values
 from flowchunk.policy.sampling import SamplingOptions
 from flowchunk.policy.shapes import Chunk, Condition
@@ -76,6 +79,9 @@ class PolicyConfig(ModelConfig):
             raise ConfigurationError(f"num_noise_samples={self.num_noise_samples} must be at least 1")
         if self.prefix_max and not objective.takes_prefix:
             raise ConfigurationError(f"prefix_max={self.prefix_max}: objective={self.objective} cannot take a prefix")
+        method = self.sampling.prefix_method
+        if method is not None and (reason := objection(method, objective, self.sampling)) is not None:
+            raise ConfigurationError(f"prefix_method={method} {reason}")
         solver = objective.solver_name(self.sampling)
         if self.prefix_max and solver is not None and not SOLVERS[solver].keeps_prefix:
             raise ConfigurationError(
@@ -176,6 +182,23 @@ class ChunkPolicy(nn.Module):
         return self.objective.valid_nfe
 
     @property
+    def prefix_method(self) -> str:
+        """How it continues the old chunk, a name in ``PREFIX_METHODS``."""
+        return self.config.sampling.prefix_method or TRAINED
+
+    @property
+    def prefix_methods(self) -> tuple[str, ...]:
+        """The methods by which it can continue the old chunk: ``with_sampling`` takes each of them."""
+        sampling, prefix_max = self.config.sampling, self.config.prefix_max
+        admitted = (name for name in PREFIX_METHODS if objection(name, self.objective, sampling) is None)
+        return tuple(name for name in admitted if prefix_max or name != TRAINED)
+
+    @property
+    def longest_prefix(self) -> int:
+        """The longest prefix that ``predict_chunk`` takes; 0 if it takes none."""
+        return self.config.prefix_max if self.prefix_method == TRAINED else self.config.horizon - 1
+
+    @property
     def normalizer(self) -> Normalizer:
         """The normalizer of its observations and actions."""
         return self.model.normalizer
@@ -248,19 +271,23 @@ class ChunkPolicy(nn.Module):
 
         seed: of the noise; a sequence has one seed per row, so that no row depends on the others. By default the noise comes
         from torch's global generator and differs from call to call: a robot that starts every chunk from the same noise
-        gets stuck. prefix: (B, d, D) actions that are already committed, for policies trained with prefixes; they are
-        returned unchanged. nfe, noise_scale: override the policy's own, see ``SamplingOptions``; 4 network evaluations by
-        default. Raises ConfigurationError for an nfe, a prefix or a noise_scale that this policy does not admit,
-        SpecMismatchError if observation or prefix do not match the specification, or are not finite.
+        gets stuck. prefix: (B, d, D) actions that are already committed, d at most ``longest_prefix``; they are returned
+        unchanged. tail: (B, m, D) what the old chunk planned after them, d + m at most H; only guided methods use it, see
+        ``real_time_chunking``. nfe, noise_scale: override the policy's own, see ``SamplingOptions``; 4 network evaluations
+        by default. Raises ConfigurationError for an nfe, a prefix or a noise_scale that this policy does not admit,
+        SpecMismatchError if observation, prefix or tail do not match the specification, or are not finite.
         """
         sampling = self.config.sampling.with_given(nfe=nfe, noise_scale=noise_scale)
         self.model.resolve_nfe(sampling)  # raises before anything is computed
         tensors = self._observation_tensors(observation)
-        _require_finite(tensors, self.observation_spec)
+        require_finite(tensors, self.observation_spec)
         batch = len(next(iter(tensors.values())))
-        committed = None if prefix is None else self._prefix_tensor(prefix, batch)
+        to_tensor = partial(action_tensor, batch=batch, size=self.action_spec.size, device=self.model.device)
+        committed, planned = to_tensor("prefix", prefix), to_tensor("tail", tail)
+        check_continuation(self, committed.shape[1], planned.shape[1])
         generators = row_generators(batch, seed)
-        chunk = self.sample_chunks(tensors, sampling=sampling, generator=generators, prefix=committed).cpu().numpy()
+        chunks = self.sample_chunks(tensors, sampling=sampling, generator=generators, prefix=committed, tail=planned)
+        chunk = chunks.cpu().numpy()
         if prefix is not None:
             chunk[:, : prefix.shape[1]] = prefix
         return chunk
@@ -272,10 +299,17 @@ class ChunkPolicy(nn.Module):
         sampling: SamplingOptions,
         generator: Generators,
         prefix: Tensor | None = None,
+        tail: Tensor | None = None,
     ) -> Chunk:
-        """``predict_chunk`` for tensors on the policy's device, which are not checked; prefix: (B, d, D) tensor."""
-        known = None if prefix is None else self._relative(prefix, observation)
-        actions = self.model.sample(self.encode(observation), sampling=sampling, generator=generator, prefix=known)
+        """``predict_chunk`` for tensors on the policy's device, which are not checked."""
+        condition = self.encode(observation)
+        if any(actions is not None and actions.shape[1] for actions in (prefix, tail)):
+            none = condition.new_empty(len(condition), 0, self.action_spec.size)
+            prefix, tail = (none if x is None else self._relative(x, observation) for x in (prefix, tail))
+            method = PREFIX_METHODS[self.prefix_method]
+            actions = method(self.model, condition, prefix=prefix, tail=tail, sampling=sampling, generator=generator)
+        else:
+            actions = self.model.sample(condition, sampling=sampling, generator=generator)
         return self._absolute(actions, observation)
 
     def _relative(self, actions: Chunk, observation: Mapping[str, Tensor]) -> Chunk:
@@ -316,45 +350,8 @@ class ChunkPolicy(nn.Module):
         }
 
     def _observation_tensors(self, observation: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        fields = self.observation_spec.fields
-        if missing := fields.keys() - observation.keys():
-            raise SpecMismatchError(
-                f"the policy needs the observations {sorted(fields)}, but {sorted(missing)} are missing"
-            )
-        tensors, batches = {}, set()
-        for key, spec in fields.items():
-            # A copy, because torch tensors must be writable.
-            value = np.array(observation[key], dtype=None if spec.is_image else np.float32)
-            if value.shape[1:] != (self.config.observation_steps, *spec.shape):
-                raise SpecMismatchError(
-                    f"observation {key!r} must be (B, {self.config.observation_steps}, {', '.join(map(str, spec.shape))}), "
-                    f"but is {value.shape}: batch first, then the latest {self.config.observation_steps} steps"
-                    + (", channels last" if spec.is_image else "")
-                )
-            if spec.is_image and value.dtype != np.uint8:
-                raise SpecMismatchError(
-                    f"observation {key!r} is an image and must be uint8 from 0 to 255, but is {value.dtype} from "
-                    f"{value.min():g} to {value.max():g}; multiply images in [0, 1] by 255"
-                )
-            batches.add(len(value))
-            tensors[key] = torch.as_tensor(value, device=self.model.device)
-        if len(batches) != 1:
-            raise SpecMismatchError(f"observations differ in batch size: {sorted(batches)}")
-        return tensors
-
-    def _prefix_tensor(self, prefix: np.ndarray, batch: int) -> Tensor:
-        if prefix.ndim != 3 or (len(prefix), prefix.shape[2]) != (batch, self.action_spec.size):
-            raise SpecMismatchError(f"prefix must be ({batch}, d, {self.action_spec.size}), but is {prefix.shape}")
-        if prefix.shape[1] > self.config.prefix_max:
-            raise ConfigurationError(
-                f"a prefix of {prefix.shape[1]} actions was given, but this policy was trained with prefix_max="
-                f"{self.config.prefix_max}; train with policy.prefix_max={prefix.shape[1]}"
-            )
-        if not np.isfinite(prefix).all():
-            raise SpecMismatchError(
-                "prefix has values that are not finite (NaN or infinite); give the committed actions"
-            )
-        return torch.tensor(prefix, dtype=torch.float32, device=self.model.device)
+        steps, device = self.config.observation_steps, self.model.device
+        return observation_tensors(observation, self.observation_spec, steps=steps, device=device)
 
     # -- checkpointing --------------------------------------------------------------------------------------------------
 
@@ -412,12 +409,3 @@ class ChunkPolicy(nn.Module):
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SpecMismatchError) as error:
             raise CheckpointError(f"{find_checkpoint(path)} does not describe a chunk policy: {error}") from error
         return policy.eval().to(device)
-
-
-def _require_finite(tensors: Mapping[str, Tensor], spec: ObservationSpec) -> None:
-    for key in spec.values:
-        if not tensors[key].isfinite().all():
-            raise SpecMismatchError(
-                f"observation {key!r} has values that are not finite (NaN or infinite), so there is no action for it; check "
-                "the sensor, or hold still"
-            )

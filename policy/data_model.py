@@ -62,6 +62,8 @@ class DataConfig(ModelConfig):
             )
         if self.coupling == "ot" and self.is_wrapped:
             raise ConfigurationError("coupling=ot uses Euclidean distances; angles need coupling=independent")
+        if self.sampling.prefix_method is not None:
+            raise ConfigurationError(f"prefix_method={self.sampling.prefix_method} is for chunk policies; leave it out")
         if not 0 <= self.label_dropout < 1:
             raise ConfigurationError(f"label_dropout={self.label_dropout} must be at least 0 and below 1")
         if self.is_wrapped and len(self.shape) != 2:

@@ -126,7 +126,8 @@ def integrate(
 ) -> Data:
     """Integrate the velocity from noise x_0 (B, …) through ``times``; returns x at the last of them, like x_0.
 
-    times: (N + 1,) increasing, usually 0 … 1, preferably on the CPU. path: what the network was trained on. prefix:
+    times: (N + 1,), usually 0 … 1, preferably on the CPU; if they decrease, from data x_0 to noise,
+    with a solver that follows the velocity. path: what the network was trained on. prefix:
     (B, d, D) known first tokens of x (B, H, D); they are set, at time 1, before every step and after the last, so they
     are returned exactly. eta, generator: for solvers that add noise. callback: called with (t, x) at every time. Raises
     ValueError if the solver does not fit the path, or cannot keep a prefix.

@@ -19,7 +19,7 @@ from flowchunk.policy.diffusion.objectives import OBJECTIVES, Objective, make_ob
 from flowchunk.policy.diffusion.paths import Generators
 from flowchunk.policy.diffusion.predictions import PREDICTIONS
 from flowchunk.policy.diffusion.solvers import SOLVERS
-from flowchunk.policy.flow import Loss, with_guidance
+from flowchunk.policy.flow import Loss, Velocity, with_guidance
 from flowchunk.policy.noise import PathNoise
 from flowchunk.policy.normalizer import Normalizer
 from flowchunk.policy.registry import Registry
@@ -163,25 +163,29 @@ class GenerativeModel(nn.Module):
         *,
         sampling: SamplingOptions,
         generator: Generators,
+        x_0: Tensor | None = None,
         prefix: Tensor | None = None,
         unconditional: Condition | None = None,
+        wrap_velocity: Callable[[Velocity], Velocity] | None = None,
         callback: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Unnormalized samples, one for each row of the condition (B, C).
 
-        prefix: (B, d, D) known first tokens, unnormalized. unconditional: (B, C), the condition that guidance
-        extrapolates away from. callback: called with (t, unnormalized x) at every time. Raises ConfigurationError
-        if the model cannot be sampled with these options.
+        x_0: the noise to start from, by default ``starting_noise``. prefix: (B, d, D) known first tokens, unnormalized.
+        unconditional: (B, C), the condition that guidance extrapolates away from. wrap_velocity: changes the velocity, of
+        normalized data, of models whose network predicts it. callback: called with (t, unnormalized x) at every time.
+        Raises ConfigurationError if the model cannot be sampled with these options.
         """
         nfe = self.resolve_nfe(sampling)
-        x_0 = self.objective.path.sample_noise((len(condition), *self.shape), generator=generator).to(self.device)
-        network: Any = self.network
+        if x_0 is None:
+            x_0 = self.starting_noise(len(condition), sampling=sampling, generator=generator)
+        network: Any = self.network if wrap_velocity is None else wrap_velocity(self.network)
         if sampling.guidance != 1.0:
             network = with_guidance(network, guidance=sampling.guidance, unconditional=unconditional)
             nfe = nfe // 2
         x_1 = self.objective.sample(
             network,
-            x_0 * sampling.noise_scale,
+            x_0,
             nfe=nfe,
             sampling=sampling,
             condition=condition,
@@ -190,6 +194,11 @@ class GenerativeModel(nn.Module):
             callback=None if callback is None else lambda t, x: callback(t, self.denormalize(x)),
         )
         return self.denormalize(x_1)
+
+    def starting_noise(self, batch_size: int, *, sampling: SamplingOptions, generator: Generators) -> Tensor:
+        """The noise (B, *shape) that samples start from."""
+        x_0 = self.objective.path.sample_noise((batch_size, *self.shape), generator=generator).to(self.device)
+        return x_0 * sampling.noise_scale
 
     def resolve_nfe(self, sampling: SamplingOptions) -> int:
         """The number of network evaluations per sample. Raises ConfigurationError if the options do not fit the model."""

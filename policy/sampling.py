@@ -16,7 +16,8 @@ class SamplingOptions:
     (chunk policies 4, generated data 16), or the only number that the objective admits. eta: of the ancestral solver, from
     0 (DDIM) to 1 (DDPM). guidance: scale of classifier-free guidance; above 1 samples are more typical of their class, at two
     network evaluations per step. noise_scale: factor of the starting noise; below 1 samples are less diverse and closer to
-    the mean. Raises ConfigurationError for values out of range.
+    the mean. prefix_method: how a chunk policy continues the old chunk, a name in ``PREFIX_METHODS``; None for ``trained``.
+    Raises ConfigurationError for values out of range.
     """
 
     solver: str | None = None
@@ -24,6 +25,7 @@ class SamplingOptions:
     eta: float = 1.0
     guidance: float = 1.0
     noise_scale: float = 1.0
+    prefix_method: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:

@@ -16,6 +16,7 @@ from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.sampling import SamplingOptions
 
 HORIZON, STEPS = 8, 2
+SAMPLING = ("solver", "eta", "nfe", "noise_scale", "prefix_method")
 OBSERVATION = ObservationSpec(
     {
         "state": ObservationField((3,), names=("x", "y", "theta"), units=("m", "m", "rad"), wraps=(2,)),
@@ -35,7 +36,7 @@ def make_policy(*, perturbed: bool = True, **config: Any) -> ChunkPolicy:
         "network_options": {"width": 16, "blocks": 1},
         "horizon": HORIZON,
     } | config
-    sampling = {name: options.pop(name) for name in ("solver", "eta", "nfe", "noise_scale") if name in options}
+    sampling = {name: options.pop(name) for name in SAMPLING if name in options}
     random = np.random.default_rng(0)
     scalings = {
         "state": Scaling.fit("min_max", [random.uniform([0, 0, -np.pi], [1, 2, np.pi], (500, 3))], identity=(2,)),
@@ -66,7 +67,7 @@ def to_format_1(directory: Path) -> dict[str, Any]:
         save_file(tensors, file)
     content: dict[str, Any] = json.loads((directory / "checkpoint.json").read_text())
     config = content["config"] | content["config"].pop("sampling")
-    for name in ("nfe", "guidance"):
+    for name in ("nfe", "guidance", "prefix_method"):
         del config[name]
     for old, new in (("snr_cap", "min_snr_gamma"), ("noise_draws", "num_noise_samples")):
         config[old] = config.pop(new)
