@@ -11,6 +11,8 @@ usage: flowchunk eval CHECKPOINT [KEY=VALUE ...]
   n_action_steps=N                 executed actions per chunk (default: the policy's own)
   strategy=synchronous             what is executed while a chunk is predicted: synchronous (nothing),
                                    asynchronous, temporal_ensemble, real_time
+  prefix_method=NAME               how real_time continues the old chunk: trained, guided, guided_vjp,
+                                   noise_inversion (default: the policy's own)
   delay.steps=0  delay.jitter=0  delay.drop=0.0  delay.seed=0
                                    control steps that a prediction takes, up to so many more, and
                                    the probability that a chunk is lost, in virtual time
@@ -188,6 +190,7 @@ class PolicyEvaluation:
             "noise_scale": self.policy.config.sampling.noise_scale,
             "n_action_steps": self.execution.n_action_steps,
             "strategy": self.execution.strategy,
+            "prefix_method": self.policy.config.sampling.prefix_method,
             "reanchor_steps": self.execution.reanchor_steps,
             "delay": dict(self.options["delay"]),
             "num_envs": min(self.options["num_envs"], self.options["episodes"]),

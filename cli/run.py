@@ -17,6 +17,8 @@ usage: flowchunk run CHECKPOINT [robot=NAME] [rate=HZ] [KEY=VALUE ...]
 chunks:
   strategy=NAME                  synchronous, asynchronous, temporal_ensemble or real_time; default: real_time
                                  if the policy can continue committed actions, otherwise asynchronous
+  prefix_method=NAME             how real_time continues the old chunk: trained, guided, guided_vjp,
+                                 noise_inversion (default: the policy's own)
   n_action_steps=N               executed actions before the next prediction (default: the policy's own)
   reanchor_steps=0               fade the jump at a new chunk's start over so many control steps
   nfe=N  solver=NAME  noise_scale=1.0  device=cpu     as for flowchunk eval
@@ -258,7 +260,9 @@ def _check(options: Mapping[str, Any]) -> None:
 def _process_options(
     directory: Path, options: Mapping[str, Any], facts: PolicyFacts, safety: SafetyOptions, stop_file: Path
 ) -> tuple[InferenceOptions, WatchdogOptions]:
-    sampling = {name: options[name] for name in ("nfe", "solver", "noise_scale") if options[name] is not None}
+    sampling = {
+        name: options[name] for name in ("nfe", "solver", "noise_scale", "prefix_method") if options[name] is not None
+    }
     inference = InferenceOptions(
         checkpoint=str(directory), device=options["device"], sampling=sampling, **options["inference"]
     )

@@ -34,6 +34,7 @@ from flowchunk.policy.execution.strategies import STRATEGIES
 from flowchunk.policy.generative_model import ModelConfig
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.networks.image_networks import IMAGE_NETWORKS
+from flowchunk.policy.real_time_chunking import PREFIX_METHODS
 from flowchunk.policy.sampling import SamplingOptions
 from flowchunk.policy.training.config import TrainingConfig
 
@@ -170,10 +171,18 @@ SOLVER_AND_DEVICE = {
     "solver": Option(str | None, None, "default: the checkpoint's own"),
     "device": Option(str, "cpu", DEVICE),
 }
+PREFIX_METHOD = {
+    "prefix_method": Option(
+        str | None,
+        None,
+        f"how real_time continues the old chunk: {_alternatives(PREFIX_METHODS)}; default: the policy's own",
+    )
+}
 EPISODE_OPTIONS: dict[str, Option] = {
     "n_action_steps": Option(INT_OR_NONE, None, "default: the policy's own"),
     "noise_scale": Option(float | None, None, "factor of the initial noise; default: the policy's own"),
     "strategy": Option(str, "synchronous", _alternatives(STRATEGIES)),
+    **PREFIX_METHOD,
     "reanchor_steps": Option(int, 0, "control steps over which the jump at a new chunk's start fades"),
     "delay": section("VirtualDelay", options_of(VirtualDelay)),
     **options_of(rollout, only=("num_envs", "workers")),
@@ -245,6 +254,7 @@ RUN: dict[str, Option] = {
     "outcome": Option(str, "auto", "of an episode: auto | robot (what it reports) | ask | none"),
     "record": Option(PATH_OR_NONE, None, "record all episodes as this data set"),
     "strategy": Option(str | None, None, f"{_alternatives(STRATEGIES)}; default: what policy and delay admit"),
+    **PREFIX_METHOD,
     "n_action_steps": Option(INT_OR_NONE, None, "default: the policy's own"),
     "reanchor_steps": Option(int, 0, "control steps over which the jump at a new chunk's start fades"),
     **NFE,

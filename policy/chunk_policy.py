@@ -162,11 +162,6 @@ class ChunkPolicy(nn.Module):
         )
 
     @property
-    def longest_prefix(self) -> int:
-        """The most committed actions that ``predict_chunk`` can continue."""
-        return self.config.prefix_max
-
-    @property
     def network(self) -> nn.Module:
         """The network of the generative model."""
         return self.model.network
