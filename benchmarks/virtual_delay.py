@@ -60,16 +60,22 @@ def measure(runs: dict[str, Path], env_id: str, case: dict[str, Any]) -> dict[st
         nfe=NFE,
         delay=VirtualDelay(case["delay"], case["jitter"], case["drop"]),
     )
-    jumps = [[info[f"velocity_jump_{place}"] for info in result.infos] for place in ("at_boundaries", "elsewhere")]
+    jumps = {
+        place: np.array([info[f"velocity_jump_{place}"] for info in result.infos])
+        for place in ("at_boundaries", "elsewhere")
+    }
     return {
         **case,
         "score": result.score_mean,
         "successes": result.successes,
         "success": result.success_rate,
-        "jump_at_boundaries": float(np.nanmean(jumps[0])),
-        "jump_elsewhere": float(np.nanmean(jumps[1])),
+        **{f"jump_{place}": _mean(values[np.isfinite(values)]) for place, values in jumps.items()},
         "scores": [round(episode.score, 4) for episode in result.episodes],
     }
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def is_admissible(policy: ChunkPolicy, strategy: str, delay: int, executed: int) -> bool:

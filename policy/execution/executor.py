@@ -151,7 +151,7 @@ class ChunkExecutor:
         """Take the requested chunk (H, D) over. Raises SpecMismatchError for another shape or values that are not finite."""
         if self._pending is None:
             raise AssertionError("a chunk was received that had not been requested")
-        chunk = np.asarray(chunk)
+        chunk = np.array(chunk)  # a copy: the caller may use its array again
         if chunk.ndim != 2 or len(chunk) != self.execution.horizon:
             raise SpecMismatchError(f"a chunk must be (H, D) = ({self.execution.horizon}, D), but is {chunk.shape}")
         if not np.isfinite(chunk).all():

@@ -254,6 +254,18 @@ def test_a_new_episode_starts_from_nothing_but_the_measured_delays() -> None:
     assert len(request.prefix) == 0
 
 
+def test_the_array_of_a_chunk_may_be_used_again() -> None:
+    executor = ChunkExecutor(with_strategy("asynchronous"))
+    buffer = numbered(1, 0)
+    executor.request()
+    executor.receive(buffer)
+    first = executor.next_action()
+    buffer[:] = 7
+    assert first is not None
+    assert first.tolist() == [1, 0]
+    assert executor.upcoming()[:, 0].tolist() == [1] * (H - 1)
+
+
 @pytest.mark.parametrize("chunk", [np.zeros((H - 1, 2)), np.zeros(H), np.zeros((1, H, 2))])
 def test_chunks_of_another_shape_are_refused(chunk: np.ndarray) -> None:
     executor = ChunkExecutor(EXECUTION)
