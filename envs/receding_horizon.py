@@ -157,7 +157,8 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
             return {}
         prefix, tail = self._request.prefix, self._request.tail
         planned = np.zeros(self._chunk_shape, np.float32)
-        planned[: len(prefix)], planned[len(prefix) : len(prefix) + len(tail)] = prefix, tail
+        if len(prefix) + len(tail):
+            planned[: len(prefix) + len(tail)] = np.concatenate([prefix, tail])
         return {"prefix": planned, "prefix_length": len(prefix), "tail_length": len(tail)}
 
     def _smoothness(self) -> dict[str, float]:

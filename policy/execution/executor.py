@@ -60,11 +60,12 @@ class ChunkExecution:
         if strategy.waits:
             return
         if not delay <= self.n_action_steps <= self.horizon - delay:
+            admitted = f"n_action_steps from {max(delay, 1)} to {self.horizon - delay}"
             raise ConfigurationError(
                 f"a delay of {delay} control steps with n_action_steps={self.n_action_steps} and horizon={self.horizon}: "
-                f"strategy={self.strategy} needs delay <= n_action_steps <= horizon - delay, so n_action_steps from "
-                f"{max(delay, 1)} to {self.horizon - delay}; choose it so, use fewer network evaluations, or "
-                "strategy=synchronous"
+                f"strategy={self.strategy} needs delay <= n_action_steps <= horizon - delay, so "
+                f"{admitted if 2 * delay <= self.horizon else 'a longer horizon'}; choose it so, use fewer network "
+                "evaluations, or strategy=synchronous"
             )
         if strategy.commits and delay > self.longest_prefix:
             raise ConfigurationError(
