@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from flowchunk.datasets.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from flowchunk.datasets.checks import check_dataset
     from flowchunk.datasets.derived_specs import DerivedSpecs, SpecOptions, derive_specs
     from flowchunk.datasets.episode_source import EpisodeSource
     from flowchunk.datasets.errors import (
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
         ConfigurationError,
         DatasetError,
         FlowchunkError,
+        RobotError,
         SimulationError,
         SpecMismatchError,
         TrainingError,
@@ -29,6 +31,7 @@ else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
+            "checks": ["check_dataset"],
             "derived_specs": ["DerivedSpecs", "SpecOptions", "derive_specs"],
             "episode_source": ["EpisodeSource"],
             "errors": [
@@ -36,6 +39,7 @@ else:
                 "ConfigurationError",
                 "DatasetError",
                 "FlowchunkError",
+                "RobotError",
                 "SimulationError",
                 "SpecMismatchError",
                 "TrainingError",
@@ -66,6 +70,7 @@ __all__ = [
     "ObservationField",
     "ObservationSpec",
     "RobomimicWriter",
+    "RobotError",
     "SimulationError",
     "SpecMismatchError",
     "SpecOptions",
@@ -75,6 +80,7 @@ __all__ = [
     "TrainingError",
     "ValueTransform",
     "Windows",
+    "check_dataset",
     "derive_specs",
     "load_windows",
     "open_dataset",

@@ -9,24 +9,28 @@ from flowchunk.datasets.lazy import lazy_exports
 from flowchunk.envs.mesa_workaround import load_triton_before_mesa
 
 if TYPE_CHECKING:
-    from flowchunk.envs.contract import action_spec_of, observation_spec_of, specs_of
+    from flowchunk.envs.checks import check_task_env
+    from flowchunk.envs.contract import TaskEnv, action_spec_of, observation_spec_of, specs_of
     from flowchunk.envs.evaluation import evaluate_in
     from flowchunk.envs.receding_horizon import RecedingHorizon
     from flowchunk.envs.rendering import OffscreenRenderer, project_to_pixels
     from flowchunk.envs.rollout import Rollout, record_episode
     from flowchunk.envs.simulation import environment_maker
     from flowchunk.envs.video import write_video
+    from flowchunk.envs.virtual_delay import VirtualDelay
 else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "contract": ["action_spec_of", "observation_spec_of", "specs_of"],
+            "checks": ["check_task_env"],
+            "contract": ["TaskEnv", "action_spec_of", "observation_spec_of", "specs_of"],
             "evaluation": ["evaluate_in"],
             "receding_horizon": ["RecedingHorizon"],
             "rendering": ["OffscreenRenderer", "project_to_pixels"],
             "rollout": ["Rollout", "record_episode"],
             "simulation": ["environment_maker"],
             "video": ["write_video"],
+            "virtual_delay": ["VirtualDelay"],
         },
     )
 
@@ -34,7 +38,10 @@ __all__ = [
     "OffscreenRenderer",
     "RecedingHorizon",
     "Rollout",
+    "TaskEnv",
+    "VirtualDelay",
     "action_spec_of",
+    "check_task_env",
     "environment_maker",
     "evaluate_in",
     "observation_spec_of",

@@ -8,12 +8,34 @@ score so far in [0, 1], and ``is_success``. To be compared with policies and dat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import gymnasium
 
 from flowchunk.datasets.errors import SimulationError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
+
+
+@runtime_checkable
+class TaskEnv(Protocol):
+    """An environment with a task: what training, evaluation and robots require of it. ``check_task_env`` tests yours.
+
+    Observations are dictionaries of arrays as in ``observation_spec``, actions arrays (D,) as in ``action_spec``; the info of
+    each step has ``score``, the best so far in [0, 1], and ``is_success``. Optional are ``chunk_to_pixels(chunk)``, for
+    videos, and ``hold_action() -> (D,)``, the action that keeps it where it is.
+    """
+
+    observation_spec: ObservationSpec
+    action_spec: ActionSpec
+    observation_space: Any
+    action_space: Any
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]: ...
+
+    def step(self, action: Any, /) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]: ...
+
 
 PURPOSES = {
     "observation_spec": "an ObservationSpec of flowchunk.datasets.specs, which names every observation and its units",

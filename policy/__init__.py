@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flowchunk.policy.diffusion.predictions import PREDICTIONS, Prediction
     from flowchunk.policy.diffusion.schedules import SCHEDULES
     from flowchunk.policy.diffusion.solvers import SOLVERS, Solver
+    from flowchunk.policy.execution.checks import check_policy
     from flowchunk.policy.execution.executor import ChunkExecution, ChunkExecutor
     from flowchunk.policy.execution.history import ObservationHistory
     from flowchunk.policy.execution.policy import Policy
@@ -31,6 +32,7 @@ else:
             "chunk_policy": ["ChunkPolicy", "PolicyConfig"],
             "data_model": ["DataConfig", "DataModel"],
             "demonstrations": ["DatasetOptions"],
+            "execution.checks": ["check_policy"],
             "execution.executor": ["ChunkExecution", "ChunkExecutor"],
             "execution.history": ["ObservationHistory"],
             "execution.policy": ["Policy"],
@@ -77,6 +79,7 @@ __all__ = [
     "Trainable",
     "Trainer",
     "TrainingConfig",
+    "check_policy",
     "fit",
     "flow_matching_loss",
     "integrate",
