@@ -25,7 +25,7 @@ from flowchunk.policy.real_time_chunking import (
 from flowchunk.policy.sampling import SamplingOptions
 from tests.policy.small_policies import HORIZON, make_policy
 
-each_untrained = pytest.mark.parametrize("method", ("guided", "guided_vjp", "noise_inversion"))
+each_untrained = pytest.mark.parametrize("method", ["guided", "guided_vjp", "noise_inversion"])
 
 
 def seeded(seed: int) -> torch.Generator:
