@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flowchunk.policy.generative_model import GenerativeModel, ModelConfig
     from flowchunk.policy.networks import NETWORKS
     from flowchunk.policy.normalizer import Normalizer, Scaling
+    from flowchunk.policy.real_time_chunking import PREFIX_METHODS
     from flowchunk.policy.sampling import SamplingOptions
     from flowchunk.policy.training.config import TrainingConfig
     from flowchunk.policy.training.trainer import Trainable, Trainer
@@ -44,6 +45,7 @@ else:
             "diffusion.objectives": ["OBJECTIVES", "Objective"],
             "diffusion.paths": ["GaussianPath"],
             "diffusion.predictions": ["PREDICTIONS", "Prediction"],
+            "real_time_chunking": ["PREFIX_METHODS"],
             "sampling": ["SamplingOptions"],
             "diffusion.schedules": ["SCHEDULES"],
             "diffusion.solvers": ["SOLVERS", "Solver"],
@@ -56,6 +58,7 @@ __all__ = [
     "NETWORKS",
     "OBJECTIVES",
     "PREDICTIONS",
+    "PREFIX_METHODS",
     "SCHEDULES",
     "SOLVERS",
     "ChunkExecution",
