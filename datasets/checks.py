@@ -6,7 +6,8 @@ import numpy as np
 
 from flowchunk.datasets.episode_source import ACTION, EpisodeSource
 from flowchunk.datasets.errors import DatasetError
-from flowchunk.datasets.specs import ActionSpec, ObservationSpec
+from flowchunk.datasets.image_reader import ImageReader
+from flowchunk.datasets.specs import ActionSpec, ObservationField, ObservationSpec
 
 SLICE = 7  # rows that are read by themselves, and compared with the same rows among others
 TOLERANCE = 1e-3  # of a bound's range
@@ -32,7 +33,7 @@ def check_dataset(source: EpisodeSource, specs: tuple[ObservationSpec, ActionSpe
         source.require_shape(key, shape)
         _check_slices(source, key)
         if key in observation_spec.images:
-            _check_images(source, key)
+            _check_images(source, key, observation_spec.fields[key])
         elif key != ACTION:
             for _ in source.blocks(key):  # raises where a value is not finite
                 pass
@@ -72,15 +73,11 @@ def _check_slices(source: EpisodeSource, key: str) -> None:
             )
 
 
-def _check_images(source: EpisodeSource, key: str) -> None:
+def _check_images(source: EpisodeSource, key: str, field: ObservationField) -> None:
+    reader = ImageReader.find(source, key, field)
     for start, end in zip(source.episode_starts.tolist(), source.episode_ends.tolist(), strict=True):
         for row in {start, end - 1}:
-            image = source.read(key, row, row + 1)
-            if image.dtype != np.uint8:
-                raise DatasetError(
-                    f"{source.label(key)} in {source.path} must be images of uint8 from 0 to 255, but row {row} is "
-                    f"{image.dtype} from {image.min():g} to {image.max():g}"
-                )
+            reader.read(row, row + 1)  # raises where an image is damaged, or not from 0 to 255
 
 
 def _check_actions(source: EpisodeSource, spec: ActionSpec) -> None:
