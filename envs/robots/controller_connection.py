@@ -35,12 +35,6 @@ class ControllerConnection:
             self._num_posted += 1
             self._changed.notify()
 
-    def discard_readings(self) -> None:
-        """Forget the readings that are still on their way: they are of an earlier episode."""
-        with self._changed:
-            self._waiting = [entry for entry in self._waiting if entry[2] != READING]
-            heapq.heapify(self._waiting)
-
     def close(self) -> None:
         """Close the connection, and wait until nothing is sent any more."""
         with self._changed:

@@ -90,12 +90,13 @@ class SimulatedServer:
             controller.post(Message(READING, {"measured_at": time.monotonic()}, observation), after=travel_time)
 
     def _channel(self, direction: int, seed: int) -> LossyChannel:
+        """How readings or commands arrive in the episode of this seed."""
         delay = self._options.command_delay if direction == COMMANDS else self._options.sensing_delay
         return LossyChannel(
             delay=delay,
             jitter=self._options.jitter,
             drop=self._options.drop,
-            seed=(self._options.seed, seed, direction),
+            seed=(seed, direction),
         )
 
     def _reset(self, seed: int) -> None:
@@ -106,7 +107,6 @@ class SimulatedServer:
         """Here and not where it is received: what renders images must stay in one thread."""
         with suppress(Empty):
             controller, request, seed = self._resets.get_nowait()
-            controller.discard_readings()
             self._reset(seed)
             controller.post(Message("done", {"request": request, "time": time.monotonic()}))
 

@@ -43,18 +43,6 @@ def test_messages_arrive_at_their_times(ends: tuple[ControllerConnection, socket
     assert time.monotonic() - start >= 0.2
 
 
-def test_only_readings_are_discarded(ends: tuple[ControllerConnection, socket.socket]) -> None:
-    robot, far = ends
-    robot.post(Message("reading"), after=0.1)
-    robot.post(Message("done"), after=0.1)
-    robot.discard_readings()
-    robot.post(Message("reading", {"new": True}), after=0.1)
-    assert kinds(far, 1) == ["done"]
-    last = receive(far)
-    assert last is not None
-    assert last.fields == {"new": True}
-
-
 def test_it_does_not_wait_for_a_controller_that_does_not_read(
     ends: tuple[ControllerConnection, socket.socket],
 ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from flowchunk.datasets.errors import ConfigurationError, RobotError
+from flowchunk.datasets.specs import ObservationField, ObservationSpec
 from flowchunk.envs.robots.checks import check_robot
 from flowchunk.envs.robots.gym_robot import GymRobot
 from flowchunk.envs.robots.robot import ResettableRobot
@@ -65,6 +66,21 @@ def test_holding_needs_no_step() -> None:
     robot.command(np.array([0.5]))
     assert robot.hold().tolist() == [0.5]
     assert robot.observe().values["state"].tolist() == [0.5]
+    robot.close()
+
+
+def test_a_position_that_is_not_observed_is_held_by_the_last_command() -> None:
+    class Unobserved(Reach):
+        observation_spec = ObservationSpec({"state": ObservationField((1,), ("speed",), ("m/s",))})
+
+    robot = connected(Unobserved)
+    with pytest.raises(RobotError, match="gym cannot hold: cannot hold 'x'"):
+        robot.hold()
+    robot.command(np.array([0.75]))
+    assert robot.hold().tolist() == [0.75]
+    robot.reset(0)
+    with pytest.raises(RobotError, match="cannot hold 'x'"):
+        robot.hold()
     robot.close()
 
 

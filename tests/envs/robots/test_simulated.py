@@ -267,9 +267,8 @@ def test_after_a_stall_it_goes_on_from_now(arm: SimulatedRobot, served: Served) 
     arm.observe()
 
 
-def test_readings_take_time_and_get_lost_by_the_seed(served: Served) -> None:
-    """Also those of before a reset that are still on their way."""
-    robot = SimulatedRobot(ARM, sensing_delay=0.3, drop=0.3, seed=5, command_delay=0.1, jitter=0.02)
+def test_readings_and_commands_take_time_and_get_lost_by_the_seed(tmp_path: Path) -> None:
+    robot = SimulatedRobot(ARM, sensing_delay=0.3, drop=0.3, command_delay=0.1, jitter=0.02, log=tmp_path / "log")
     robot.connect()
     try:
         robot.reset(1)
@@ -279,11 +278,26 @@ def test_readings_take_time_and_get_lost_by_the_seed(served: Served) -> None:
             time.sleep(0.01)
         assert min(ages) >= 0.3
         assert max(ages) > 0.3 + 1.5 * PERIOD  # some were lost
-        before = time.monotonic()
-        robot.reset(2)
-        assert robot.observe().times["state"] > before
+        for seed in (2, 3, 2):
+            before = time.monotonic()
+            robot.reset(seed)
+            assert robot.observe().times["state"] > before, "none of before that is still on its way"
+            for _ in range(30):
+                robot.command(np.zeros(7))
+            robot.outcome()  # the commands have arrived before it
     finally:
         robot.close()
+    travel_times: list[list[float | None]] = []
+    for event in map(json.loads, (tmp_path / "log").read_text().splitlines()):
+        if event["event"] == "reset":
+            travel_times.append([])
+        elif event["event"] == "command":
+            travel_times[-1].append(event["travel_time"])
+    second, third, again = travel_times[-3:]
+    assert second == again != third
+    assert len(second) == 30
+    assert None in second
+    assert all(0.1 <= seconds <= 0.12 for seconds in second if seconds is not None)
 
 
 def test_an_image_arrives_as_it_was_rendered() -> None:

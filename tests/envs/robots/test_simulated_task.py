@@ -136,8 +136,9 @@ def test_a_reset_starts_the_episode_of_its_seed_and_holds(moved: Moved) -> None:
     moved.task.command(moved.start + 0.3, NOW)
     moved.task.step(late=0.0)
     moved.task.command(moved.start + 0.3, NOW)
-    moved.task.reset(5, LossyChannel())
-    assert moved.last_step()["holding"] == "reset"
+    moved.task.reset(5, LossyChannel(drop=1.0))
+    moved.task.command(moved.start + 0.3, NOW)
+    assert moved.last_step()["holding"] == "reset", "by the new channel, which loses it"
     cube = moved.env.cube_position()
     moved.env.reset(seed=5)
     np.testing.assert_allclose(moved.env.cube_position()[:2], cube[:2], atol=1e-3)
