@@ -303,5 +303,6 @@ def _robot_maker(options: Mapping[str, Any], facts: PolicyFacts) -> partial[Any]
                 "the checkpoint does not say which task it is for; give env_id=ID, or robot=… of hardware"
             )
         trained = facts.training.get("env", {}) if env_id == facts.training.get("env_id") else {}
-        arguments = {"env_id": env_id, "env": {**trained, **options["env"]}, **arguments}
+        rate = {} if options["rate"] is None else {"command_hz": options["rate"]}
+        arguments = {"env_id": env_id, "env": {**trained, **options["env"]}, **rate, **arguments}
     return partial(make_robot, options["robot"], arguments)

@@ -92,9 +92,9 @@ class GymRobot:
             raise
 
     def observe(self) -> Reading:
-        """The observation of the last step, with the time at which the step had ended."""
+        """The observation of the last step, which is as good as new: nothing moves without a command."""
         self._connected()
-        return Reading(self._observation, dict.fromkeys(self._observation, self._measured_at))
+        return Reading(self._observation, dict.fromkeys(self._observation, time.monotonic()))
 
     def command(self, action: np.ndarray) -> None:
         """One step. Raises RobotError if the action is not D finite numbers, or the environment fails."""
@@ -133,7 +133,6 @@ class GymRobot:
 
     def _take(self, observation: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> None:
         """Keep an observation, as a copy, because environments may return the same arrays again."""
-        self._measured_at = time.monotonic()
         self._observation = {key: np.array(values) for key, values in observation.items()}
         self._info = with_outcome(info)
 

@@ -16,12 +16,12 @@ from flowchunk.datasets.errors import ConfigurationError
 class SimulatedOptions:
     """Options of the process that simulates a robot; its command line has one for each field.
 
-    env_id, env: the task and the options of its constructor. seed: of the first episode; the
-    seed of an episode is also that of its delays and losses. sensing_delay,
-    command_delay: seconds on the way from and to the robot. jitter: seconds, up to which each way takes longer at random.
-    drop: the probability that a reading or a command is lost. command_timeout: seconds after the newest command until the
-    robot holds by itself; a control period of the task if None. log: a file for a line of JSON per control step and command.
-    linger: seconds without a controller until the process ends; never if None. Raises ConfigurationError.
+    env_id, env: the task and the options of its constructor. seed: of the first episode; the seed of an episode is also that
+    of its delays and losses. sensing_delay, command_delay: seconds on the way from and to the robot. jitter: seconds, up to
+    which each way takes longer at random. drop: the probability that a reading or a command is lost. command_timeout: seconds
+    after the newest command until the robot holds by itself; one and a half control periods of the task if None. log: a file
+    for a line of JSON per control step and command. linger: seconds without a controller until the process ends; never if
+    None. Raises ConfigurationError.
     """
 
     env_id: str

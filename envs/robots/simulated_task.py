@@ -16,6 +16,8 @@ from flowchunk.envs.contract import specs_of
 from flowchunk.envs.robots.env_holding import env_hold_action
 from flowchunk.envs.robots.lossy_channel import LossyChannel
 
+TIMEOUT_PERIODS = 1.5  # of control, so that commands that come once per period are not late for being a little late
+
 
 class EventLog:
     """A file with a line of JSON for each event, which is complete as soon as it is written; nothing if the path is None."""
@@ -50,7 +52,7 @@ class SimulatedTask:
     ) -> None:
         self.observation_spec, self.action_spec = specs_of(env)
         self.period = 1 / self.action_spec.control_hz
-        self.command_timeout = self.period if command_timeout is None else command_timeout
+        self.command_timeout = TIMEOUT_PERIODS * self.period if command_timeout is None else command_timeout
         self._env, self._channel, self._log = env, channel, log
         self._lock = threading.RLock()
         self._waiting: list[tuple[float, np.ndarray]] = []

@@ -66,7 +66,7 @@ def test_each_option_changes_what_is_executed(
             ["strategy=real_time", "delay.steps=4"],
             "continues at most 3 committed actions: train it with policy.prefix_max=4",
         ),
-        (["delay.steps=-1"], "delay.steps=-1"),
+        (["delay.steps=-1"], "delay=-1 must be at least 0 control steps"),
         (["delay.drop=1.0"], "delay.drop=1.0"),
         (["reanchor_steps=-1"], "reanchor_steps=-1 must be at least 0"),
         (["prefix_method=magic"], "magic"),

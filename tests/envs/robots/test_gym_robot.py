@@ -36,7 +36,7 @@ def test_each_command_is_one_step() -> None:
     reading = robot.observe()
     assert reading.values["state"].tolist() == [2.5]
     assert before <= reading.times["state"] <= time.monotonic()
-    assert robot.observe().times == reading.times, "nothing new without a step"
+    assert robot.observe().times["state"] > reading.times["state"], "what stands still is as good as measured again"
     assert robot.outcome() == {"score": 1.0, "is_success": True}
     robot.reset(3)
     assert robot.observe().values["state"].tolist() == [0]

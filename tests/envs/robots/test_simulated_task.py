@@ -101,7 +101,7 @@ def test_holding_forgets_commands_on_their_way_and_does_not_creep(moved: Moved) 
 @pytest.mark.parametrize(("timeout", "holds"), [(0.02, True), (1e9, False), (None, True)])
 def test_it_holds_by_itself_if_commands_stop(tmp_path: Path, timeout: float | None, holds: bool) -> None:
     moved = Moved(tmp_path / "log", command_timeout=timeout)
-    assert moved.task.command_timeout == (0.05 if timeout is None else timeout)
+    assert moved.task.command_timeout == pytest.approx(0.075 if timeout is None else timeout)
     moved.task.command(moved.start + 0.1, time.monotonic())
     assert moved.last_step()["holding"] is None
     time.sleep(0.06)  # longer than a control period
