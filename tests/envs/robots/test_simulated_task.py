@@ -104,7 +104,7 @@ def test_it_holds_by_itself_if_commands_stop(tmp_path: Path, timeout: float | No
     assert moved.task.command_timeout == pytest.approx(0.075 if timeout is None else timeout)
     moved.task.command(moved.start + 0.1, time.monotonic())
     assert moved.last_step()["holding"] is None
-    time.sleep(0.06)  # longer than a control period
+    time.sleep(0.09)  # longer than one and a half control periods
     assert moved.last_step()["holding"] == ("no command in time" if holds else None)
     moved.task.command(moved.start + 0.1, time.monotonic())
     assert moved.last_step()["holding"] is None
