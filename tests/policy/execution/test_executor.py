@@ -167,6 +167,12 @@ def test_a_chunk_later_than_its_prefix_is_executed_and_reported() -> None:
     assert not Run(with_strategy("asynchronous", delay=1), [3]).placements
 
 
+def test_a_chunk_in_time_is_not_late() -> None:
+    run = Run(with_strategy("real_time", delay=2), [2, 1])
+    run.all()
+    assert [placement.is_late for placement in run.placements] == [False, False, False]
+
+
 def test_the_jump_is_the_new_action_minus_the_one_that_would_have_come() -> None:
     run = Run(with_strategy("asynchronous"), [2, 0])
     run.all()
@@ -289,6 +295,23 @@ def test_chunks_that_are_not_finite_are_refused(value: float) -> None:
 def test_delays_that_cannot_be_are_refused(strategy: str, delay: int, n_action_steps: int) -> None:
     with pytest.raises(ConfigurationError, match=r"delay <= n_action_steps <= horizon - delay"):
         with_strategy(strategy, n_action_steps=n_action_steps, delay=delay)
+
+
+@pytest.mark.parametrize("strategy", CONCURRENT)
+@pytest.mark.parametrize(("delay", "n_action_steps"), [(0, 1), (0, 8), (1, 1), (2, 2), (2, 6), (4, 4)])
+def test_delays_up_to_the_limits_are_admitted(strategy: str, delay: int, n_action_steps: int) -> None:
+    execution = with_strategy(strategy, n_action_steps=n_action_steps, delay=delay, observation_steps=1)
+    assert ChunkExecutor(execution).delay == delay
+
+
+def test_the_defaults_are_those_of_a_simulation() -> None:
+    execution = ChunkExecution(1, H, H)
+    assert (execution.strategy, execution.longest_prefix, execution.delay, execution.reanchor_steps) == (
+        "synchronous",
+        0,
+        0,
+        0,
+    )
 
 
 def test_a_synchronous_robot_admits_any_delay() -> None:
