@@ -74,4 +74,4 @@ class ResettableRobot(Robot, Protocol):
         """Start the episode of this seed, and hold."""
 
     def outcome(self) -> Mapping[str, float | bool]:
-        """``score`` and ``is_success`` of the episode so far."""
+        """``score`` and ``is_success`` of the episode so far; it should not wait."""

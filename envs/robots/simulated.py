@@ -134,9 +134,8 @@ class SimulatedRobot:
         self._call(reset)
 
     def outcome(self) -> Mapping[str, float | bool]:
-        """``score`` and ``is_success`` of the episode so far. Raises RobotError."""
-        outcome: Mapping[str, float | bool] = self._call(lambda link: link.request("outcome").fields["outcome"])
-        return outcome
+        """``score`` and ``is_success`` of the episode as of the newest reading, without waiting. Raises RobotError."""
+        return self._call(SimulatedLink.outcome)
 
     def close(self) -> None:
         """Disconnect, upon which the robot holds; end its process if it was started here. May be called more than once."""

@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -33,6 +33,7 @@ class SimulatedLink:
         self._connection = connection
         self._changed = threading.Condition()
         self._reading: Reading | None = None
+        self._outcome: Mapping[str, float | bool] = {}
         self._heard_at = time.monotonic()
         self._replies: dict[int, Message] = {}
         self._failure: str | None = None
@@ -57,6 +58,12 @@ class SimulatedLink:
                 )
             assert self._reading is not None
             return self._reading
+
+    def outcome(self) -> Mapping[str, float | bool]:
+        """Score and success of the episode, as of the newest reading."""
+        with self._changed:
+            self._require_sound()
+            return self._outcome
 
     def wait_for_reading(self, after: float) -> None:
         """Wait for a reading that was made after this time of ``time.monotonic()``."""
@@ -126,6 +133,7 @@ class SimulatedLink:
                 times = dict.fromkeys(message.arrays, float(message.fields["measured_at"]))
                 if self._reading is None or min(self._reading.times.values()) < message.fields["measured_at"]:
                     self._reading = Reading(message.arrays, times)  # jitter may bring an older one later
+                    self._outcome = message.fields["outcome"]
             elif message.kind == "error":
                 self._complaint = message.fields["text"]
             else:

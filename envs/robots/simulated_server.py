@@ -87,7 +87,8 @@ class SimulatedServer:
             self._task.hold("a step failed")
             observation = self._task.step(late)
         if controller is not None and (travel_time := self._sensors.travel_time()) is not None:
-            controller.post(Message(READING, {"measured_at": time.monotonic()}, observation), after=travel_time)
+            fields = {"measured_at": time.monotonic(), "outcome": self._task.outcome()}
+            controller.post(Message(READING, fields, observation), after=travel_time)
 
     def _channel(self, direction: int, seed: int) -> LossyChannel:
         """How readings or commands arrive in the episode of this seed."""
@@ -180,8 +181,6 @@ class SimulatedServer:
             case "reset":
                 self._task.hold("as commanded")
                 self._resets.put((controller, message.fields["request"], int(message.fields["seed"])))
-            case "outcome":
-                controller.post(Message("done", {**request, "outcome": self._task.outcome()}))
             case "quit":
                 self.stop()
             case _:
