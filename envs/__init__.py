@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from flowchunk.envs.checks import check_task_env
     from flowchunk.envs.contract import TaskEnv, action_spec_of, observation_spec_of, specs_of
     from flowchunk.envs.evaluation import evaluate_in
+    from flowchunk.envs.gym_task import GymTask
     from flowchunk.envs.receding_horizon import RecedingHorizon
+    from flowchunk.envs.recording import RecordEpisodes
     from flowchunk.envs.rendering import OffscreenRenderer, project_to_pixels
     from flowchunk.envs.rollout import Rollout, record_episode
     from flowchunk.envs.simulation import environment_maker
@@ -25,7 +27,9 @@ else:
             "checks": ["check_task_env"],
             "contract": ["TaskEnv", "action_spec_of", "observation_spec_of", "specs_of"],
             "evaluation": ["evaluate_in"],
+            "gym_task": ["GymTask"],
             "receding_horizon": ["RecedingHorizon"],
+            "recording": ["RecordEpisodes"],
             "rendering": ["OffscreenRenderer", "project_to_pixels"],
             "rollout": ["Rollout", "record_episode"],
             "simulation": ["environment_maker"],
@@ -35,8 +39,10 @@ else:
     )
 
 __all__ = [
+    "GymTask",
     "OffscreenRenderer",
     "RecedingHorizon",
+    "RecordEpisodes",
     "Rollout",
     "TaskEnv",
     "VirtualDelay",
@@ -64,6 +70,11 @@ gymnasium.register(
 gymnasium.register(
     id="flowchunk/PushTOriginal-v1",
     entry_point="flowchunk.envs.tasks.pusht_original:PushTOriginal",
+    max_episode_steps=300,
+)
+gymnasium.register(
+    id="flowchunk/AdroitDoor-v1",
+    entry_point="flowchunk.envs.tasks.adroit_door:AdroitDoor",
     max_episode_steps=300,
 )
 

@@ -1,0 +1,67 @@
+"""Adroit's door: a hand with 28 actuators opens a door with a latch. Gymnasium-Robotics' environment as a task.
+
+The dynamics have drifted since the human demonstrations were recorded (DAPG, 1709.10087): replayed, a third of them opens it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
+from flowchunk.envs.arguments import require_one_of
+from flowchunk.envs.gym_task import NORMALIZED, GymTask
+
+OPEN_ANGLE = 1.35  # rad of the hinge, from which on the door counts as open
+HINGE = 28  # its index in the observation
+FINGERS = ("FF", "MF", "RF")
+JOINTS = (
+    *("ARRx", "ARRy", "ARRz", "WRJ1", "WRJ0"),
+    *(f"{finger}J{number}" for finger in FINGERS for number in (3, 2, 1, 0)),
+    *(f"LFJ{number}" for number in (4, 3, 2, 1, 0)),
+    *(f"THJ{number}" for number in (4, 3, 2, 1, 0)),
+)
+POINTS = tuple(f"{point}_{axis}" for point in ("palm", "handle", "palm_to_handle") for axis in "xyz")
+STATE = ObservationField(
+    (39,),
+    (*JOINTS, "latch", "door_hinge", *POINTS, "is_open"),
+    (*("rad",) * 29, *("m",) * 9, "boolean"),
+)
+ACTIONS = tuple(ActionDimension(name, NORMALIZED, "joint", low=-1.0, high=1.0) for name in ("ARTz", *JOINTS))
+
+
+class AdroitDoor(GymTask):
+    """Open the door: turn the latch, then pull. Success is an angle of 1.35 rad, the score the angle's fraction of it.
+
+    Observation: ``state`` (39,) float32: 27 joint angles, latch and door angle (rad), positions of palm and handle, palm
+    minus handle (m), and ±1 for an open door. Action: targets of the 28 actuators, each from -1 to 1 over its range, at
+    100 Hz.
+
+    render_mode: None or "rgb_array". Raises ConfigurationError without the extra ``gymnasium-robotics``.
+    """
+
+    def __init__(self, *, render_mode: str | None = None) -> None:
+        require_one_of("render_mode", render_mode, (None, "rgb_array"))
+        try:
+            import gymnasium_robotics
+        except ImportError as error:
+            raise ConfigurationError(
+                f"task=adroit_door needs the extra gymnasium-robotics ({error}): pip install 'flowchunk[gymnasium-robotics]'"
+            ) from error
+        gymnasium.register_envs(gymnasium_robotics)
+        made: Any = gymnasium.make(
+            "AdroitHandDoor-v1", render_mode=render_mode, max_episode_steps=-1, disable_env_checker=True
+        )
+        super().__init__(made)
+        self.observation_spec = ObservationSpec({"state": STATE})
+        self.action_spec = ActionSpec(ACTIONS, self.action_spec.control_hz)
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """See ``GymTask.step``; ``info`` also holds ``door_angle`` in rad."""
+        observation, reward, terminated, truncated, info = super().step(action)
+        angle = float(observation["state"][HINGE])
+        self._outcome.update(float(np.clip(angle / OPEN_ANGLE, 0, 1)), is_success=angle >= OPEN_ANGLE)
+        return observation, reward, terminated, truncated, {**info, **self._outcome.as_info(), "door_angle": angle}
