@@ -16,7 +16,8 @@ class RecordEpisodes(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     writer: of the environment's specifications (``specs_of(env)``), inside its ``with`` block. keep: whether an episode is
     kept, from the info of its last step, for example ``lambda info: info["is_success"]``; by default all are. task: what the
-    robot is to do, stored with each episode. Episodes without an action leave no trace.
+    robot is to do, stored with each episode. Steps after an episode's end are not recorded; episodes without an action leave
+    no trace.
     """
 
     def __init__(
@@ -32,21 +33,24 @@ class RecordEpisodes(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._observations: list[Mapping[str, np.ndarray]] = []
         self._actions: list[np.ndarray] = []
         self._info: Mapping[str, Any] = {}
+        self._is_over = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode, after the one before is added."""
         self._add()
         observation, info = self.env.reset(seed=seed, options=options)
-        self._latest = observation
+        self._latest, self._is_over = observation, False
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """A step, which is recorded: action k follows observation k."""
         observation, reward, terminated, truncated, info = self.env.step(action)
+        if self._is_over:
+            return observation, reward, terminated, truncated, info
         self._observations.append({key: np.array(value) for key, value in self._latest.items()})
         self._actions.append(np.array(action))
-        self._latest, self._info = observation, info
-        if terminated or truncated:
+        self._latest, self._info, self._is_over = observation, info, bool(terminated or truncated)
+        if self._is_over:
             self._add()
         return observation, reward, terminated, truncated, info
 
