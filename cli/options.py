@@ -63,6 +63,7 @@ def read_options(config: str, overrides: Sequence[str], *, all_given: bool = Tru
     for override in overrides:
         if "=" not in override or override.startswith(("-", "+", "~", "=")):
             raise ConfigurationError(f"expected KEY=VALUE, but got {override!r}; see --help")
+    overrides = [part for override in overrides for part in _named_variant(override)]
     with _explained_errors(config, overrides):
         by_default = _composed(
             config, [override for override in overrides if override.partition("=")[0] in _groups(config)]
@@ -75,6 +76,13 @@ def read_options(config: str, overrides: Sequence[str], *, all_given: bool = Tru
         content = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(content, dict)
     return {str(key): _plain(value) for key, value in content.items()}
+
+
+def _named_variant(override: str) -> list[str]:
+    """``task=metaworld/reach`` as ``task=metaworld env.name=reach``; other overrides unchanged."""
+    task, slash, name = override.removeprefix("task=").partition("/")
+    is_variant = override.startswith("task=") and slash and task in choices("task")
+    return [f"task={task}", f"env.name={name}"] if is_variant else [override]
 
 
 def take_checkpoint(config: str, arguments: Sequence[str]) -> tuple[str, list[str]]:

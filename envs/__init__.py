@@ -73,6 +73,11 @@ gymnasium.register(
     max_episode_steps=300,
 )
 gymnasium.register(
+    id="flowchunk/MetaWorld-v1",
+    entry_point="flowchunk.envs.tasks.metaworld:MetaWorld",
+    max_episode_steps=499,  # after 500 Meta-World refuses to go on
+)
+gymnasium.register(
     id="flowchunk/AdroitDoor-v1",
     entry_point="flowchunk.envs.tasks.adroit_door:AdroitDoor",
     max_episode_steps=300,

@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 
 from flowchunk.datasets.errors import SimulationError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
-from flowchunk.envs.contract import require_outcome, specs_of, with_outcome
+from flowchunk.envs.contract import TaskEnv, require_outcome, specs_of, with_outcome
 
 STEPS = 20
 
@@ -73,6 +73,8 @@ def _check_spaces(env: gymnasium.Env[Any, Any], observation_spec: ObservationSpe
 
 
 def _check_gymnasium(env: gymnasium.Env[Any, Any]) -> None:
+    if not isinstance(env.unwrapped, TaskEnv):  # environments of others, of which a wrapper makes a task
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice for learning from rewards, such as symmetric action spaces
         try:
