@@ -54,15 +54,15 @@ def print_preflight(console: Console, preflight: Preflight, facts: PolicyFacts, 
 
 
 class LiveView:
-    """A few lines that are refreshed twice per second; on a terminal only."""
+    """A few lines that are refreshed twice per second, on a terminal only; a context manager, once for each episode."""
 
     def __init__(self, console: Console, log: RunLog, *, dry_run: bool) -> None:
         self.log, self.dry_run = log, dry_run
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._next = 0.0
-        self._started = time.monotonic()
+        self._next = self._started = 0.0
 
     def __enter__(self) -> Self:
+        self._started = time.monotonic()
         if self._live is not None:
             self._live.start()
         return self

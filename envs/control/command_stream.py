@@ -13,6 +13,7 @@ from flowchunk.envs.robots.holding import holding_action
 
 STALE_AFTER = 1.5  # control periods after which a plan that was not renewed is stale
 ALIGNED = 1e-6  # of a period: times that are meant to be equal
+ARRIVED = 1e-9  # in the unit of the action
 
 
 @dataclass
@@ -68,9 +69,17 @@ class CommandStream:
         self._last_time, self._velocity = -np.inf, np.zeros(len(self.limits.low))
 
     def approach(self, target: np.ndarray) -> None:
-        """Move to the first target slowly; positions whose place is unknown are commanded at once."""
+        """Move to the first target slowly, what is no position held at 0; places that are unknown are commanded at once."""
         self._targets = None
-        self._approached = np.clip(np.asarray(target, np.float64), self.limits.low, self.limits.high)
+        within = np.clip(np.asarray(target, np.float64), self.limits.low, self.limits.high)
+        self._approached = holding_action(self.action_spec, measured=None, last=within)
+
+    def out_of_reach(self) -> list[int]:
+        """Dimensions of the target that is approached which would have to move, and must not."""
+        if self._approached is None or self.last is None:
+            return []
+        is_fixed = self.limits.is_position & (self.limits.velocity == 0)
+        return np.flatnonzero(is_fixed & ~np.isclose(self.last, self._approached, rtol=0, atol=ARRIVED)).tolist()
 
     @property
     def has_arrived(self) -> bool:
@@ -78,7 +87,7 @@ class CommandStream:
         return (
             self._approached is not None
             and self.last is not None
-            and bool(np.allclose(self.last, self._approached, rtol=0, atol=1e-9))
+            and bool(np.allclose(self.last, self._approached, rtol=0, atol=ARRIVED))
         )
 
     def play(self, start: float, targets: np.ndarray) -> None:

@@ -38,7 +38,8 @@ class InferenceOptions:
 
 def run_inference(connection: Connection, options: InferenceOptions) -> None:
     """The process: load the policy, and answer requests until the pipe closes. Faults are reported as ``Failed``."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the loop's
+    for number in (signal.SIGINT, signal.SIGQUIT):  # keys of a terminal, which are the loop's
+        signal.signal(number, signal.SIG_IGN)
     import torch
 
     from flowchunk.policy.chunk_policy import ChunkPolicy
@@ -60,9 +61,10 @@ def run_inference(connection: Connection, options: InferenceOptions) -> None:
             connection.send(_predict(policy, connection.recv(), options, generator))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the loop is gone
-    except (FlowchunkError, RuntimeError, OSError) as error:
+    except Exception as error:  # of torch, or of somebody's own policy
+        kind = type(error).__name__
         with suppress(OSError):
-            connection.send(Failed(type(error).__name__, str(error)))
+            connection.send(Failed(kind, str(error) if isinstance(error, FlowchunkError) else f"{kind}: {error}"))
 
 
 def _predict(

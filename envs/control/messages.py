@@ -14,6 +14,11 @@ from flowchunk.policy.execution.executor import ChunkExecution
 
 
 @dataclass(frozen=True)
+class Measure:
+    """Everything else is ready, so measure how fast the robot can be read; answered by ``RobotReady``."""
+
+
+@dataclass(frozen=True)
 class Reset:
     """Begin an episode: a robot that can start one by itself does, with this seed."""
 
@@ -62,7 +67,7 @@ class Close:
 
 @dataclass(frozen=True)
 class RobotReady:
-    """The robot is connected and holds.
+    """The robot is connected and holds, and was measured.
 
     held: (D,) the action that holds it, in the policy's order; None if that is unknown. durations: seconds of each call of
     ``observe``. lateness: seconds by which idle ticks at the rate were late. measures: real-time measures, done or refused.

@@ -10,10 +10,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from flowchunk.datasets.errors import ConfigurationError, RobotError
+from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.envs.control.inference import InferenceOptions, run_inference
 from flowchunk.envs.control.loop import ANSWER_SHARE, ControlLoop
-from flowchunk.envs.control.messages import Close, InferenceReady, RobotReady, Tick
+from flowchunk.envs.control.messages import Close, InferenceReady, Measure, RobotReady, Tick
 from flowchunk.envs.control.processes import Helper
 from flowchunk.envs.control.run_log import RunLog
 from flowchunk.envs.control.watchdog import WatchdogOptions, run_watchdog
@@ -67,22 +67,17 @@ class ControlSession:
         with ExitStack() as stack:
             stack.enter_context(self.inference)
             stack.enter_context(self.watchdog)
-            stack.callback(self._close_robot)
+            stack.callback(self.watchdog.send, Close())
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
 
-    def _close_robot(self) -> None:
-        try:
-            self.watchdog.send(Close())
-        except RobotError:
-            return
-
     def preflight(self) -> Preflight:
         """Wait until both are ready, and check that what is asked for can be. Raises ConfigurationError if it cannot."""
         ready: InferenceReady = self.inference.wait_for(InferenceReady, STARTING_TIME)
+        self.watchdog.send(Measure())  # not earlier: loading a network would disturb it
         robot: RobotReady = self.watchdog.wait_for(RobotReady, STARTING_TIME)
         control_hz = self._watchdog_options.action_spec.control_hz
         seconds = float(np.percentile(ready.seconds, 95))
