@@ -214,13 +214,12 @@ class Watchdog:
             self._play(message)
 
     def _reset(self, seed: int) -> None:
-        self._hold()
         try:
             self.robot.reset(seed)
         except RobotError as error:
             self._stop(str(error))
             return
-        self._hold()
+        self._hold()  # where it is now
         self.is_in_episode = True
 
     def _approach(self, target: np.ndarray) -> None:
