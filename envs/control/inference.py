@@ -16,7 +16,8 @@ from flowchunk.datasets.errors import FlowchunkError
 from flowchunk.envs.control.messages import Failed, InferenceReady, Prediction, PredictionRequest
 from flowchunk.envs.control.realtime import RealTimeOptions, apply_measures
 
-WARM_UP, TRIALS = 5, 20
+WARM_UP, TRIALS = 5, 20  # predictions
+TRIAL_TIME = 4.0  # s, after which slow policies are not tried any further
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ def run_inference(connection: Connection, options: InferenceOptions) -> None:
         observation = any_observation(policy.observation_spec, policy.execution.observation_steps, generator)
         prefix = np.zeros((policy.longest_prefix, policy.action_spec.size), np.float32)
         trial = PredictionRequest(0, observation, prefix, prefix[:0], 0)
-        seconds = [_predict(policy, trial, options, generator).seconds for _ in range(WARM_UP + TRIALS)]
+        seconds, end = [], time.monotonic() + TRIAL_TIME
+        while len(seconds) <= WARM_UP or (len(seconds) < WARM_UP + TRIALS and time.monotonic() < end):
+            seconds.append(_predict(policy, trial, options, generator).seconds)
         measures = apply_measures(RealTimeOptions(freeze_gc=True))
         connection.send(InferenceReady(policy.execution, np.array(seconds[WARM_UP:]), measures))
         while True:
