@@ -75,7 +75,7 @@ from flowchunk.envs.control.realtime import RealTimeOptions
 from flowchunk.envs.control.safety import PolicyFacts, SafetyOptions
 from flowchunk.envs.control.session import ControlSession, Preflight
 from flowchunk.envs.control.watchdog import WatchdogOptions
-from flowchunk.envs.robots.making import make_robot
+from flowchunk.envs.robots.making import checked_maker, make_robot
 from flowchunk.policy.action_limits import ActionLimits
 from flowchunk.policy.checkpoint import find_checkpoint, find_run
 
@@ -156,7 +156,7 @@ class Episodes:
                     _record(writer, recording)
                 is_stopped = end.cause in ("stopped", "key", *self._signals.received)
                 stopped = (end.reason or end.cause) if is_stopped else None
-                outcome = (end.outcome or None) if is_stopped else self._outcome(end, number)
+                outcome = None if is_stopped else self._outcome(end, number)
                 self.report.add_episode(seed, end, outcome, time.monotonic() - began, stopped)
                 if is_stopped:
                     return
@@ -193,6 +193,8 @@ class Episodes:
         if end.cause in (f"key {SUCCESS_KEY}", f"key {FAILURE_KEY}"):
             return _judged(end.cause.endswith(SUCCESS_KEY))
         wanted = self.options["outcome"]
+        if self.options["dry_run"]:  # whatever became of the task, it was not the policy's doing
+            return None
         if wanted in ("auto", "robot") and end.outcome:
             return end.outcome
         if wanted == "robot":
@@ -200,7 +202,7 @@ class Episodes:
                 f"outcome=robot: {self.preflight.robot.name} does not report any; give outcome=ask"
             )
         is_asked = wanted == "ask" or (wanted == "auto" and self.options["episodes"] > 1)
-        return self._ask(number) if is_asked and not self.options["dry_run"] else None
+        return self._ask(number) if is_asked else None
 
     def _ask(self, number: int) -> Mapping[str, float | bool]:
         """Ask whether an episode was a success. Raises ConfigurationError if nobody answers."""
@@ -291,4 +293,6 @@ def _robot_maker(options: Mapping[str, Any], facts: PolicyFacts) -> partial[Any]
             )
         trained = facts.training.get("env", {}) if env_id == facts.training.get("env_id") else {}
         arguments = {"env_id": env_id, "env": {**trained, **options["env"]}, **arguments}
+    if ":" not in options["robot"]:  # a module of somebody else's is imported by the process that drives the robot only
+        checked_maker(options["robot"], arguments)
     return partial(make_robot, options["robot"], arguments)

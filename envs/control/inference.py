@@ -59,7 +59,7 @@ def run_inference(connection: Connection, options: InferenceOptions) -> None:
         while len(seconds) <= WARM_UP or (len(seconds) < WARM_UP + TRIALS and time.monotonic() < end):
             seconds.append(_predict(policy, trial, options, generator).seconds)
         measures = apply_measures(RealTimeOptions(freeze_gc=True))
-        connection.send(InferenceReady(policy.execution, np.array(seconds[WARM_UP:]), measures))
+        connection.send(InferenceReady(policy.execution, _sampling(policy), np.array(seconds[WARM_UP:]), measures))
         while True:
             connection.send(_predict(policy, connection.recv(), options, generator))
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -68,6 +68,17 @@ def run_inference(connection: Connection, options: InferenceOptions) -> None:
         kind = type(error).__name__
         with suppress(OSError):
             connection.send(Failed(kind, str(error) if isinstance(error, FlowchunkError) else f"{kind}: {error}"))
+
+
+def _sampling(policy: Any) -> dict[str, Any]:
+    sampling = policy.config.sampling
+    return {
+        "nfe": policy.model.resolve_nfe(sampling),
+        "solver": policy.objective.solver_name(sampling),
+        "noise_scale": sampling.noise_scale,
+        "prefix_method": sampling.prefix_method,
+        "device": str(policy.model.device),
+    }
 
 
 def _predict(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -140,9 +141,14 @@ class Failed:
 
 @dataclass(frozen=True)
 class InferenceReady:
-    """The policy is loaded and warm. execution: as it is meant to be. seconds: of some predictions. measures: as above."""
+    """The policy is loaded and warm.
+
+    execution: as it is meant to be. sampling: nfe, solver, noise_scale, prefix_method and device that are used. seconds: of
+    some predictions. measures: as above.
+    """
 
     execution: ChunkExecution
+    sampling: Mapping[str, Any]
     seconds: np.ndarray
     measures: Mapping[str, str]
 

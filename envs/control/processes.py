@@ -22,11 +22,14 @@ CLOSING_TIME = 3.0  # s
 class Helper:
     """A process, and the loop's end of the pipe to it; use it as a context manager.
 
-    target: called in a fresh interpreter with the other end and ``arguments``. name: in messages.
+    target: called in a fresh interpreter with the other end and ``arguments``. name: in messages. closing_time: s that the
+    process has to put things in order; then it is killed.
     """
 
-    def __init__(self, name: str, target: Callable[..., None], *arguments: Any) -> None:
-        self.name, self._target, self._arguments = name, target, arguments
+    def __init__(
+        self, name: str, target: Callable[..., None], *arguments: Any, closing_time: float = CLOSING_TIME
+    ) -> None:
+        self.name, self._target, self._arguments, self._closing_time = name, target, arguments, closing_time
 
     def __enter__(self) -> Self:
         context = multiprocessing.get_context("spawn")
@@ -39,9 +42,9 @@ class Helper:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._sender.close(CLOSING_TIME)
+        self._sender.close(self._closing_time)
         self.connection.close()
-        end = time.monotonic() + CLOSING_TIME
+        end = time.monotonic() + self._closing_time
         while self.process.is_alive() and (left := end - time.monotonic()) > 0:
             with suppress(
                 KeyboardInterrupt

@@ -153,7 +153,7 @@ class Watchdog:
             while control.next <= now + 1e-6:
                 deadline = control.next
                 control.number += 1
-            observe = self._observe(deadline)
+            observe = self._observe(deadline, is_late=late > self.options.sensor_timeout / 2)
             is_awaited = self.rate == self.options.action_spec.control_hz
             if is_awaited and self.connection.poll(ANSWER_SHARE * control.period) and not self._listen():
                 return False
@@ -166,7 +166,7 @@ class Watchdog:
     def _ready(self, measures: Mapping[str, str]) -> RobotReady:
         observe = [self._timed_observation() for _ in range(TRIAL_TICKS)]
         trial = Deadlines(self.rate)
-        late = [trial.wait()[1] for _ in range(TRIAL_TICKS)]
+        late = [trial.wait()[1] for _ in range(min(2 * TRIAL_TICKS, 5 + round(self.rate)))]  # for a second at most
         return RobotReady(
             self.robot.name,
             *self.specs,
@@ -251,7 +251,7 @@ class Watchdog:
 
     # The robot.
 
-    def _observe(self, deadline: float) -> float:
+    def _observe(self, deadline: float, *, is_late: bool) -> float:
         began = time.monotonic()
         try:
             observed = self.robot.observe()
@@ -261,7 +261,7 @@ class Watchdog:
             return time.monotonic() - began
         seconds = time.monotonic() - began
         if self.stopped is None and self.is_in_episode:
-            self._check_observation(observed)
+            self._check_observation(observed, is_late=is_late)
         timings, self.timings = tuple(self.timings), []
         self._send(
             Tick(
@@ -291,11 +291,13 @@ class Watchdog:
         self.unanswered += 1
         self.sender.post(tick)
 
-    def _check_observation(self, observed: Observed) -> None:
+    def _check_observation(self, observed: Observed, *, is_late: bool) -> None:
+        """is_late: this process did not run for a while, so that what has been measured meanwhile may not have arrived."""
         for key, value in observed.values.items():
             if not np.isfinite(value).all():
                 self._stop(f"the observation {key!r} has values that are not finite (NaN or infinite)")
-        for key, age in observed.lost.items():
+        lost = {} if is_late else observed.lost
+        for key, age in lost.items():
             self._stop(
                 f"the sensor of {key!r} is lost: its last measurement is {age:.3f} s old, but at most "
                 f"{self.options.sensor_timeout:g} s are allowed (safety.sensor_timeout)"

@@ -115,14 +115,14 @@ def watched(
     """A watchdog with a robot that is ready: a class in ``faulty_arm`` and its options. changes: of the watchdog's."""
     make = partial(make_robot, f"faulty_arm:{robot}", {"folder": str(folder), **(arm or {})})
     helper = Helper("watchdog", run_watchdog, make, watchdog_options(folder, **changes))
-    with _importable(), helper:
+    with importable_drivers(), helper:
         helper.send(Measure())
         yield Watched(helper, folder, helper.wait_for(RobotReady, 30.0))
         helper.send(Close())
 
 
 @contextmanager
-def _importable() -> Iterator[None]:
+def importable_drivers() -> Iterator[None]:
     """The folder of the driver is searched for modules, in processes that start meanwhile, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parent)

@@ -37,6 +37,7 @@ class FaultyArm:
         start: float = 0.0,
         image: tuple[int, int, int] | None = None,
         is_lockstep: bool = False,
+        observe_seconds: float = 0.0,
     ) -> None:
         self.folder, self.is_lockstep = Path(folder), is_lockstep
         self.name, self.command_hz = f"arm:{folder}", RATE
@@ -44,7 +45,7 @@ class FaultyArm:
         if image is not None:
             camera = ObservationField(image, camera="top")
             self.observation_spec = ObservationSpec({**self.observation_spec.fields, "image": camera})
-        self._image = image
+        self._image, self._observe_seconds = image, observe_seconds
         self.position = np.full(len(joints), start)
 
     def connect(self) -> None:
@@ -53,6 +54,7 @@ class FaultyArm:
 
     def observe(self) -> Reading:
         fault = self._fault("observe")
+        time.sleep(self._observe_seconds)
         joints = {"nan": np.full(3, np.nan), "far": np.full(3, 9.0), "shape": np.zeros(2)}.get(fault, self.position)
         now = time.monotonic() + {"old": -5.0, "ahead": 5.0}.get(fault, 0.0)
         values = {"joints": joints.copy()}

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
-from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
 from flowchunk.datasets.errors import ConfigurationError, RobotError
+from flowchunk.envs.control.inference import InferenceOptions
 from flowchunk.envs.control.loop import Recording
-from tests.envs.control.faults import SLACK, read_log
-from tests.envs.control.small_sessions import PERIOD, PUSHT, RATE, VELOCITY, Driven, driven
+from flowchunk.envs.control.session import ControlSession, choose_execution
+from flowchunk.envs.robots.making import make_robot
+from flowchunk.policy.execution.executor import ChunkExecution
+from tests.envs.control.faults import SLACK, importable_drivers, read_log, watchdog_options
+from tests.envs.control.small_sessions import PERIOD, PUSHT, RATE, VELOCITY, Driven, driven, save_policy
 
 
 def commands(run: Driven, *, after: float = -np.inf) -> np.ndarray:
@@ -155,39 +162,75 @@ def test_a_fault_in_the_loop_holds_the_robot_at_once(tmp_path: Path) -> None:
         assert run.run().reason == "the control loop ended: an unforeseen fault"
 
 
+def test_a_robot_that_is_gone_ends_the_episode_and_is_named(tmp_path: Path) -> None:
+    with driven(tmp_path) as run:
+        family = psutil.Process(run.session.watchdog.pid).children()
+        (robot,) = [process for process in family if PUSHT in process.cmdline()]
+        end = run.run(step_20=robot.kill)
+        assert end.cause == "stopped"
+        assert re.search(
+            rf"simulated:{PUSHT}:\w+: the (robot closed the connection|connection to the robot fail)", end.reason
+        )
+        assert run.session.log.interventions["stop"] == 1
+
+
+OWN = ChunkExecution(observation_steps=2, horizon=8, n_action_steps=4)
+
+
 @pytest.mark.parametrize(
-    ("number", "reason"),
+    ("own", "changes", "delay", "strategy"),
     [
-        (signal.SIGKILL, rf"simulated:{PUSHT}.*: the (robot closed the connection|connection to the robot failed)"),
-        (
-            signal.SIGSTOP,
-            r"the sensor of 'state' is lost: its last measurement is 0\.[34]\d+ s old, but at most 0\.3 s",
-        ),
+        (OWN, {}, 0, "asynchronous"),
+        (replace(OWN, longest_prefix=2), {"n_action_steps": None}, 2, "real_time"),
+        (replace(OWN, longest_prefix=2), {}, 3, "asynchronous"),
+        (replace(OWN, longest_prefix=2), {"strategy": "temporal_ensemble"}, 2, "temporal_ensemble"),
+        (OWN, {}, 5, "synchronous"),
+        (OWN, {"n_action_steps": 8}, 1, "synchronous"),
     ],
 )
-def test_a_robot_that_stops_answering_ends_the_episode_and_is_named(
-    number: signal.Signals, reason: str, tmp_path: Path
+def test_the_strategy_is_what_policy_and_delay_admit(
+    own: ChunkExecution, changes: dict[str, Any], delay: int, strategy: str
 ) -> None:
-    with driven(tmp_path) as run:
-        (robot,) = [
-            process for process in psutil.Process(run.session.watchdog.pid).children() if PUSHT in process.cmdline()
-        ]
-        end = run.run(step_20=lambda: robot.send_signal(number))
-        assert end.cause == "stopped"
-        with pytest.raises(RobotError, match=reason):
-            raise RobotError(end.reason)
-        assert run.session.log.interventions["stop"] == 1
-    with suppress(psutil.NoSuchProcess):
-        robot.kill()
+    chosen = choose_execution(own, changes, delay)
+    assert (chosen.strategy, chosen.delay) == (strategy, delay)
 
 
-def test_a_delay_that_no_chunk_covers_is_refused_before_the_first_command(tmp_path: Path) -> None:
-    with (
-        pytest.raises(
-            ConfigurationError, match=r"strategy=asynchronous needs delay <= n_action_steps <= horizon - delay"
+@pytest.mark.parametrize(
+    ("changes", "delay", "method", "message"),
+    [
+        (
+            {"strategy": "asynchronous"},
+            5,
+            None,
+            "a delay of 5 control steps .*needs delay <= n_action_steps <= hor",
         ),
-        driven(tmp_path, inference={"delay_ms": 480.0}, strategy="asynchronous"),
+        ({"strategy": "real_time"}, 2, None, "but the policy continues at most 0 committed actions: train it with"),
+        ({"n_action_steps": 9}, 0, None, "expected 1 <= n_action_steps <= horizon"),
+        ({"strategy": "psychic"}, 0, None, "unknown strategy 'psychic'"),
+        ({}, 0, "trained", "prefix_method=trained is for strategy=real_time, but strategy=asynchronous is used"),
+    ],
+)
+def test_what_policy_and_delay_do_not_admit_is_refused(
+    changes: dict[str, Any], delay: int, method: str | None, message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        choose_execution(OWN, changes, delay, prefix_method=method)
+
+
+def test_a_machine_that_cannot_hold_the_rate_is_refused_before_the_first_command(tmp_path: Path) -> None:
+    """Reading the robot takes longer than a command period."""
+    with (
+        importable_drivers(),
+        pytest.raises(
+            ConfigurationError,
+            match=r"rate=100: only about \d\d commands per second are possible: it takes [23]\d\.\d ms to read",
+        ),
+        ControlSession(
+            partial(make_robot, "faulty_arm:FaultyArm", {"folder": str(tmp_path), "observe_seconds": 0.02}),
+            InferenceOptions(str(save_policy(tmp_path / "policy"))),
+            watchdog_options(tmp_path),
+            {},
+        ) as session,
     ):
-        pass
-    assert read_log(tmp_path / "robot.log", "hold")
-    assert not read_log(tmp_path / "robot.log", "command")
+        session.preflight()
+    assert not read_log(tmp_path / "log", "command")
