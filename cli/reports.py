@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -34,8 +35,8 @@ def print_table(console: Console, title: str, table: Table) -> None:
 
 
 def table_of(*columns: str) -> Table:
-    """An empty table whose cells are wrapped, not cut, in narrow terminals."""
+    """An empty table whose cells are wrapped, not cut, in narrow terminals; [] in its columns' names is no markup."""
     table = Table()
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
+        table.add_column(escape(column), justify="right" if number else "left", overflow="fold")
     return table

@@ -40,19 +40,18 @@ real time, for the process that commands the robot; each is reported as done or 
 
   output_dir=DIR                 default: RUN/robot
 
-Keys: space or q stops and holds, s and f end the episode as a success or a failure. Ctrl-C, SIGTERM and
-SIGUSR1 stop, too. Whatever ends it, the robot holds.
+Keys: space or q stops and holds, s and f end the episode as a success or a failure. Ctrl-C, SIGTERM, SIGHUP
+and SIGUSR1 stop, too. Whatever ends it, the robot holds.
 
 Writes DIR/run.json and DIR/run.html; and DIR/eval.json, as flowchunk eval does, if episodes have outcomes.
 """
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -66,7 +65,8 @@ from flowchunk.cli.options import fill, read_options, take_checkpoint
 from flowchunk.cli.reports import print_written
 from flowchunk.cli.run_console import LiveView, print_preflight, print_summary
 from flowchunk.cli.run_report import RunReport
-from flowchunk.datasets.errors import ConfigurationError, DatasetError, FlowchunkError, RobotError
+from flowchunk.cli.signals import Signals
+from flowchunk.datasets.errors import ConfigurationError, DatasetError, RobotError
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.envs.control.inference import InferenceOptions
 from flowchunk.envs.control.loop import EpisodeEnd, Recording
@@ -75,7 +75,7 @@ from flowchunk.envs.control.realtime import RealTimeOptions
 from flowchunk.envs.control.safety import PolicyFacts, SafetyOptions
 from flowchunk.envs.control.session import ControlSession, Preflight
 from flowchunk.envs.control.watchdog import WatchdogOptions
-from flowchunk.envs.robots.making import make_robot
+from flowchunk.envs.robots.making import checked_maker, make_robot
 from flowchunk.policy.action_limits import ActionLimits
 from flowchunk.policy.checkpoint import find_checkpoint, find_run
 
@@ -112,7 +112,7 @@ def drive(checkpoint: str | Path, options: dict[str, Any]) -> Path:
         print_preflight(console, preflight, facts, watchdog)
         try:
             Episodes(console, session, preflight, options, facts, report).run()
-        except FlowchunkError as error:
+        except Exception as error:
             report.fault = f"{type(error).__name__}: {error}"
             raise
         finally:
@@ -128,7 +128,7 @@ def drive(checkpoint: str | Path, options: dict[str, Any]) -> Path:
 
 @dataclass
 class Episodes:
-    """The episodes of a run, with what goes on beside them: keys, console, recording."""
+    """The episodes of a run, with what goes on beside them: keys, signals, console, recording."""
 
     console: Console
     session: ControlSession
@@ -136,29 +136,29 @@ class Episodes:
     options: Mapping[str, Any]
     facts: PolicyFacts
     report: RunReport
-    _signals: list[str] = field(default_factory=list)
+    _signals: Signals = field(default_factory=Signals)
     _keyboard: Keyboard = field(default_factory=Keyboard)
 
     def run(self) -> None:
         """Run them until one is stopped."""
-        with ExitStack() as stack:
-            stack.enter_context(_noticed_signals(self._signals))
-            writer = self._writer()
-            stack.enter_context(writer or nullcontext())
-            self._view = stack.enter_context(LiveView(self.console, self.session.log, dry_run=self.options["dry_run"]))
+        writer = self._writer()
+        with self._signals, writer or nullcontext():
+            self._view = LiveView(self.console, self.session.log, dry_run=self.options["dry_run"])
             loop = self.session.loop(self.preflight, check=self._check)
             for number in range(self.options["episodes"]):
                 seed = self.options["seed"] + number
                 self._wait_for_scene(number)
                 recording = None if writer is None else Recording()
-                with self._keyboard:
+                with self._keyboard, self._view:
                     began = time.monotonic()
                     end = loop.run_episode(seed=seed, seconds=self.options["seconds"], recording=recording)
                 if writer is not None and recording is not None and recording.actions:
                     _record(writer, recording)
-                stopped = end.reason or end.cause if end.cause in ("stopped", *self._signals, "key") else None
-                self.report.add_episode(seed, end, self._outcome(end, number), time.monotonic() - began, stopped)
-                if stopped is not None:
+                is_stopped = end.cause in ("stopped", "key", *self._signals.received)
+                stopped = (end.reason or end.cause) if is_stopped else None
+                outcome = None if is_stopped else self._outcome(end, number)
+                self.report.add_episode(seed, end, outcome, time.monotonic() - began, stopped)
+                if is_stopped:
                     return
 
     def _writer(self) -> StoreWriter | None:
@@ -174,13 +174,15 @@ class Episodes:
     def _wait_for_scene(self, number: int) -> None:
         """Somebody has to set up the scene before each episode of a robot that cannot do it by itself."""
         if not self.preflight.robot.can_reset and self.options["episodes"] > 1 and sys.stdin.isatty():
-            input(f"episode {number + 1} of {self.options['episodes']}: set up the scene, then press Enter ")
+            self._signals.ask(
+                f"episode {number + 1} of {self.options['episodes']}: set up the scene, then press Enter "
+            )
 
     def _check(self, tick: Tick) -> str | None:
         """At every control step: update the view, and end the episode for a key or a signal."""
         self._view.update(tick)
-        if self._signals:
-            return self._signals[0]
+        if self._signals.received:
+            return self._signals.received[0]
         keys = self._keyboard.pressed()
         if any(key in STOP_KEYS for key in keys):
             return "key"
@@ -191,6 +193,8 @@ class Episodes:
         if end.cause in (f"key {SUCCESS_KEY}", f"key {FAILURE_KEY}"):
             return _judged(end.cause.endswith(SUCCESS_KEY))
         wanted = self.options["outcome"]
+        if self.options["dry_run"]:  # whatever became of the task, it was not the policy's doing
+            return None
         if wanted in ("auto", "robot") and end.outcome:
             return end.outcome
         if wanted == "robot":
@@ -198,20 +202,19 @@ class Episodes:
                 f"outcome=robot: {self.preflight.robot.name} does not report any; give outcome=ask"
             )
         is_asked = wanted == "ask" or (wanted == "auto" and self.options["episodes"] > 1)
-        return _ask(number) if is_asked and not self.options["dry_run"] else None
+        return self._ask(number) if is_asked else None
 
-
-def _ask(number: int) -> Mapping[str, float | bool]:
-    """Ask whether an episode was a success. Raises ConfigurationError if nobody answers."""
-    while True:
-        try:
-            answer = input(f"episode {number + 1}: success or failure? [s/f] ").strip().lower()
-        except EOFError as error:
-            raise ConfigurationError(
-                "nobody answers whether the episode was a success: the standard input is closed; give outcome=none"
-            ) from error
-        if answer[:1] in (SUCCESS_KEY, FAILURE_KEY):
-            return _judged(answer[0] == SUCCESS_KEY)
+    def _ask(self, number: int) -> Mapping[str, float | bool]:
+        """Ask whether an episode was a success. Raises ConfigurationError if nobody answers."""
+        while True:
+            try:
+                answer = self._signals.ask(f"episode {number + 1}: success or failure? [s/f] ").strip().lower()
+            except EOFError as error:
+                raise ConfigurationError(
+                    "nobody answers whether the episode was a success: the standard input is closed; give outcome=none"
+                ) from error
+            if answer[:1] in (SUCCESS_KEY, FAILURE_KEY):
+                return _judged(answer[0] == SUCCESS_KEY)
 
 
 def _judged(is_success: bool) -> Mapping[str, float | bool]:
@@ -228,20 +231,6 @@ def _record(writer: StoreWriter, recording: Recording) -> None:
             f"cannot record this episode ({error}); the episodes before it are kept: free some disk space, and record the "
             "rest under another path"
         ) from error
-
-
-@contextmanager
-def _noticed_signals(names: list[str]) -> Iterator[None]:
-    """Signals end the episode in an orderly way: their names are collected."""
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.getsignal(number) for number in handled}
-    for number in handled:
-        signal.signal(number, lambda received, _: names.append(signal.Signals(received).name))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _check(options: Mapping[str, Any]) -> None:
@@ -305,4 +294,6 @@ def _robot_maker(options: Mapping[str, Any], facts: PolicyFacts) -> partial[Any]
         trained = facts.training.get("env", {}) if env_id == facts.training.get("env_id") else {}
         rate = {} if options["rate"] is None else {"command_hz": options["rate"]}
         arguments = {"env_id": env_id, "env": {**trained, **options["env"]}, **rate, **arguments}
+    if ":" not in options["robot"]:  # a module of somebody else's is imported by the process that drives the robot only
+        checked_maker(options["robot"], arguments)
     return partial(make_robot, options["robot"], arguments)

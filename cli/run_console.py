@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from flowchunk.cli.reports import print_table, table_of
@@ -48,21 +49,21 @@ def print_preflight(console: Console, preflight: Preflight, facts: PolicyFacts, 
         bounds = watchdog.limits
         values = (bounds.low[index], bounds.high[index], bounds.velocity[index], bounds.acceleration[index])
         limits.add_row(
-            f"{one.name} [{one.unit}]", *("-" if not np.isfinite(value) else f"{value:.4g}" for value in values)
+            escape(f"{one.name} [{one.unit}]"), *("-" if not np.isfinite(value) else f"{value:.4g}" for value in values)
         )
     print_table(console, "limits, per second and per second²", limits)
 
 
 class LiveView:
-    """A few lines that are refreshed twice per second; on a terminal only."""
+    """A few lines that are refreshed twice per second, on a terminal only; a context manager, once for each episode."""
 
     def __init__(self, console: Console, log: RunLog, *, dry_run: bool) -> None:
         self.log, self.dry_run = log, dry_run
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._next = 0.0
-        self._started = time.monotonic()
+        self._next = self._started = 0.0
 
     def __enter__(self) -> Self:
+        self._started = time.monotonic()
         if self._live is not None:
             self._live.start()
         return self
@@ -90,7 +91,7 @@ class LiveView:
         table.add_row("delay", ", ".join(f"{delay}: {count}" for delay, count in sorted(log.delays.items())))
         table.add_row("limits hit", ", ".join(f"{kind} {count}" for kind, count in sorted(log.interventions.items())))
         if self.dry_run and tick.target is not None:
-            table.add_row("would send", np.array2string(tick.target, precision=3))
+            table.add_row("would send", escape(np.array2string(tick.target, precision=3)))
         return table
 
 
@@ -104,12 +105,12 @@ def print_summary(console: Console, report: RunReport) -> None:
     table = table_of("measure", "value")
     for name in ("commands", "missed_deadlines", "chunks", "late_chunks", "held_steps"):
         table.add_row(name.replace("_", " "), str(content[name]))
-    table.add_row("delay [control steps]", str(content["delays"]))
+    table.add_row(escape("delay [control steps]"), str(content["delays"]))
     table.add_row("interventions", str(content["interventions"] or "none"))
-    smooth = content["smoothness"]
-    table.add_row("velocity jump at boundaries", f"{smooth['velocity_jump_at_boundaries']:.4g}")
-    table.add_row("velocity jump elsewhere", f"{smooth['velocity_jump_elsewhere']:.4g}")
+    for name, value in content["smoothness"].items():
+        if name.startswith("velocity_jump"):
+            table.add_row(name.replace("_", " "), "-" if value is None else f"{value:.4g}")
     for number, episode in enumerate(content["episodes"], start=1):
         known = "" if episode["success"] is None else f", {'success' if episode['success'] else 'failure'}"
-        table.add_row(f"episode {number}", f"{episode['seconds']:.1f} s, {episode['end']}{known}")
+        table.add_row(f"episode {number}", escape(f"{episode['seconds']:.1f} s, {episode['end']}{known}"))
     print_table(console, "run", table)

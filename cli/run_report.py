@@ -119,10 +119,13 @@ class RunReport:
             "task": self.facts.training.get("task"),
             "checkpoint": self.checkpoint,
             "robot": self.preflight.robot.name,
+            "env_id": self.facts.training.get("env_id") if self.options["env_id"] is None else self.options["env_id"],
+            "env": {**self.facts.training.get("env", {}), **self.options["env"]},
             "seed": self.options["seed"],
-            "nfe": self.options["nfe"],
+            **self.preflight.sampling,
             "n_action_steps": execution.n_action_steps,
             "strategy": execution.strategy,
+            "reanchor_steps": execution.reanchor_steps,
             "num_envs": 1,
             "episodes": [
                 {name: episode[name] for name in ("seed", "score", "success", "steps")} for episode in self.episodes

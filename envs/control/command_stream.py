@@ -13,6 +13,7 @@ from flowchunk.envs.robots.holding import holding_action
 
 STALE_AFTER = 1.5  # control periods after which a plan that was not renewed is stale
 ALIGNED = 1e-6  # of a period: times that are meant to be equal
+ARRIVED = 1e-9  # in the unit of the action
 
 
 @dataclass
@@ -47,6 +48,7 @@ class CommandStream:
                 f"rate={self.control_hz:g}, or train with absolute actions"
             )
         self._targets: np.ndarray | None = None
+        self._planned: np.ndarray | None = None  # as it was given; None if the commands have left it
         self._start, self._last_time = 0.0, -np.inf
         self._approached: np.ndarray | None = None
         self._velocity = np.zeros(len(self.limits.low))
@@ -63,14 +65,22 @@ class CommandStream:
 
     def hold_at(self, action: np.ndarray | None) -> None:
         """Forget the plan; the robot is held by this action (D,), or is where nobody knows."""
-        self._targets = self._approached = None
+        self._targets = self._planned = self._approached = None
         self.last = None if action is None else np.asarray(action, np.float64)
         self._last_time, self._velocity = -np.inf, np.zeros(len(self.limits.low))
 
     def approach(self, target: np.ndarray) -> None:
-        """Move to the first target slowly; positions whose place is unknown are commanded at once."""
-        self._targets = None
-        self._approached = np.clip(np.asarray(target, np.float64), self.limits.low, self.limits.high)
+        """Move to the first target slowly, what is no position held at 0; places that are unknown are commanded at once."""
+        self._targets = self._planned = None
+        within = np.clip(np.asarray(target, np.float64), self.limits.low, self.limits.high)
+        self._approached = holding_action(self.action_spec, measured=None, last=within)
+
+    def out_of_reach(self) -> list[int]:
+        """Dimensions of the target that is approached which would have to move, and must not."""
+        if self._approached is None or self.last is None:
+            return []
+        is_fixed = self.limits.is_position & (self.limits.velocity == 0)
+        return np.flatnonzero(is_fixed & ~np.isclose(self.last, self._approached, rtol=0, atol=ARRIVED)).tolist()
 
     @property
     def has_arrived(self) -> bool:
@@ -78,21 +88,38 @@ class CommandStream:
         return (
             self._approached is not None
             and self.last is not None
-            and bool(np.allclose(self.last, self._approached, rtol=0, atol=1e-9))
+            and bool(np.allclose(self.last, self._approached, rtol=0, atol=ARRIVED))
         )
 
     def play(self, start: float, targets: np.ndarray) -> None:
-        """Take a plan over: targets (n, D) from ``start`` on. What is still to come of it is limited as a whole."""
+        """Take a plan over: targets (n, D) from ``start`` on. What is still to come of it is limited as a whole.
+
+        The rest of a plan that is followed already is not limited again: that takes milliseconds for each dimension.
+        """
         targets = np.asarray(targets, np.float64)
         self._approached = None
         sent = (self._last_time - start) / self.period if np.isfinite(self._last_time) else -1.0
         first = int(np.clip(np.floor(sent + ALIGNED) + 1, 0, len(targets) - 1))  # the first that is not yet commanded
         last = targets[first] if self.last is None else self.last
-        before = last - np.where(self.limits.is_position, self._velocity * self.period, 0.0)
-        limited = limit_plan(targets[first:], np.stack([before, last]), self.limits, hz=self.control_hz)
-        self._targets = np.concatenate([np.repeat(last[None], first, axis=0), limited.targets])
-        self._start = start
-        self.interventions += list(limited.interventions.items())
+        if (rest := self._rest_of_plan(start, targets)) is not None:
+            upcoming = rest[first:]
+        else:
+            before = last - np.where(self.limits.is_position, self._velocity * self.period, 0.0)
+            limited = limit_plan(targets[first:], np.stack([before, last]), self.limits, hz=self.control_hz)
+            upcoming = limited.targets
+            self.interventions += list(limited.interventions.items())
+        self._targets = np.concatenate([np.repeat(last[None], first, axis=0), upcoming])
+        self._planned, self._start = targets, start
+
+    def _rest_of_plan(self, start: float, targets: np.ndarray) -> np.ndarray | None:
+        """The limited targets from ``start`` on, if these are what is left of the plan that is followed."""
+        if self._planned is None or self._targets is None:
+            return None
+        steps = (start - self._start) / self.period
+        place = round(steps)
+        if place < 0 or abs(steps - place) > ALIGNED or not np.array_equal(targets, self._planned[place:]):
+            return None
+        return self._targets[place:]
 
     @property
     def target(self) -> np.ndarray | None:
@@ -119,6 +146,7 @@ class CommandStream:
         """The command (D,) that stops where the commands are: the last position, and 0 for all that moves by itself."""
         if self.last is None:
             return None
+        self._planned = None
         return self._sent(holding_action(self.action_spec, measured=None, last=self.last), time)
 
     def _follow(self, targets: np.ndarray, time: float) -> np.ndarray:
@@ -132,6 +160,7 @@ class CommandStream:
         step = np.where(self.limits.is_position, self.limits.velocity / self.rate, np.inf) * (1 + 1e-6)
         reached = np.clip(wanted, self.last - step, self.last + step)
         if not np.array_equal(reached, wanted):
+            self._planned = None
             self.interventions.append((VELOCITY, tuple(np.flatnonzero(reached != wanted).tolist())))
         return np.asarray(reached)
 

@@ -16,7 +16,8 @@ from flowchunk.datasets.errors import FlowchunkError
 from flowchunk.envs.control.messages import Failed, InferenceReady, Prediction, PredictionRequest
 from flowchunk.envs.control.realtime import RealTimeOptions, apply_measures
 
-WARM_UP, TRIALS = 5, 20
+WARM_UP, TRIALS = 5, 20  # predictions
+TRIAL_TIME = 4.0  # s, after which slow policies are not tried any further
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class InferenceOptions:
 
 def run_inference(connection: Connection, options: InferenceOptions) -> None:
     """The process: load the policy, and answer requests until the pipe closes. Faults are reported as ``Failed``."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the loop's
+    for number in (signal.SIGINT, signal.SIGQUIT):  # keys of a terminal, which are the loop's
+        signal.signal(number, signal.SIG_IGN)
     import torch
 
     from flowchunk.policy.chunk_policy import ChunkPolicy
@@ -53,16 +55,30 @@ def run_inference(connection: Connection, options: InferenceOptions) -> None:
         observation = any_observation(policy.observation_spec, policy.execution.observation_steps, generator)
         prefix = np.zeros((policy.longest_prefix, policy.action_spec.size), np.float32)
         trial = PredictionRequest(0, observation, prefix, prefix[:0], 0)
-        seconds = [_predict(policy, trial, options, generator).seconds for _ in range(WARM_UP + TRIALS)]
+        seconds, end = [], time.monotonic() + TRIAL_TIME
+        while len(seconds) <= WARM_UP or (len(seconds) < WARM_UP + TRIALS and time.monotonic() < end):
+            seconds.append(_predict(policy, trial, options, generator).seconds)
         measures = apply_measures(RealTimeOptions(freeze_gc=True))
-        connection.send(InferenceReady(policy.execution, np.array(seconds[WARM_UP:]), measures))
+        connection.send(InferenceReady(policy.execution, _sampling(policy), np.array(seconds[WARM_UP:]), measures))
         while True:
             connection.send(_predict(policy, connection.recv(), options, generator))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the loop is gone
-    except (FlowchunkError, RuntimeError, OSError) as error:
+    except Exception as error:  # of torch, or of somebody's own policy
+        kind = type(error).__name__
         with suppress(OSError):
-            connection.send(Failed(type(error).__name__, str(error)))
+            connection.send(Failed(kind, str(error) if isinstance(error, FlowchunkError) else f"{kind}: {error}"))
+
+
+def _sampling(policy: Any) -> dict[str, Any]:
+    sampling = policy.config.sampling
+    return {
+        "nfe": policy.model.resolve_nfe(sampling),
+        "solver": policy.objective.solver_name(sampling),
+        "noise_scale": sampling.noise_scale,
+        "prefix_method": sampling.prefix_method,
+        "device": str(policy.model.device),
+    }
 
 
 def _predict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from flowchunk.envs.control.messages import (
     Tick,
     Wait,
 )
-from flowchunk.envs.control.processes import Helper
+from flowchunk.envs.control.processes import Helper, with_messages
 from flowchunk.envs.control.run_log import RunLog
 from flowchunk.envs.robots.holding import holding_action
 from flowchunk.policy.execution.executor import ChunkExecution, ChunkExecutor, ChunkRequest
@@ -30,11 +31,12 @@ from flowchunk.policy.execution.history import ObservationHistory
 
 ANSWER_SHARE = 0.3  # of a control period: how long a step waits for a chunk that is expected within it
 SILENCE = 1.0  # s without a word from the watchdog after which the robot counts as lost
+RESETTING_TIME = 60.0  # s that a robot may take to start an episode
 
 
 @dataclass(frozen=True)
 class EpisodeEnd:
-    """Why an episode ended: "time", a key, or "stopped" with the reason; and what the robot knows of its outcome."""
+    """Why an episode ended ("time", what ``check`` said, or "stopped" with the reason), and the outcome if it is known."""
 
     cause: str
     reason: str = ""
@@ -82,6 +84,7 @@ class ControlLoop:
         self._number = 0
         self._seed = 0
         self._commanded: Tick | None = None
+        self._arrived: deque[Prediction] = deque()
 
     @property
     def delay(self) -> int:
@@ -93,13 +96,22 @@ class ControlLoop:
 
         seed: of a simulated robot's start, and of the noise. Raises RobotError if watchdog or inference are gone.
         """
+        try:
+            return self._run_episode(seed, seconds, recording)
+        except BaseException as error:
+            self.watchdog.send(Stop(f"the control loop ended: {error or type(error).__name__}"))
+            raise
+
+    def _run_episode(self, seed: int, seconds: float, recording: Recording | None) -> EpisodeEnd:
         self._seed = seed
         self.watchdog.send(Reset(seed))
-        tick = self._next_tick(after=time.monotonic())
-        if self.is_robot_placed and tick.stopped is None:
-            tick = self._approach(tick)
-        self._start(tick)
-        end, started = None, tick.time
+        tick = self._next_tick(after=time.monotonic(), silence=RESETTING_TIME)
+        end = self._ended(tick)
+        if self.is_robot_placed and end is None:
+            tick, end = self._approach(tick)
+        self._begin(tick)
+        self.log.episode_starts.append(len(self.log.times))
+        started = tick.time
         while end is None:
             end = self._step(tick, recording)
             if end is None and tick.time - started >= seconds - 0.5 / self.control_hz:
@@ -110,19 +122,28 @@ class ControlLoop:
 
     # Steps.
 
-    def _start(self, tick: Tick) -> None:
+    def _begin(self, tick: Tick) -> None:
+        """Forget all that was planned, and start from this observation.
+
+        The chunk of an earlier request may still come; it is recognized by its number, and dropped.
+        """
         self._executor.reset()
-        self._commanded = None
-        self._drop_request()
+        self._commanded = self._request = None
         if tick.observation:
             self._history.start(tick.observation, tick.times)
-        self.log.episode_starts.append(len(self.log.times))
+
+    def _ended(self, tick: Tick) -> EpisodeEnd | None:
+        """The end of the episode, if the watchdog has stopped the robot, or the user ends it."""
+        if tick.stopped is not None:
+            return EpisodeEnd("stopped", tick.stopped)
+        cause = self.check(tick)
+        return None if cause is None else EpisodeEnd(cause)
 
     def _step(self, tick: Tick, recording: Recording | None) -> EpisodeEnd | None:
         """Answer one tick; the end of the episode, if it is one."""
         began = time.monotonic()
         if tick.stopped is not None:
-            return EpisodeEnd("stopped", tick.stopped)
+            return self._ended(tick)
         self._record_step_before(tick, recording)
         self._history.append(tick.observation, tick.times)
         self._take_prediction(0.0)
@@ -138,8 +159,7 @@ class ControlLoop:
             self.log.held_steps += not len(upcoming)
             self._commanded = tick
         self.log.durations["loop"].append(time.monotonic() - began)
-        cause = self.check(tick)
-        return None if cause is None else EpisodeEnd(cause)
+        return self._ended(tick)  # last, because it may update a display
 
     def _record_step_before(self, tick: Tick, recording: Recording | None) -> None:
         """What was commanded in the step before this tick, after all limits."""
@@ -168,64 +188,75 @@ class ControlLoop:
         self._request = (self._number, request, time.monotonic())
 
     def _take_prediction(self, timeout: float) -> None:
-        """Take the requested chunk over if it is there, or comes within ``timeout`` (s)."""
+        """Take the requested chunk over if it is there, or comes within ``timeout`` (s). Raises what failed in inference."""
         end = time.monotonic() + timeout
-        while self._request is not None:
-            message = self.inference.receive(max(0.0, end - time.monotonic()))
+        while True:
+            left = end - time.monotonic() if self._request is not None else 0.0
+            message = self._arrived.popleft() if self._arrived else self.inference.receive(max(0.0, left))
             if message is None:
                 return
-            number, _, asked = self._request
-            if isinstance(message, Prediction) and message.number == number:
+            if self._request is not None and message.number == self._request[0]:
+                _, _, asked = self._request
                 self._request = None
                 self.log.durations["inference"].append(message.seconds)
                 self.log.durations["request_to_chunk"].append(time.monotonic() - asked)
                 self.log.add_placement(self._executor.receive(message.chunk))
+                return
 
-    def _drop_request(self) -> None:
-        """Forget a request of an earlier episode; its chunk is recognized by its number, and dropped."""
-        self._request = None
-
-    def _approach(self, tick: Tick) -> Tick:
-        """Predict from where the robot is, move slowly to the first target, and return the tick in which it is reached."""
-        self._start(tick)
+    def _approach(self, tick: Tick) -> tuple[Tick, EpisodeEnd | None]:
+        """Predict from where the robot is, and move slowly to the first target; the tick in which it is reached."""
+        self._begin(tick)
         self._ask(tick)
-        while self._request is not None and tick.stopped is None:
+        end = None
+        while end is None and self._request is not None:
             self.watchdog.send(Wait())
-            self._take_prediction(0.5 / self.control_hz)
             tick = self._next_tick()
-        target = self._executor.next_action()
-        if target is None or tick.stopped is not None:
-            return tick
-        self.watchdog.send(Approach(target))
-        while tick.stopped is None and not tick.has_arrived and self.check(tick) is None:
-            tick = self._next_tick()
-            self.watchdog.send(Wait())
-        self.log.episode_starts.pop()
-        return tick
+            self._take_prediction(0.0)
+            end = self._ended(tick)
+        if end is None and (target := self._executor.next_action()) is not None:
+            self.watchdog.send(Approach(target))
+            while end is None and not tick.has_arrived:
+                tick = self._next_tick()
+                self.watchdog.send(Wait())
+                end = self._ended(tick)
+        return tick, end
 
-    def _next_tick(self, *, after: float = -np.inf) -> Tick:
-        """The next control step, or the newest if several have come. Raises RobotError if the robot stays silent."""
+    def _next_tick(self, *, after: float = -np.inf, silence: float = SILENCE) -> Tick:
+        """The next control step, or the newest if several have come, none that was due before ``after``.
+
+        Raises RobotError if the robot stays silent for so long (s), or if inference has ended meanwhile.
+        """
         tick: Tick | None = None
-        end = time.monotonic() + SILENCE + 2 / self.control_hz
+        end = time.monotonic() + silence + 2 / self.control_hz
         while tick is None or tick.time < after or self.watchdog.connection.poll():
-            message: Any = self.watchdog.receive(max(0.0, end - time.monotonic()))
+            message = self._next_message(end)
             if message is None:
                 raise RobotError(
-                    f"the robot has not answered for {SILENCE:g} s; its own timeout has to hold it: check its connection"
+                    f"the robot has not answered for {silence:g} s; its own timeout has to hold it: check its connection"
                 )
             if isinstance(message, Tick):
                 tick = message
                 self.log.add_tick(tick)
-                if tick.time < after and tick.stopped is None:
+                if tick.stopped is not None:
+                    break
+                if tick.time < after:
                     self.watchdog.send(Wait())
-            if tick is not None and tick.stopped is not None:
-                break
         return tick
+
+    def _next_message(self, end: float) -> Any:
+        """The watchdog's next message, None if there is none until ``end``; that of inference is kept for its time."""
+        while (ready := with_messages([self.watchdog, self.inference], end - time.monotonic())) and (
+            self.watchdog not in ready
+        ):
+            self._arrived.append(self.inference.receive())
+        return self.watchdog.receive()
 
     def _finish(self, end: EpisodeEnd) -> EpisodeEnd:
         """Hold, and ask what the robot knows of the outcome."""
-        self.watchdog.send(Stop(end.reason) if end.cause == "stop" else Halt())
         if end.cause == "stopped":
             return end
+        self.watchdog.send(Halt())
         tick = self._next_tick(after=time.monotonic())
+        if tick.stopped is not None:
+            return EpisodeEnd("stopped", tick.stopped)
         return EpisodeEnd(end.cause, end.reason, tick.outcome)

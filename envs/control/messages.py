@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,11 @@ from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.policy.execution.executor import ChunkExecution
 
 # -- from the loop to the watchdog --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Everything else is ready, so measure how fast the robot can be read; answered by ``RobotReady``."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Close:
 
 @dataclass(frozen=True)
 class RobotReady:
-    """The robot is connected and holds.
+    """The robot is connected and holds, and was measured.
 
     held: (D,) the action that holds it, in the policy's order; None if that is unknown. durations: seconds of each call of
     ``observe``. lateness: seconds by which idle ticks at the rate were late. measures: real-time measures, done or refused.
@@ -135,9 +141,14 @@ class Failed:
 
 @dataclass(frozen=True)
 class InferenceReady:
-    """The policy is loaded and warm. execution: as it is meant to be. seconds: of some predictions. measures: as above."""
+    """The policy is loaded and warm.
+
+    execution: as it is meant to be. sampling: nfe, solver, noise_scale, prefix_method and device that are used. seconds: of
+    some predictions. measures: as above.
+    """
 
     execution: ChunkExecution
+    sampling: Mapping[str, Any]
     seconds: np.ndarray
     measures: Mapping[str, str]
 

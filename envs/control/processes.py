@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import threading
 import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import connection as pipes
 from typing import Any, Self
 
 from flowchunk.datasets import errors
 from flowchunk.datasets.errors import FlowchunkError, RobotError
 from flowchunk.envs.control.messages import Failed
+from flowchunk.envs.control.sender import Sender
 
 CLOSING_TIME = 3.0  # s
 
@@ -18,23 +22,34 @@ CLOSING_TIME = 3.0  # s
 class Helper:
     """A process, and the loop's end of the pipe to it; use it as a context manager.
 
-    target: called in a fresh interpreter with the other end and ``arguments``. name: in messages.
+    target: called in a fresh interpreter with the other end and ``arguments``. name: in messages. closing_time: s that the
+    process has to put things in order; then it is killed.
     """
 
-    def __init__(self, name: str, target: Callable[..., None], *arguments: Any) -> None:
-        self.name, self._target, self._arguments = name, target, arguments
+    def __init__(
+        self, name: str, target: Callable[..., None], *arguments: Any, closing_time: float = CLOSING_TIME
+    ) -> None:
+        self.name, self._target, self._arguments, self._closing_time = name, target, arguments, closing_time
 
     def __enter__(self) -> Self:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=self._target, args=(theirs, *self._arguments), name=self.name)
-        self.process.start()
+        with _without_interrupts():
+            self.process.start()
         theirs.close()  # so that its death closes the pipe
+        self._sender = Sender(self.connection)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._sender.close(self._closing_time)
         self.connection.close()
-        self.process.join(CLOSING_TIME)
+        end = time.monotonic() + self._closing_time
+        while self.process.is_alive() and (left := end - time.monotonic()) > 0:
+            with suppress(
+                KeyboardInterrupt
+            ):  # whoever presses Ctrl-C again wants the robot held, and that takes this time
+                self.process.join(left)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -46,18 +61,18 @@ class Helper:
         return self.process.pid
 
     def send(self, message: object) -> None:
-        """Send a message. Raises RobotError if the process is gone."""
-        try:
-            self.connection.send(message)
-        except (BrokenPipeError, ConnectionResetError, OSError) as error:
-            raise self._is_gone() from error
+        """Send a message, without waiting for the process to take it. ``receive`` notices if the process is gone."""
+        self._sender.post(message)
 
     def receive(self, timeout: float = 0.0) -> Any:
         """The next message, None if there is none within ``timeout`` (s). Raises what failed there, or RobotError."""
         try:
             message = self.connection.recv() if self.connection.poll(timeout) else None
-        except (EOFError, ConnectionResetError, BrokenPipeError) as error:
-            raise self._is_gone() from error
+        except (EOFError, OSError) as error:
+            self.process.join(0.2)
+            raise RobotError(
+                f"the {self.name} process ended unexpectedly (exit code {self.process.exitcode}); the robot holds"
+            ) from error
         if isinstance(message, Failed):
             kind = getattr(errors, message.kind, None)
             is_ours = isinstance(kind, type) and issubclass(kind, FlowchunkError)
@@ -74,13 +89,21 @@ class Helper:
                 return message
         raise RobotError(f"the {self.name} did not answer within {timeout:g} s; see whether its machine is overloaded")
 
-    def _is_gone(self) -> RobotError:
-        self.process.join(1.0)
-        return RobotError(
-            f"the {self.name} process ended unexpectedly (exit code {self.process.exitcode}); the robot holds"
-        )
+
+def with_messages(helpers: Sequence[Helper], timeout: float) -> list[Helper]:
+    """Those that have sent something or have ended; empty if none does within ``timeout`` (s)."""
+    ready = pipes.wait([helper.connection for helper in helpers], max(0.0, timeout))
+    return [helper for helper in helpers if helper.connection in ready]
 
 
-def connection_of(helper: Helper) -> Connection:
-    """The loop's end of the pipe, to wait for several at once."""
-    return helper.connection
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches all processes of a terminal; one that starts inherits that it is ignored, and is never without it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

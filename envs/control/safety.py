@@ -12,7 +12,7 @@ import numpy as np
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.envs.control.limiter import MotionLimits
-from flowchunk.envs.control.watchdog import ObservedRange
+from flowchunk.envs.control.observed_range import ObservedRange
 from flowchunk.policy.action_limits import ActionLimits, is_position
 
 MIN_SENSOR_TIMEOUT = 0.2  # s

@@ -28,6 +28,8 @@ class GymRobot:
     The specifications are known once it is connected.
     """
 
+    is_lockstep = True
+
     def __init__(
         self,
         make_env: Callable[[], gymnasium.Env[Any, Any]],

@@ -28,15 +28,21 @@ def make_robot(name: str, options: Mapping[str, Any] | None = None) -> Robot:
 
     Raises ConfigurationError for an unknown name, and for options that are unknown or missing.
     """
-    make, given = maker_of(name), dict(options or {})
-    _require_options(name, make, given)
-    robot = make(**given)
+    given = dict(options or {})
+    robot = checked_maker(name, given)(**given)
     if missing := [member for member in REQUIRED if not callable(getattr(robot, member, None))]:
         raise ConfigurationError(
             f"{name} makes a {type(robot).__name__} without {missing}; give the driver every member of "
             "flowchunk.envs.robots.Robot"
         )
     return cast(Robot, robot)
+
+
+def checked_maker(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    """What makes robots of this name. Raises ConfigurationError if there is none, or if it does not take these options."""
+    make = maker_of(name)
+    _require_options(name, make, options)
+    return make
 
 
 def maker_of(name: str) -> Callable[..., Any]:

@@ -25,7 +25,11 @@ class Reading:
 
 @runtime_checkable
 class Robot(Protocol):
-    """A robot, or anything that moves like one. All calls come from one thread of one process, the watchdog's."""
+    """A robot, or anything that moves like one. All calls come from one thread of one process, the watchdog's.
+
+    A robot that only moves, and only measures, in ``command`` has ``is_lockstep = True``: its sensors are not lost while it
+    holds, although they bring nothing new.
+    """
 
     @property
     def name(self) -> str:

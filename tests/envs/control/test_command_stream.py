@@ -176,3 +176,54 @@ def test_displacements_cannot_be_interpolated() -> None:
     stream(dimension=displacement)
     with pytest.raises(ConfigurationError, match=r"\['dx'\] are displacements per control step.*rate=10"):
         stream(rate=20.0, dimension=displacement)
+
+
+def test_a_plan_is_limited_once_and_again_only_where_the_commands_have_left_it() -> None:
+    targets = column(0, 9, 3, 3, 9, 9, 0, 9)
+    whole, renewed = stream(velocity=20.0), stream(velocity=20.0)
+    for made in (whole, renewed):
+        made.hold_at(np.zeros(1))
+    whole.play(0.0, targets)
+    found = []
+    for step in range(5):
+        renewed.play(step / HZ, targets[step:])
+        found += commands(renewed, step / HZ, 1)
+    assert found == commands(whole, 0.0, 5)
+    assert [kind for kind, _ in renewed.interventions] == ["velocity"], "limited once"
+    renewed.play(0.5, column(9, 0, 8))
+    assert len(renewed.interventions) == 2, "another plan is limited again"
+
+
+def test_after_holding_still_the_rest_of_the_plan_is_limited_from_there() -> None:
+    made = stream(velocity=10.0)
+    made.hold_at(np.zeros(1))
+    targets = column(*range(12))
+    made.play(0.0, targets)
+    path = commands(made, 0.0, 3)
+    for step in (3, 4, 5, 6):
+        held = made.hold_still(step / HZ)
+        assert held is not None
+        path.append(float(held[0]))
+    made.play(0.7, targets[7:])
+    path += commands(made, 0.7, 5)
+    assert np.abs(np.diff(path)).max() <= 1.0 + 1e-5
+    assert path[6] == path[2]
+
+
+def test_an_approach_holds_what_is_no_position_and_names_what_must_not_move() -> None:
+    """A speed of the first target would be commanded all along the approach, and a displacement again and again."""
+    speed = ActionDimension("v", "m/s", "world")
+    step = ActionDimension("dx", "m", "world", reference="delta")
+    for dimension in (speed, step):
+        made = stream(velocity=1.0, dimension=dimension)
+        made.hold_at(np.zeros(1))
+        made.approach(np.ones(1))
+        assert commands(made, 0.0, 2) == [0, 0]
+        assert made.has_arrived
+        assert made.out_of_reach() == []
+    fixed = stream(velocity=0.0)
+    fixed.hold_at(np.zeros(1))
+    fixed.approach(np.ones(1))
+    assert fixed.out_of_reach() == [0]
+    fixed.approach(np.zeros(1))
+    assert fixed.out_of_reach() == []
