@@ -10,6 +10,7 @@ usage: flowchunk run CHECKPOINT [robot=NAME] [rate=HZ] [KEY=VALUE ...]
   rate=HZ                        commands per second (default: the robot's own); targets are interpolated to it
   dry_run=false                  observe and predict, but command nothing
   episodes=1  seconds=30         how many, and how long each lasts at most
+  until_success=true             end an episode as soon as the robot reports success
   seed=100000                    episode i of a simulated robot starts as with seed + i; also of the noise
   outcome=auto                   of an episode: robot (what it reports), ask, or none; auto: what there is
   record=PATH                    record all episodes as a data set
@@ -181,6 +182,8 @@ class Episodes:
     def _check(self, tick: Tick) -> str | None:
         """At every control step: update the view, and end the episode for a key or a signal."""
         self._view.update(tick)
+        if self.options["until_success"] and tick.outcome.get("is_success"):
+            return "success"
         if self._signals.received:
             return self._signals.received[0]
         keys = self._keyboard.pressed()

@@ -250,6 +250,7 @@ RUN: dict[str, Option] = {
     "dry_run": Option(bool, False, "observe and predict, but command nothing"),
     "episodes": Option(int, 1),
     "seconds": Option(float, 30.0, "that an episode lasts at most"),
+    "until_success": Option(bool, True, "end an episode as soon as the robot reports success"),
     **REPORT,
     "outcome": Option(str, "auto", "of an episode: auto | robot (what it reports) | ask | none"),
     "record": Option(PATH_OR_NONE, None, "record all episodes as this data set"),

@@ -121,6 +121,7 @@ class Watchdog:
         self.is_in_episode = self.was_stale = False
         self.heard_at = self.limiting = 0.0
         self.events: list[Event] = []
+        self.intervening: set[tuple[str, tuple[int, ...]]] = set()
         self.timings: list[Timing] = []
         self.unanswered = 0
         self.missed = 0
@@ -244,10 +245,13 @@ class Watchdog:
         self.stream.play(plan.start, plan.targets)
         self.limiting = time.monotonic() - began
         self.is_holding = False
-        for kind, dimensions in self.stream.interventions:
+        interventions, self.stream.interventions = self.stream.interventions, []
+        for kind, dimensions in interventions:
+            if (kind, dimensions) in self.intervening:
+                continue  # a plan is limited again at every step: what goes on is one intervention
             names = ", ".join(self.options.action_spec.names[dimension] for dimension in dimensions)
             self.events.append(Event(began, kind, names))
-        self.stream.interventions.clear()
+        self.intervening = set(interventions)
 
     # The robot.
 
@@ -275,7 +279,7 @@ class Watchdog:
                 self.missed,
                 self.stream.has_arrived,
                 self.stopped,
-                self.robot.outcome() if self.is_holding and self.stopped is None else {},  # asking may take a while
+                self.robot.outcome() if self.stopped is None else {},
             )
         )
         return seconds

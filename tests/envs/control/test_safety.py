@@ -11,9 +11,9 @@ import pytest
 
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
 from flowchunk.datasets.specs import ActionDimension, ActionSpec
+from flowchunk.envs.control.observed_range import ObservedRange
 from flowchunk.envs.control.safety import PolicyFacts, SafetyOptions
 from flowchunk.envs.control.session import choose_execution
-from flowchunk.envs.control.watchdog import ObservedRange
 from flowchunk.policy.action_limits import ActionLimits
 from flowchunk.policy.checkpoint import write_checkpoint
 from flowchunk.policy.execution.executor import ChunkExecution
