@@ -55,7 +55,8 @@ def run_inference(connection: Connection, options: InferenceOptions) -> None:
         observation = any_observation(policy.observation_spec, policy.execution.observation_steps, generator)
         prefix = np.zeros((policy.longest_prefix, policy.action_spec.size), np.float32)
         trial = PredictionRequest(0, observation, prefix, prefix[:0], 0)
-        seconds, end = [], time.monotonic() + TRIAL_TIME
+        seconds: list[float] = []
+        end = time.monotonic() + TRIAL_TIME
         while len(seconds) <= WARM_UP or (len(seconds) < WARM_UP + TRIALS and time.monotonic() < end):
             seconds.append(_predict(policy, trial, options, generator).seconds)
         measures = apply_measures(RealTimeOptions(freeze_gc=True))

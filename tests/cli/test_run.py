@@ -58,6 +58,7 @@ def test_a_run_writes_its_reports_and_a_data_set(
     actions = np.concatenate([data.read("action", start, stop) for start, stop in _bounds(data.episode_lengths)])
     commanded = np.array([line["action"] for line in read_log(log, "command")])
     assert np.abs(actions[:, None] - commanded[None]).max(axis=2).min(axis=1).max() < 1e-3, "what was commanded"
+    assert data.action_spec is not None
     assert data.action_spec.control_hz == 10
 
 
