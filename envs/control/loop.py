@@ -31,6 +31,7 @@ from flowchunk.policy.execution.history import ObservationHistory
 
 ANSWER_SHARE = 0.3  # of a control period: how long a step waits for a chunk that is expected within it
 SILENCE = 1.0  # s without a word from the watchdog after which the robot counts as lost
+CHECKING_PERIOD = 0.01  # s, in which the end of the inference process is noticed
 RESETTING_TIME = 60.0  # s that a robot may take to start an episode
 
 
@@ -245,11 +246,14 @@ class ControlLoop:
 
     def _next_message(self, end: float) -> Any:
         """The watchdog's next message, None if there is none until ``end``; that of inference is kept for its time."""
-        while (ready := with_messages([self.watchdog, self.inference], end - time.monotonic())) and (
-            self.watchdog not in ready
-        ):
-            self._arrived.append(self.inference.receive())
-        return self.watchdog.receive()
+        while (left := end - time.monotonic()) > 0:
+            ready = with_messages([self.watchdog, self.inference], min(left, CHECKING_PERIOD))
+            if self.watchdog in ready:
+                return self.watchdog.receive()
+            if self.inference in ready:
+                self._arrived.append(self.inference.receive())
+            self.inference.check()
+        return None
 
     def _finish(self, end: EpisodeEnd) -> EpisodeEnd:
         """Hold, and ask what the robot knows of the outcome."""

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from flowchunk.datasets import errors
 from flowchunk.datasets.errors import FlowchunkError, RobotError
+from flowchunk.envs.control.liveness import is_ending
 from flowchunk.envs.control.messages import Failed
 from flowchunk.envs.control.sender import Sender
 
@@ -69,10 +70,7 @@ class Helper:
         try:
             message = self.connection.recv() if self.connection.poll(timeout) else None
         except (EOFError, OSError) as error:
-            self.process.join(0.2)
-            raise RobotError(
-                f"the {self.name} process ended unexpectedly (exit code {self.process.exitcode}); the robot holds"
-            ) from error
+            raise self._ended() from error
         if isinstance(message, Failed):
             kind = getattr(errors, message.kind, None)
             is_ours = isinstance(kind, type) and issubclass(kind, FlowchunkError)
@@ -81,6 +79,13 @@ class Helper:
             )
         return message
 
+    def check(self) -> None:
+        """Raise what ``receive`` would if the process is gone, which is noticed earlier here."""
+        if is_ending(self.pid):
+            while self.receive() is not None:  # raises why, if it could still say it
+                pass
+            raise self._ended()
+
     def wait_for(self, kind: type[Any], timeout: float) -> Any:
         """The next message of this kind; others are dropped. Raises RobotError after ``timeout`` (s)."""
         end = time.monotonic() + timeout
@@ -88,6 +93,11 @@ class Helper:
             if isinstance(message := self.receive(min(left, 1.0)), kind):
                 return message
         raise RobotError(f"the {self.name} did not answer within {timeout:g} s; see whether its machine is overloaded")
+
+    def _ended(self) -> RobotError:
+        """Without waiting for anything: the robot has to be held first."""
+        code = "" if self.process.exitcode is None else f" (exit code {self.process.exitcode})"
+        return RobotError(f"the {self.name} process ended unexpectedly{code}; the robot holds")
 
 
 def with_messages(helpers: Sequence[Helper], timeout: float) -> list[Helper]:

@@ -6,6 +6,7 @@ the loop ends, however it ends, its end of the pipe closes, and the robot holds.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from flowchunk.envs.control.clock import Deadlines
 from flowchunk.envs.control.command_stream import STALE_AFTER, CommandStream
 from flowchunk.envs.control.driven_robot import DrivenRobot, Observed, connected
 from flowchunk.envs.control.limiter import MotionLimits
+from flowchunk.envs.control.liveness import is_ending
 from flowchunk.envs.control.messages import (
     Approach,
     Close,
@@ -116,6 +118,7 @@ class Watchdog:
             limits.is_position,
         )
         self.stream = CommandStream(options.action_spec, bounded, self.rate, options.ramp)
+        self.loop_pid = os.getppid()
         self.stopped: str | None = None
         self.is_holding = self.is_held = True
         self.is_in_episode = self.was_stale = False
@@ -188,6 +191,8 @@ class Watchdog:
 
     def _listen(self) -> bool:
         """Take all messages; False if the loop closes. Raises EOFError if it is gone."""
+        if is_ending(self.loop_pid):
+            raise EOFError
         while self.connection.poll():
             try:
                 message = self.connection.recv()

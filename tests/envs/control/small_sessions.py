@@ -27,7 +27,7 @@ from tests.envs.control.faults import read_log
 
 PUSHT = "flowchunk/PushT-v1"
 PERIOD, RATE = 0.1, 50.0  # s, and commands per second
-VELOCITY = 400.0  # px/s
+VELOCITY, RAMP = 400.0, 0.6  # px/s, and the fraction of it for the approach, which lasts less than 2 s
 
 
 def save_policy(path: Path, *, limits: bool = True, **config: Any) -> Path:
@@ -91,7 +91,7 @@ def driven(
 ) -> Iterator[Driven]:
     """A session with a new policy. robot: options of the simulated robot. changes: of the policy's execution."""
     checkpoint, log = save_policy(folder / "policy"), folder / "robot.log"
-    facts, safety = PolicyFacts.of_checkpoint(checkpoint), SafetyOptions()
+    facts, safety = PolicyFacts.of_checkpoint(checkpoint), SafetyOptions(ramp=RAMP)
     watchdog = WatchdogOptions(
         observation_spec=facts.observation_spec,
         action_spec=facts.action_spec,

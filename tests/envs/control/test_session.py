@@ -22,7 +22,7 @@ from flowchunk.envs.control.session import ControlSession, choose_execution
 from flowchunk.envs.robots.making import make_robot
 from flowchunk.policy.execution.executor import ChunkExecution
 from tests.envs.control.faults import SLACK, importable_drivers, read_log, watchdog_options
-from tests.envs.control.small_sessions import PERIOD, PUSHT, RATE, VELOCITY, Driven, driven, save_policy
+from tests.envs.control.small_sessions import PERIOD, PUSHT, RAMP, RATE, VELOCITY, Driven, driven, save_policy
 
 
 def commands(run: Driven, *, after: float = -np.inf) -> np.ndarray:
@@ -61,7 +61,7 @@ def _check_commands(run: Driven, recording: Recording, began: float) -> None:
     assert "velocity" in run.session.log.interventions
     approach = commands(run)[: len(path) - round(2.0 * RATE)]
     assert len(approach) > 3
-    assert fastest(approach) <= 0.25 * VELOCITY * (1 + 1e-5)
+    assert fastest(approach) <= RAMP * VELOCITY * (1 + 1e-5)
     actions = np.stack(recording.actions)
     assert len(actions) == pytest.approx(2.0 / PERIOD, abs=2)
     assert {key: len(values) for key, values in recording.observations.items()} == {"state": len(actions)}
@@ -114,7 +114,7 @@ def _check_killed_inference(run: Driven) -> None:
         killed.append(time.monotonic())
         os.kill(run.session.inference.pid, signal.SIGKILL)
 
-    with pytest.raises(RobotError, match=r"the inference process ended unexpectedly \(exit code -9\); the robot holds"):
+    with pytest.raises(RobotError, match=r"the inference process ended unexpectedly.*; the robot holds"):
         run.run(step_30=kill)
     assert run.held_after(killed[0]) <= PERIOD + SLACK
     assert run.run().reason.startswith("the control loop ended: the inference process ended"), "for good"
@@ -136,7 +136,7 @@ def test_a_watchdog_that_is_suspended_or_killed_leaves_a_robot_that_holds_by_its
             os.kill(pid, signal.SIGKILL)
 
         missed = run.session.log.missed
-        with pytest.raises(RobotError, match=r"the watchdog process ended unexpectedly \(exit code -9\)"):
+        with pytest.raises(RobotError, match=r"the watchdog process ended unexpectedly"):
             run.run(step_25=suspend, step_40=kill)
         assert run.session.log.missed - missed >= 4 * PERIOD * RATE
         holds = [line for line in run.log("hold", after=times[0]) if line["time"] < times[1]]
@@ -155,7 +155,7 @@ def test_a_fault_in_the_loop_holds_the_robot_at_once(tmp_path: Path) -> None:
             raise ZeroDivisionError("an unforeseen fault")
 
         with pytest.raises(ZeroDivisionError):
-            run.run(step_30=fail)
+            run.run(step_40=fail)
         failed = time.monotonic()
         assert run.held_after(failed) <= PERIOD + SLACK
         assert set(run.session.log.delays) >= {2}
