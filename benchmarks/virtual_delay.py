@@ -129,7 +129,7 @@ def _line(row: dict[str, Any]) -> str:
 def plot(file: Path, rows: list[dict[str, Any]]) -> None:
     """Score by delay, a panel for each number of executed actions."""
     executed = sorted({row["n_action_steps"] for row in rows})
-    figure = Figure(figsize=(3.2 * len(executed), 3.4), layout="constrained")
+    figure = Figure(figsize=(max(9.0, 3.2 * len(executed)), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(executed), sharey=True, squeeze=False)[0]
     for axes, number in zip(panels, executed, strict=True):
