@@ -305,6 +305,26 @@ COMPARE: dict[str, Option] = {
         INT_OR_NONE, None, "variants trained in parallel, one thread each; default: the number of cores"
     ),
 }
+COMPARE_RUNS: dict[str, Option] = {
+    "output_dir": Option(Path, "comparison"),
+    "measure": Option(str, "success", "what is tested: success | score"),
+    "alpha": Option(float, 0.05, "the probability of any false alarm among all pairs"),
+    "episodes": Option(INT_OR_NONE, None, "episodes to compare; evaluates those that are missing"),
+    "seed": Option(
+        INT_OR_NONE, None, f"of the first episode of runs that were never evaluated; default: {REPORT_SEED}"
+    ),
+    "stop": Option(str | None, None, "sequential: stop once every pair is told apart"),
+    "round": Option(int, 10, "episodes that are evaluated before each look, with stop=sequential"),
+    **options_of(rollout, only=("num_envs", "workers")),
+    "device": SOLVER_AND_DEVICE["device"],
+}
+EPISODES_NEEDED: dict[str, Option] = {
+    "p": Option(float, meaning="the success rate of one policy"),
+    "difference": Option(float, meaning="the other's is p + difference"),
+    "power": Option(float, 0.8, "the probability that the difference is found"),
+    "alpha": Option(float, 0.05, "the probability of a false alarm, if there is none"),
+    "correlation": Option(float | None, None, "of the two successes on the same seeds; default: several"),
+}
 COMMANDS: dict[str, Options] = {
     "train": TRAIN,
     "train_generative": TRAIN_GENERATIVE,
@@ -318,6 +338,8 @@ COMMANDS: dict[str, Options] = {
     "edit": EDIT,
     "inspect": INSPECT,
     "compare": COMPARE,
+    "compare_runs": COMPARE_RUNS,
+    "episodes_needed": EPISODES_NEEDED,
 }
 """The options of each command, by the name of its configuration."""
 
