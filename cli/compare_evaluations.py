@@ -172,8 +172,8 @@ def require_comparable(evaluations: Iterable[Evaluation]) -> None:
             raise ConfigurationError(f"{pair}: {differs}; evaluate both in the same environment")
         if (seed := first.report["seed"]) != other.report["seed"]:
             raise ConfigurationError(
-                f"{pair}: their episodes are from seed {seed} and from seed {other.report['seed']}; evaluate both on the same, "
-                f"for example with flowchunk eval {other.path} seed={seed}"
+                f"{pair}: their episodes are from seed {seed} and from seed {other.report['seed']}; evaluate both on the "
+                f"same, for example with flowchunk eval {other.path} seed={seed}"
             )
 
 
@@ -183,8 +183,8 @@ def require_same_number(evaluations: Iterable[Evaluation]) -> int:
     for other in others:
         if len(first.seeds) != len(other.seeds):
             raise ConfigurationError(
-                f"{first.path} and {other.path} cannot be compared: they have {len(first.seeds)} and {len(other.seeds)} episodes; "
-                f"give episodes={max(len(first.seeds), len(other.seeds))}, which evaluates what is missing"
+                f"{first.path} and {other.path} cannot be compared: they have {len(first.seeds)} and {len(other.seeds)} "
+                f"episodes; give episodes={max(len(first.seeds), len(other.seeds))}, which evaluates what is missing"
             )
     return len(first.seeds)
 

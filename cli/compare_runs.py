@@ -53,8 +53,8 @@ def compare_runs(paths: Mapping[str, Sequence[str]], options: Mapping[str, Any])
     every = [evaluation for group in methods.values() for evaluation in group]
     if options["episodes"] is None and (missing := [found.path for found in every if not found.report]):
         raise ConfigurationError(
-            f"{', '.join(missing)}: no evaluation; run flowchunk eval {missing[0]}, or give episodes=N, which evaluates what is "
-            "missing"
+            f"{', '.join(missing)}: no evaluation; run flowchunk eval {missing[0]}, or give episodes=N, which evaluates what "
+            "is missing"
         )
     for evaluation in every:
         evaluation.prepare(options, console)

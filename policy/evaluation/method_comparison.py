@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -116,7 +116,7 @@ def undecided_pairs(outcomes: Mapping[str, Outcomes], *, measure: str, alpha: fl
     return sum(p_value > alpha for p_value in holm(p_values))
 
 
-def _rank(outcomes: Outcomes, measure: str) -> Sequence[float]:
+def _rank(outcomes: Outcomes, measure: str) -> tuple[float, ...]:
     means = {"success": float(outcomes.success.mean()), "score": float(np.mean(outcomes.score))}
     return means[measure], means["score"], means["success"]
 

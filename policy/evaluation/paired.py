@@ -104,7 +104,7 @@ def success_interval(outcomes: Outcomes, *, seed: int = 0, resamples: int = RESA
         return wilson_interval(int(outcomes.success.sum()), outcomes.num_episodes)
     values = outcomes.success.astype(float)
     low, high, _ = _hierarchical(values, np.zeros((1, values.shape[1])), seed=seed, resamples=resamples)
-    return max(0.0, low), min(1.0, high)
+    return max(0.0, low), high
 
 
 def _paired(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +143,7 @@ def _hierarchical(a: np.ndarray, b: np.ndarray, *, seed: int, resamples: int) ->
     low, high = mean + stretch * (np.quantile(means, (0.025, 0.975)) - mean)
     error = means.std()
     p_value = 2 * stats.t.sf(abs(mean) / error, degrees) if error else float(mean == 0)
-    return float(low), float(high), float(max(p_value, 1 / (resamples + 1)))
+    return max(-1.0, float(low)), min(1.0, float(high)), float(max(p_value, 1 / (resamples + 1)))
 
 
 def _resampled(a: np.ndarray, b: np.ndarray, *, seed: int, resamples: int) -> Iterator[np.ndarray]:

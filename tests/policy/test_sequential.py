@@ -20,8 +20,8 @@ def graded(random: np.random.Generator, mean: float, shape: tuple[int, int]) -> 
     return random.beta(2 * mean, 2 * (1 - mean), shape)
 
 
-def reached(e_values: np.ndarray, alpha: float = 0.05) -> np.ndarray:
-    return (e_values >= 1 / alpha).any(axis=-1)
+def alarms(e_values: np.ndarray) -> float:
+    return float((e_values >= 20).any(axis=-1).mean())
 
 
 # The formulas
@@ -74,15 +74,15 @@ def test_a_binary_factor_is_fair_if_outcomes_are_not_negatively_correlated(
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
 def test_equal_policies_are_rarely_told_apart_however_often_one_looks(p: float) -> None:
     random, shape = np.random.default_rng(0), (2000, 300)
-    assert reached(binary_e_values(*pairs(random, p, p, shape))).mean() <= 0.05
-    assert reached(graded_e_values(graded(random, p, shape), graded(random, p, shape))).mean() <= 0.05
+    assert alarms(binary_e_values(*pairs(random, p, p, shape))) <= 0.05
+    assert alarms(graded_e_values(graded(random, p, shape), graded(random, p, shape))) <= 0.05
 
 
 def test_successes_that_depend_on_the_episode_raise_no_more_alarms() -> None:
     random = np.random.default_rng(0)
     easy = random.random((2000, 300))
     a, b = ((random.random(easy.shape) < easy).astype(float) for _ in range(2))
-    assert reached(binary_e_values(a, b)).mean() <= 0.05
+    assert alarms(binary_e_values(a, b)) <= 0.05
 
 
 def test_different_policies_are_told_apart_and_scores_do_so_sooner() -> None:
