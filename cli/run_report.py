@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from flowchunk.cli.plots import png_base64
 from flowchunk.cli.reports import write_report
+from flowchunk.cli.selection_seeds import OVERLAP, overlaps_selection
 from flowchunk.envs.control.loop import EpisodeEnd
 from flowchunk.envs.control.run_log import RunLog
 from flowchunk.envs.control.safety import PolicyFacts
@@ -26,6 +27,7 @@ from flowchunk.policy.evaluation.intervals import wilson_interval
 from flowchunk.policy.execution.smoothness import smoothness
 
 VERSIONS = ("flowchunk", "torch", "numpy", "scipy")
+SIMULATED = ("simulated", "gym")  # on hardware seeds do not decide how an episode begins
 PLOTTED_STEPS = 2000
 PLOTTED_DIMENSIONS = 8
 
@@ -128,6 +130,8 @@ class RunReport:
             "score_mean": float(np.mean([episode["score"] for episode in self.episodes])),
             "success_rate": successes / len(self.episodes),
             "success_ci95": list(wilson_interval(successes, len(self.episodes))),
+            OVERLAP: self.options["robot"] in SIMULATED
+            and overlaps_selection(self.facts.training, [episode["seed"] for episode in self.episodes]),
             "latency_ms": {name: self.preflight.inference_ms[name] for name in ("p50", "p95")},
             "versions": content["versions"],
         }
