@@ -182,6 +182,7 @@ def test_the_variance_of_the_mean_of_few_seeds_is_not_too_small() -> None:
     error = 0.1 / np.sqrt(3)
     assert found.p_value == pytest.approx(2 * stats.t.sf(0.5 / error, 2), rel=0.05)
     assert found.high - found.low >= 2 * 1.96 * error
+    assert score_difference(b, a).p_value == pytest.approx(found.p_value, rel=0.05)
 
 
 def test_the_interval_of_one_run_is_wilsons_and_of_several_is_wider() -> None:
