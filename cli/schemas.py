@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from flowchunk.cli.comparison_schemas import EPISODES_NEEDED, POLICY_COMPARISON
 from flowchunk.cli.domains import DATASETS, FOLDER
 from flowchunk.cli.structured import Option, Options, options_of, schema, section
 from flowchunk.datasets.derived_specs import SpecOptions
@@ -305,26 +306,7 @@ COMPARE: dict[str, Option] = {
         INT_OR_NONE, None, "variants trained in parallel, one thread each; default: the number of cores"
     ),
 }
-COMPARE_RUNS: dict[str, Option] = {
-    "output_dir": Option(Path, "comparison"),
-    "measure": Option(str, "success", "what is tested: success | score"),
-    "alpha": Option(float, 0.05, "the probability of any false alarm among all pairs"),
-    "episodes": Option(INT_OR_NONE, None, "episodes to compare; evaluates those that are missing"),
-    "seed": Option(
-        INT_OR_NONE, None, f"of the first episode of runs that were never evaluated; default: {REPORT_SEED}"
-    ),
-    "stop": Option(str | None, None, "sequential: stop once every pair is told apart"),
-    "round": Option(int, 10, "episodes that are evaluated before each look, with stop=sequential"),
-    **options_of(rollout, only=("num_envs", "workers")),
-    "device": SOLVER_AND_DEVICE["device"],
-}
-EPISODES_NEEDED: dict[str, Option] = {
-    "p": Option(float, meaning="the success rate of one policy"),
-    "difference": Option(float, meaning="the other's is p + difference"),
-    "power": Option(float, 0.8, "the probability that the difference is found"),
-    "alpha": Option(float, 0.05, "the probability of a false alarm, if there is none"),
-    "correlation": Option(float | None, None, "of the two successes on the same seeds; default: several"),
-}
+COMPARE_RUNS: dict[str, Option] = {**POLICY_COMPARISON, "device": SOLVER_AND_DEVICE["device"]}
 COMMANDS: dict[str, Options] = {
     "train": TRAIN,
     "train_generative": TRAIN_GENERATIVE,
