@@ -1,12 +1,30 @@
-"""flowchunk compare: diffusion objectives side by side, measured on one page.
+"""flowchunk compare: policies tested on the same episodes, or diffusion objectives on one page.
 
-usage: flowchunk compare objectives [KEY=VALUE ...]
+usage: flowchunk compare [NAME=]RUN[,RUN ...] [NAME=]RUN ... [KEY=VALUE ...]
+       flowchunk compare objectives [KEY=VALUE ...]
 
+  RUN                              a run, or an eval.json of flowchunk eval or flowchunk run
+  NAME=RUN,RUN,RUN                 runs of one method that differ only in the seed of their training
+  episodes=N                       the first N episodes of each; evaluates those that are missing, under
+                                   the conditions of those that are there, and adds them to eval.json
+  stop=sequential  round=10        evaluate so many at a time, and stop once every pair is told apart
+  measure=success|score            what is tested
+  alpha=0.05                       the probability of any false alarm among all pairs
+  seed=100000                      of the first episode of runs that were never evaluated
+  num_envs=50  workers=false  device=cpu       as for flowchunk eval
+  output_dir=DIR                   default: comparison
+
+All must have the same task, environment and seeds. Two single runs: McNemar's exact test and the
+paired bootstrap. Several runs: hierarchical bootstrap, training seeds and then episodes. Holm's
+correction for the number of pairs; methods that share a letter cannot be told apart. Prints a table,
+and that one is better only where its test says so. Writes DIR/compare.json and DIR/compare.html.
+
+objectives:
   dataset.path=PATH                demonstrations of Push-T; without them its section is left out
-  output_dir=DIR                   default: compare-objectives
   full=true                        five times the training, and 500 episodes
   processes=N                      models trained in parallel, one thread each (default: all cores)
   seed=0
+  output_dir=DIR                   default: compare-objectives
 
 Trains every objective with every schedule on two toys, seven named pairs on digits, and five
 objectives on Push-T, all with the same network, budget, loss and sampler. Each model is a variant:
@@ -36,9 +54,14 @@ from flowchunk.datasets.errors import ConfigurationError, DatasetError
 
 def run(arguments: list[str]) -> None:
     """Compare with command-line arguments."""
-    if not arguments or arguments[0] != "objectives":
-        raise ConfigurationError("usage: flowchunk compare objectives [KEY=VALUE ...]")
-    compare(read_options("compare", arguments[1:]))
+    if not arguments:
+        raise ConfigurationError("usage: flowchunk compare RUN RUN [KEY=VALUE ...], or flowchunk compare objectives")
+    if arguments[0] == "objectives":
+        compare(read_options("compare", arguments[1:]))
+        return
+    from flowchunk.cli.compare_runs import run_comparison
+
+    run_comparison(arguments)
 
 
 def compare(options: dict[str, Any]) -> Path:

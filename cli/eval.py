@@ -36,8 +36,8 @@ Writes DIR/eval.json and DIR/videos/*.mp4, or DIR/open_loop.json and DIR/open_lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +49,7 @@ from rich.progress import Progress
 
 from flowchunk.cli.options import read_options, take_checkpoint
 from flowchunk.cli.reports import print_table, print_written, table_of, write_report
+from flowchunk.cli.selection_seeds import OVERLAP, overlap_warning, overlaps_selection
 from flowchunk.datasets.errors import ConfigurationError, SimulationError, SpecMismatchError
 from flowchunk.datasets.specs import require_observations, require_same_actions
 from flowchunk.envs.contract import action_spec_of, observation_spec_of
@@ -56,7 +57,7 @@ from flowchunk.envs.rollout import Rollout, record_episode, rollout
 from flowchunk.envs.simulation import MakeEnv, environment_maker, inherited_options
 from flowchunk.envs.video import write_video
 from flowchunk.envs.virtual_delay import VirtualDelay
-from flowchunk.policy.checkpoint import find_checkpoint, find_run, read_json
+from flowchunk.policy.checkpoint import DESCRIPTION, find_checkpoint, find_run, read_json
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.devices import choose_device
 from flowchunk.policy.evaluation.intervals import wilson_interval
@@ -99,11 +100,9 @@ def evaluate(checkpoint: str | Path, options: dict[str, Any]) -> Path:
         task = progress.add_task(f"evaluating {options['episodes']} episodes", total=options["episodes"])
         result = evaluation.run(nfe=options["nfe"], advance=lambda done: progress.update(task, completed=done))
     report = {
-        "checkpoint": str(directory),
-        "seed": options["seed"],
-        "nfe": _nfe(evaluation.policy, options["nfe"]),
+        **evaluation.identity(directory),
         **evaluation.conditions(),
-        **_summary(result),
+        **summary([asdict(episode) for episode in result.episodes], read_training(directory)),
         "latency_ms": latency,
         "env_steps_per_second": result.env_steps_per_second,
     }
@@ -112,6 +111,8 @@ def evaluate(checkpoint: str | Path, options: dict[str, Any]) -> Path:
     file = output_dir / "eval.json"
     write_report(file, report)
     _print_table(console, report)
+    if report[OVERLAP]:
+        console.print(overlap_warning(str(directory)), style="yellow", markup=False, soft_wrap=True)
     _record_videos(console, evaluation, output_dir / "videos")
     print_written(console, file)
     return file
@@ -141,7 +142,7 @@ class PolicyEvaluation:
         together.
         """
         policy = load_policy(directory, options)
-        training = read_json(directory / "checkpoint.json")["training"]
+        training = read_training(directory)
         env_id = options["env_id"] or training.get("env_id")
         if env_id is None:
             raise ConfigurationError(
@@ -179,6 +180,16 @@ class PolicyEvaluation:
         steps = self.execution.observation_steps
         batch = {key: np.stack([value] * steps)[None] for key, value in observation.items()}
         return latency_ms(lambda seed: self.policy.predict_chunk(batch, nfe=nfe, seed=seed))
+
+    def identity(self, directory: Path) -> dict[str, Any]:
+        """What was evaluated, and on which episodes. directory: of the checkpoint."""
+        sampling = self.policy.config.sampling.with_given(nfe=self.options["nfe"])
+        return {
+            "checkpoint": str(directory),
+            "step": read_training(directory).get("step"),
+            "seed": self.options["seed"],
+            "nfe": self.policy.model.resolve_nfe(sampling),
+        }
 
     def conditions(self) -> dict[str, Any]:
         """Everything that the results depend on besides the checkpoint, the seed and nfe."""
@@ -234,20 +245,21 @@ def _env_arguments(
     return env
 
 
-def _summary(result: Rollout) -> dict[str, Any]:
+def summary(episodes: Sequence[Mapping[str, Any]], training: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything in a report that follows from its episodes. training: of the checkpoint, ``read_training``."""
+    successes = sum(episode["success"] for episode in episodes)
     return {
-        "episodes": [
-            {"seed": episode.seed, "score": episode.score, "success": episode.success, "steps": episode.steps}
-            for episode in result.episodes
-        ],
-        "score_mean": result.score_mean,
-        "success_rate": result.success_rate,
-        "success_ci95": list(wilson_interval(result.successes, len(result.episodes))),
+        "episodes": list(episodes),
+        "score_mean": float(np.mean([episode["score"] for episode in episodes])),
+        "success_rate": successes / len(episodes),
+        "success_ci95": list(wilson_interval(successes, len(episodes))),
+        OVERLAP: overlaps_selection(training, [episode["seed"] for episode in episodes]),
     }
 
 
-def _nfe(policy: ChunkPolicy, nfe: int | None) -> int:
-    return policy.model.resolve_nfe(policy.config.sampling.with_given(nfe=nfe))
+def read_training(directory: Path) -> dict[str, Any]:
+    """What a checkpoint says about its training. Raises CheckpointError if it cannot be read."""
+    return dict(read_json(directory / DESCRIPTION)["training"])
 
 
 def _check_env(policy: ChunkPolicy, make_env: MakeEnv, env_id: str) -> None:

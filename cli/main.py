@@ -18,7 +18,8 @@ COMMANDS = {
     "sweep": "quality and latency by the number of network evaluations",
     "bench": "latency of a policy, and the delays that it can act with",
     "generate": "samples, plots and measures of a model of generated data",
-    "compare": "diffusion objectives compared on one page",
+    "compare": "policies compared on the same episodes, or diffusion objectives on one page",
+    "episodes-needed": "how many episodes tell two policies apart",
     "collect": "record demonstrations of a task's scripted expert",
     "data": "inspect or convert a data set",
 }
@@ -30,7 +31,8 @@ AFTER_INTERRUPTION = {
     "sweep": "the finished rows are in sweep.json; the same command starts from the beginning",
     "bench": "the report is written at the end, so run the same command again",
     "generate": "the measures are written at the end, so run the same command again",
-    "compare": "the same command continues: finished variants are skipped, others go on from their checkpoints",
+    "compare": "the same command continues: finished variants and episodes are kept, others go on from their checkpoints",
+    "episodes-needed": "nothing was written",
     "collect": "finished episodes are kept",
     "data": "a store is converted as a whole or not at all, so run the same command again",
 }
@@ -50,7 +52,7 @@ ADVICE = {
 }
 HELP = ("-h", "--help")
 
-_LISTING = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
+_LISTING = "\n".join(f"  {name:<15} {text}" for name, text in COMMANDS.items())
 USAGE = f"""flowchunk: learn robot policies from demonstrations with conditional flow matching.
 
 usage: flowchunk COMMAND [ARGUMENTS] [KEY=VALUE ...] [--debug]
@@ -113,7 +115,7 @@ def run(name: str, call: Callable[..., object], *, debug: bool) -> int:
     from flowchunk.datasets.errors import FlowchunkError
 
     try:
-        call(importlib.import_module(f"flowchunk.cli.{name}"))
+        call(importlib.import_module(f"flowchunk.cli.{name.replace('-', '_')}"))
     except BrokenPipeError:
         raise
     except (FlowchunkError, OSError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,14 @@ from matplotlib.figure import Figure
 
 from flowchunk.datasets.specs import ActionSpec
 from flowchunk.policy.training.run_log import read_metrics
+
+
+def png_base64(figure: Figure) -> str:
+    """The figure as PNG in base64, for a page without other files."""
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def plot_loss(run: Path) -> Path:

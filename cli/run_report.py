@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 import os
@@ -16,10 +14,11 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from flowchunk.cli.plots import png_base64
 from flowchunk.cli.reports import write_report
+from flowchunk.cli.selection_seeds import OVERLAP, overlaps_selection
 from flowchunk.envs.control.loop import EpisodeEnd
 from flowchunk.envs.control.run_log import RunLog
 from flowchunk.envs.control.safety import PolicyFacts
@@ -28,6 +27,7 @@ from flowchunk.policy.evaluation.intervals import wilson_interval
 from flowchunk.policy.execution.smoothness import smoothness
 
 VERSIONS = ("flowchunk", "torch", "numpy", "scipy")
+SIMULATED = ("simulated", "gym")  # on hardware seeds do not decide how an episode begins
 PLOTTED_STEPS = 2000
 PLOTTED_DIMENSIONS = 8
 
@@ -133,6 +133,8 @@ class RunReport:
             "score_mean": float(np.mean([episode["score"] for episode in self.episodes])),
             "success_rate": successes / len(self.episodes),
             "success_ci95": list(wilson_interval(successes, len(self.episodes))),
+            OVERLAP: self.options["robot"] in SIMULATED
+            and overlaps_selection(self.facts.training, [episode["seed"] for episode in self.episodes]),
             "latency_ms": {name: self.preflight.inference_ms[name] for name in ("p50", "p95")},
             "versions": content["versions"],
         }
@@ -187,7 +189,7 @@ def _plot_commands(log: RunLog, facts: PolicyFacts) -> str:
             axes.vlines(boundaries, *axes.get_ylim(), color="tab:orange", lw=0.4, alpha=0.6)
             axes.set_ylabel(f"{dimension.name}\n[{dimension.unit}]", fontsize=8)
     panels[-1].set_xlabel("time [s]; orange: a new chunk takes over")
-    return _png(figure)
+    return png_base64(figure)
 
 
 def _plot_timing(log: RunLog) -> str:
@@ -201,12 +203,4 @@ def _plot_timing(log: RunLog) -> str:
     steps = sorted(log.delays)
     delays.bar(steps, [log.delays[step] for step in steps])
     delays.set(xlabel="delay [control steps]", ylabel="chunks", xticks=steps)
-    return _png(figure)
-
-
-def _png(figure: Figure) -> str:
-    """The figure as PNG in base64."""
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return png_base64(figure)

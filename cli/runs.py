@@ -114,6 +114,15 @@ def read_config(file: Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
+def differing_options(first: Path, second: Path) -> dict[str, tuple[Any, Any]]:
+    """The options of two runs' ``config.yaml`` that differ, but for those of machine, files and reports.
+
+    Raises ConfigurationError if one is damaged.
+    """
+    a, b = (_saved_options(read_config(file)) for file in (first, second))
+    return {key: (a.get(key), b.get(key)) for key in sorted({**a, **b}) if a.get(key) != b.get(key)}
+
+
 def _saved_options(content: dict[str, Any]) -> dict[str, Any]:
     if isinstance(dataset := content.get("dataset"), str):  # the old form, of generated data
         is_known = dataset in choices("dataset")

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from flowchunk.cli.comparison_schemas import EPISODES_NEEDED, POLICY_COMPARISON
 from flowchunk.cli.domains import DATASETS, FOLDER
 from flowchunk.cli.structured import Option, Options, options_of, schema, section
 from flowchunk.datasets.derived_specs import SpecOptions
@@ -306,6 +307,7 @@ COMPARE: dict[str, Option] = {
         INT_OR_NONE, None, "variants trained in parallel, one thread each; default: the number of cores"
     ),
 }
+COMPARE_RUNS: dict[str, Option] = {**POLICY_COMPARISON, "device": SOLVER_AND_DEVICE["device"]}
 COMMANDS: dict[str, Options] = {
     "train": TRAIN,
     "train_generative": TRAIN_GENERATIVE,
@@ -319,6 +321,8 @@ COMMANDS: dict[str, Options] = {
     "edit": EDIT,
     "inspect": INSPECT,
     "compare": COMPARE,
+    "compare_runs": COMPARE_RUNS,
+    "episodes_needed": EPISODES_NEEDED,
 }
 """The options of each command, by the name of its configuration."""
 

@@ -159,7 +159,12 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
         evaluate=evaluate,
         device=options["device"],
         resume=resume,
-        metadata={"task": options["task"]["name"], "env_id": env_id, "env": options["env"]},
+        metadata={
+            "task": options["task"]["name"],
+            "env_id": env_id,
+            "env": options["env"],
+            "evaluation": {"seed": evaluation["seed"], "episodes": episodes if evaluate else 0},
+        },
         wandb=options["logging"]["wandb"],
         write_run_files=lambda directory: write_options(directory, options),
     )

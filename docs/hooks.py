@@ -34,6 +34,8 @@ TITLES = {
     "edit": "flowchunk data edit",
     "inspect": "flowchunk data inspect",
     "compare": "flowchunk compare objectives",
+    "compare_runs": "flowchunk compare",
+    "episodes_needed": "flowchunk episodes-needed",
     "bench": "flowchunk bench latency",
 }
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from flowchunk.policy.diffusion.predictions import PREDICTIONS, Prediction
     from flowchunk.policy.diffusion.schedules import SCHEDULES
     from flowchunk.policy.diffusion.solvers import SOLVERS, Solver
+    from flowchunk.policy.evaluation.method_comparison import compare_methods
+    from flowchunk.policy.evaluation.paired import Outcomes
+    from flowchunk.policy.evaluation.sequential import sequential_test
     from flowchunk.policy.execution.checks import check_policy
     from flowchunk.policy.execution.executor import ChunkExecution, ChunkExecutor
     from flowchunk.policy.execution.history import ObservationHistory
@@ -33,6 +36,9 @@ else:
             "chunk_policy": ["ChunkPolicy", "PolicyConfig"],
             "data_model": ["DataConfig", "DataModel"],
             "demonstrations": ["DatasetOptions"],
+            "evaluation.method_comparison": ["compare_methods"],
+            "evaluation.paired": ["Outcomes"],
+            "evaluation.sequential": ["sequential_test"],
             "execution.checks": ["check_policy"],
             "execution.executor": ["ChunkExecution", "ChunkExecutor"],
             "execution.history": ["ObservationHistory"],
@@ -73,6 +79,7 @@ __all__ = [
     "Normalizer",
     "Objective",
     "ObservationHistory",
+    "Outcomes",
     "Policy",
     "PolicyConfig",
     "Prediction",
@@ -83,8 +90,10 @@ __all__ = [
     "Trainer",
     "TrainingConfig",
     "check_policy",
+    "compare_methods",
     "fit",
     "flow_matching_loss",
     "integrate",
+    "sequential_test",
     "uniform_times",
 ]

@@ -140,3 +140,17 @@ def test_speeds_of_formats(
     assert "camera, 2 x" in capsys.readouterr().out
     megabytes = 20 * (96 * 96 * 3 + 4 * (2 + 2)) / 1e6
     assert speed.convert(original, tmp_path / "again", to="flowchunk")["megabytes"] == pytest.approx(megabytes)
+
+
+def test_sequential_tests_are_simulated() -> None:
+    sequential = load("sequential")
+    *_, success, score = sequential.false_alarms(100, 0)
+    for line in (success, score):
+        assert all(0 <= float(cell) <= 0.1 for cell in line.split("|")[2:-1])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in sequential.episodes_saved(100, 0)[2:]]
+    assert [row[0] for row in rows] == ["success"] * 4 + ["score"] * 4
+    for row in rows:
+        assert float(row[2]) <= float(row[3]) + 0.1, "looking at any time costs power"
+        assert float(row[4]) <= float(row[1])
+    assert sequential.mcnemar(100) == pytest.approx(0.789, abs=0.001)
+    assert sequential.paired_t(50) == pytest.approx(0.943, abs=0.001)

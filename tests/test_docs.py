@@ -26,6 +26,7 @@ PAGES = (
     "docs/guides/folder-to-chunks.md",
     "docs/guides/training.md",
     "docs/guides/extending.md",
+    "docs/guides/comparing.md",
 )
 RECORDED = REPOSITORY.parent / "shared" / "data" / "lerobot_v2_picknplace"
 """The data set of the page that starts from a folder, in a development environment."""

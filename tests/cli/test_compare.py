@@ -381,7 +381,7 @@ def test_an_error_in_one_variant_stops_the_others(tmp_path: Path) -> None:
     ("arguments", "expected"),
     [
         ([], "flowchunk compare objectives"),
-        (["apples"], "flowchunk compare objectives"),
+        (["apples"], "expected two runs or more to compare, but got apples"),
         (["objectives", "dataset.path=no/such.zarr"], "dataset.path=no/such.zarr"),
         (["objectives", "processes=0"], "processes=0 must be at least 1"),
         (["objectives", "fulll=true"], "unknown option 'fulll'; did you mean full?"),

@@ -23,6 +23,7 @@ KEYS = {
     "env_id",
     "env",
     "checkpoint",
+    "step",
     "seed",
     "nfe",
     "solver",
@@ -40,6 +41,7 @@ KEYS = {
     "score_mean",
     "success_rate",
     "success_ci95",
+    "seeds_overlap_selection",
     "latency_ms",
     "env_steps_per_second",
 }

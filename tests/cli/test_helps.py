@@ -23,6 +23,8 @@ CONFIGS = {
     "train": ("train", "train_generative"),
     "collect": ("collect", "train"),  # what it records is trained on
     "data": ("convert", "edit", "inspect"),
+    "compare": ("compare", "compare_runs"),
+    "episodes-needed": ("episodes_needed",),
     "demo": ("collect",),  # its only option is output_dir
 }
 """The configurations whose options a command takes; by default the one of its name."""
@@ -47,7 +49,7 @@ LISTS = {
 
 
 def help_of(command: str) -> str:
-    return str(importlib.import_module(f"flowchunk.cli.{command}").__doc__)
+    return str(importlib.import_module(f"flowchunk.cli.{command.replace('-', '_')}").__doc__)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

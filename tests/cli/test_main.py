@@ -35,7 +35,7 @@ def test_help_is_quick_and_lists_every_command() -> None:
 
 def test_every_file_of_a_command_is_listed() -> None:
     files = Path(sys.modules[main.__module__].__file__ or "").parent.glob("*.py")
-    assert COMMANDS.keys() == {file.stem for file in files if "def run(arguments" in file.read_text()}
+    assert COMMANDS.keys() == {file.stem.replace("_", "-") for file in files if "def run(arguments" in file.read_text()}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -90,7 +90,7 @@ class WhenInterrupted:
 def test_an_interruption_says_what_is_true_of_the_command(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(f"flowchunk.cli.{name}.run", WhenInterrupted())
+    monkeypatch.setattr(f"flowchunk.cli.{name.replace('-', '_')}.run", WhenInterrupted())
     assert main([name]) == 130
     said = capsys.readouterr().err
     assert said == f"\ninterrupted; {AFTER_INTERRUPTION[name]}\n"
