@@ -41,10 +41,11 @@ class ChunkExecution:
     reanchor_steps: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n_action_steps <= self.horizon or self.observation_steps < 1:
+        if self.observation_steps < 1:
+            raise ConfigurationError(f"observation_steps={self.observation_steps} must be at least 1")
+        if not 1 <= self.n_action_steps <= self.horizon:
             raise ConfigurationError(
-                f"n_action_steps={self.n_action_steps}, horizon={self.horizon}, observation_steps="
-                f"{self.observation_steps}: expected 1 <= n_action_steps <= horizon and 1 <= observation_steps"
+                f"n_action_steps={self.n_action_steps} must be from 1 to the horizon, {self.horizon}"
             )
         if self.strategy not in STRATEGIES:
             raise ConfigurationError(f"unknown strategy {self.strategy!r}; there are {', '.join(STRATEGIES)}")

@@ -138,11 +138,16 @@ def test_an_idle_environment_does_nothing_until_it_is_reset() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"n_action_steps": 0}, {"n_action_steps": HORIZON + 1}, {"observation_steps": 0}, {"horizon": 0}]
+    ("changes", "message"),
+    [
+        ({"n_action_steps": 0}, "n_action_steps=0 must be from 1 to the horizon, 6"),
+        ({"n_action_steps": HORIZON + 1}, "n_action_steps=7 must be from 1 to the horizon, 6"),
+        ({"horizon": 0}, "n_action_steps=4 must be from 1 to the horizon, 0"),
+        ({"observation_steps": 0}, "observation_steps=0 must be at least 1"),
+    ],
 )
-def test_inconsistent_sizes_are_refused(changes: dict[str, int]) -> None:
-    (name,) = changes
-    with pytest.raises(ConfigurationError, match=f"{name}={changes[name]}.*expected"):
+def test_inconsistent_sizes_are_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         receding(Integrator(), **changes)
 
 
