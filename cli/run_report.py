@@ -30,6 +30,7 @@ VERSIONS = ("flowchunk", "torch", "numpy", "scipy")
 SIMULATED = ("simulated", "gym")  # on hardware seeds do not decide how an episode begins
 PLOTTED_STEPS = 2000
 PLOTTED_DIMENSIONS = 8
+EVENTS_SHOWN = 50
 
 
 @dataclass
@@ -144,7 +145,10 @@ def write_page(file: Path, content: Mapping[str, Any], log: RunLog, facts: Polic
     """Write the page: tables and plots in one file, without anything from elsewhere."""
     environment = Environment(loader=PackageLoader("flowchunk.cli", "."), autoescape=select_autoescape())
     plots = {"commands": _plot_commands(log, facts), "timing": _plot_timing(log)}
-    page = environment.get_template("run_report.html").render(report=content, plots=plots, options=_given(content))
+    start = log.times[0] if log.times else content["events"][0]["time"] if content["events"] else 0.0
+    page = environment.get_template("run_report.html").render(
+        report=content, plots=plots, options=_given(content), start=start, shown=EVENTS_SHOWN
+    )
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(page)
     partial.replace(file)
@@ -183,6 +187,7 @@ def _plot_commands(log: RunLog, facts: PolicyFacts) -> str:
     panels = figure.subplots(len(dimensions), 1, sharex=True, squeeze=False)[:, 0]
     if len(times):
         times = times - times[0]
+        commands[[index for index in log.episode_starts if index < len(times)]] = np.nan  # a gap between two episodes
         boundaries = [times[index] for index in log.boundaries if index < len(times)]
         for index, (axes, dimension) in enumerate(zip(panels, dimensions, strict=True)):
             axes.plot(times, commands[:, index], lw=1)
@@ -201,6 +206,7 @@ def _plot_timing(log: RunLog) -> str:
     predictions.hist(1000 * np.array(log.durations["inference"]), bins=40)
     predictions.set(xlabel="prediction [ms]", ylabel="chunks")
     steps = sorted(log.delays)
-    delays.bar(steps, [log.delays[step] for step in steps])
+    delays.bar(steps, [log.delays[step] for step in steps], width=0.6)
     delays.set(xlabel="delay [control steps]", ylabel="chunks", xticks=steps)
+    delays.set_xlim(-1, max(steps, default=0) + 1)
     return png_base64(figure)

@@ -77,7 +77,9 @@ def _check_end_by_user(run: Driven) -> None:
     assert run.held_after(time.monotonic()) == 0
     now = time.monotonic()
     assert run.run(step_2=lambda: "not even begun").cause == "not even begun"
-    assert len(run.log("command", after=now)) <= 2 * PERIOD * RATE + 3, "nothing follows a stop"
+    assert not run.log("command", after=now)
+    assert run.run(step_4=lambda: "on the way").cause == "on the way"
+    assert 0 < len(run.log("command", after=now)) < 5 * PERIOD * RATE, "nothing follows a stop"
     assert run.held_after(time.monotonic()) == 0
 
 
@@ -98,13 +100,18 @@ def _check_suspended_inference(run: Driven) -> None:
     assert end.cause == "done"
     assert run.session.log.held_steps - held >= 5
     assert run.session.log.late_chunks > late
-    assert len(run.session.log.boundaries) - begun >= 5
+    assert len(run.session.log.boundaries) - begun >= 2, "it goes on with new chunks"
     still = np.array([line["action"] for line in run.log("command") if 0 < times[0] - line["time"] < 4 * PERIOD])
     assert np.ptp(still, axis=0).max() == 0
-    asked = run.run(step_30=suspend, step_31=lambda: "ended while a chunk is predicted")
+    assert run.run(step_30=suspend, step_36=lambda: "a chunk is pending").cause == "a chunk is pending"
     os.kill(pid, signal.SIGCONT)
-    assert asked.cause == "ended while a chunk is predicted"
-    assert run.run(seconds=0.5).cause == "time", "the chunk of before is not of this episode"
+    time.sleep(5 * PERIOD)  # it comes between the episodes
+    suspend()
+    now = time.monotonic()
+    assert run.run(step_8=lambda: "enough").cause == "enough"
+    assert not run.log("command", after=now), "the chunk of before is not of this episode"
+    os.kill(pid, signal.SIGCONT)
+    assert run.run(seconds=0.3).cause == "time"
 
 
 def _check_killed_inference(run: Driven) -> None:
