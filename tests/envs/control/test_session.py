@@ -212,7 +212,7 @@ def test_the_strategy_is_what_policy_and_delay_admit(
             "a delay of 5 control steps .*needs delay <= n_action_steps <= hor",
         ),
         ({"strategy": "real_time"}, 2, None, "but the policy continues at most 0 committed actions: train it with"),
-        ({"n_action_steps": 9}, 0, None, "expected 1 <= n_action_steps <= horizon"),
+        ({"n_action_steps": 9}, 0, None, "must be from 1 to the horizon, 8"),
         ({"strategy": "psychic"}, 0, None, "unknown strategy 'psychic'"),
         ({}, 0, "trained", "prefix_method=trained is for strategy=real_time, but strategy=asynchronous is used"),
     ],
