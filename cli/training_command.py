@@ -37,7 +37,7 @@ def _chosen(options: Mapping[str, Any]) -> list[str]:
     groups = ["task", "network"]
     groups += ["vision"] if "vision" in options else []
     groups += ["dataset"] if "name" in options["dataset"] else []
-    return [f"{group}={options[group]['name']}" for group in groups]
+    return [f"{group}={options[group]['name'] or 'none'}" for group in groups]
 
 
 def _placeholders(config: str) -> list[str]:
