@@ -13,6 +13,7 @@ from importlib.metadata import version
 COMMANDS = {
     "demo": "collect, train, evaluate and record videos of the bundled arm",
     "train": "train a policy from demonstrations, or a model of generated data",
+    "grid": "train with every combination of some options, several at a time",
     "eval": "evaluate a policy: score, success, latency and videos in simulation, or errors on recordings",
     "run": "drive a robot with a policy, simulated in real time or real",
     "sweep": "quality and latency by the number of network evaluations",
@@ -27,6 +28,7 @@ COMMANDS = {
 AFTER_INTERRUPTION = {
     "demo": "flowchunk demo output_dir=DIR continues with the contents of DIR (add --quick again if it was given)",
     "train": "continue from the last checkpoint with training.resume=true and the same output_dir",
+    "grid": "the same command continues: finished trainings are kept, others go on from their checkpoints",
     "eval": "the report is written after the last episode, so run the same command again",
     "run": "the robot holds; the report is in the output directory",
     "sweep": "the finished rows are in sweep.json; the same command starts from the beginning",
