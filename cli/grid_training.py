@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def result_of(run: GridRun, error: str | None) -> dict[str, Any]:
     return {
         "name": run.name,
         "values": dict(run.values),
-        "command": ["flowchunk", "train", *run.command],
+        "command": shlex.join(["flowchunk", "train", *run.command]),
         "state": state,
         "error": error,
         "best": best,

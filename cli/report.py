@@ -107,6 +107,8 @@ class _Page:
         if self.files.options is None:
             self.missing["data"] = "the folder holds no config.yaml, so the data set is unknown"
             return found
+        if "path" not in self.files.options["dataset"]:
+            return {**found, "generated": self.files.options["dataset"]["name"]}
         try:
             return {**found, "dataset": asdict(summarize_dataset(self.files.options))}
         except (FlowchunkError, OSError) as error:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from flowchunk.datasets.episode_source import EpisodeSource
-from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.formats import open_dataset
 from flowchunk.datasets.progress import progress_if_slow
 
@@ -30,9 +29,7 @@ class DataSummary:
 
 def summarize_dataset(options: Mapping[str, Any]) -> DataSummary:
     """The data set that a run's options name. Raises DatasetError if it is not there, or damaged."""
-    dataset = options.get("dataset", {})
-    if not isinstance(dataset, Mapping) or not dataset.get("path"):
-        raise DatasetError("the run's options name no data set")
+    dataset = options["dataset"]
     source = open_dataset(dataset["path"], sources=dataset.get("sources"))
     lengths = source.episode_lengths
     spread = (int(lengths.min()), float(np.median(lengths)), int(lengths.max()))

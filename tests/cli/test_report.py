@@ -245,6 +245,8 @@ def test_a_model_of_generated_data_has_a_page_without_robots(toy_run: Path, tmp_
     page = page_of(Path(shutil.copytree(toy_run, tmp_path / "toy")))
     assert "loss over the steps" in page
     assert "flowchunk train task=toy2d" in page
+    assert "Generated: 8gaussians" in page
+    assert 'class="missing"' not in page.partition("<h2>Data")[2]
     assert "On a robot" not in page
     assert "flowchunk eval" not in page
 
