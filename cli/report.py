@@ -107,8 +107,11 @@ class _Page:
         if self.files.options is None:
             self.missing["data"] = "the folder holds no config.yaml, so the data set is unknown"
             return found
-        if "path" not in self.files.options["dataset"]:
-            return {**found, "generated": self.files.options["dataset"]["name"]}
+        dataset = self.files.options.get("dataset")
+        if not isinstance(dataset, Mapping):  # of an old run: its name
+            return {**found, "generated": dataset}
+        if "path" not in dataset:
+            return {**found, "generated": dataset.get("name")}
         try:
             return {**found, "dataset": asdict(summarize_dataset(self.files.options))}
         except (FlowchunkError, OSError) as error:

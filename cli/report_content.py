@@ -11,8 +11,8 @@ from typing import Any
 from flowchunk.cli.compare_evaluations import REPORT, read_report
 from flowchunk.cli.eval import video_name
 from flowchunk.cli.runs import CONFIG, read_config
-from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.policy.checkpoint import find_checkpoint, find_run, read_description
+from flowchunk.datasets.errors import CheckpointError, ConfigurationError
+from flowchunk.policy.checkpoint import DESCRIPTION, find_checkpoint, find_run, read_description
 from flowchunk.policy.training.run_log import METRICS, read_metrics
 
 LARGEST_VIDEO = 5 * 2**20
@@ -46,7 +46,7 @@ class RunFiles:
         config, evaluation, robot = folder / CONFIG, folder / "eval" / REPORT, folder / "robot" / "run.json"
         return cls(
             folder,
-            read_description(checkpoint),
+            _read_description(checkpoint),
             _read_entries(folder),
             [row for file in sorted(folder.glob("sweep*/sweep.json")) for row in _sweep_rows(file)],
             read_config(config) if config.is_file() else None,
@@ -85,6 +85,15 @@ class RunFiles:
         """The video of an episode, if there is one that is small enough for a page."""
         file = self.videos / video_name(episode["seed"])
         return file if file.is_file() and 0 < file.stat().st_size <= LARGEST_VIDEO else None
+
+
+def _read_description(checkpoint: Path) -> Content:
+    found = read_description(checkpoint)
+    if missing := [name for name in ("config", "training", "versions") if not isinstance(found.get(name), dict)]:
+        raise CheckpointError(
+            f"{checkpoint / DESCRIPTION} does not hold {', '.join(missing)}; copy the checkpoint again"
+        )
+    return found
 
 
 def _read_entries(folder: Path) -> list[Content]:

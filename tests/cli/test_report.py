@@ -196,6 +196,7 @@ def test_what_is_missing_is_left_out_and_the_command_that_adds_it_is_named(
         ("config.yaml", "", "config.yaml is empty or damaged"),
         ("metrics.jsonl", '{"step": 1}\nxx\n{"step": 2}\n', "metrics.jsonl is damaged: line 2"),
         ("metrics.jsonl", "{}\n", "metrics.jsonl is damaged: line"),
+        ("checkpoints/best/checkpoint.json", '{"format_version": 2}', "checkpoint.json does not hold config, training"),
         ("checkpoints/best/checkpoint.json", "[", "checkpoint.json"),
     ],
 )
@@ -249,6 +250,14 @@ def test_a_model_of_generated_data_has_a_page_without_robots(toy_run: Path, tmp_
     assert 'class="missing"' not in page.partition("<h2>Data")[2]
     assert "On a robot" not in page
     assert "flowchunk eval" not in page
+
+
+def test_an_old_runs_data_are_named(toy_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(toy_run, tmp_path / "toy"))
+    (run / "config.yaml").write_text("dataset: checkerboard\n")
+    page = page_of(run)
+    assert "Generated: checkerboard" in page
+    assert "the command of the training is not known" in page
 
 
 # The parts
