@@ -16,9 +16,10 @@ import pytest
 from flowchunk.cli.main import main
 from flowchunk.cli.options import read_options
 from flowchunk.cli.report_content import LARGEST_VIDEO, RunFiles
+from flowchunk.cli.report_plots import quality_plot, start_plot, sweep_plot
 from flowchunk.cli.run_data import hash_dataset
 from flowchunk.cli.runs import read_config
-from flowchunk.cli.start_states import find_start_states
+from flowchunk.cli.start_states import StartStates, find_start_states
 from flowchunk.cli.training_command import training_arguments
 from flowchunk.datasets.formats import open_dataset
 from flowchunk.envs.simulation import environment_maker
@@ -267,6 +268,24 @@ def test_ranked_episodes_are_different_ones(run: Path) -> None:
     for number, names in ((1, ["worst"]), (2, ["worst", "best"]), (3, ["worst", "median", "best"])):
         write_evaluation(run, [0] * number, [0.5] * number)
         assert list(RunFiles.read(run).ranked_episodes()) == names
+
+
+def test_success_over_training_has_intervals_of_its_episodes_and_a_mark_at_the_best() -> None:
+    entries = [{"step": 1, "success_rate": 0.5}, {"step": 2, "success_rate": 0.75}]
+    shown = [quality_plot(entries, episodes=episodes, best_step=best) for episodes in (0, 20, 200) for best in (1, 2)]
+    assert len({*shown}) == 6
+    assert quality_plot([{"step": 1, "loss": 0.5}], episodes=20, best_step=1) is None
+
+
+def test_a_sweep_shows_its_intervals() -> None:
+    row = {"nfe": 4, "n_action_steps": 8, "success": 0.5}
+    assert sweep_plot([{**row, "success_ci95": [0.2, 0.8]}]) != sweep_plot([{**row, "success_ci95": [0.4, 0.6]}])
+
+
+def test_a_map_shows_which_episodes_failed() -> None:
+    states = StartStates("block", "px", np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([0.0, 1.0]))
+    shown = {start_plot(states, [{"success": a}, {"success": not a}]) for a in (True, False)}
+    assert len(shown) == 2
 
 
 def test_start_states_are_those_of_the_episodes() -> None:
