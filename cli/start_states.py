@@ -32,7 +32,7 @@ class StartStates:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """A pair of coordinates in an observation: key, and the indices of x, y and, if there is one, the angle."""
 
     name: str
@@ -60,7 +60,7 @@ def find_start_states(env_id: str, env: Mapping[str, Any], seeds: Sequence[int])
 
 def _reset_all(env: gymnasium.Env[Any, Any], seeds: Sequence[int]) -> StartStates | None:
     try:
-        places = sorted(_places(observation_spec_of(env)), key=lambda place: place.name in ROBOT_PARTS)
+        places = sorted(places_in(observation_spec_of(env)), key=lambda place: place.name in ROBOT_PARTS)
         if not places:
             return None
         observations = [env.reset(seed=seed)[0] for seed in seeds]
@@ -78,7 +78,7 @@ def _reset_all(env: gymnasium.Env[Any, Any], seeds: Sequence[int]) -> StartState
     return None
 
 
-def _places(spec: ObservationSpec) -> Iterator[_Place]:
+def places_in(spec: ObservationSpec) -> Iterator[Place]:
     """Every x with its y in an observation's names: ``block_x`` and ``block_y``, also with ``block_angle``."""
     for key, field in spec.values.items():
         index = {name: number for number, name in enumerate(field.names or ())}
@@ -86,4 +86,4 @@ def _places(spec: ObservationSpec) -> Iterator[_Place]:
             stem = name.removesuffix("x")
             if stem != name and f"{stem}y" in index and AXES not in stem:
                 unit = field.units[x] if field.units else ""
-                yield _Place(stem.rstrip("_.") or key, key, unit, x, index[f"{stem}y"], index.get(f"{stem}angle"))
+                yield Place(stem.rstrip("_.") or key, key, unit, x, index[f"{stem}y"], index.get(f"{stem}angle"))

@@ -19,9 +19,10 @@ from flowchunk.cli.report_content import LARGEST_VIDEO, RunFiles
 from flowchunk.cli.report_plots import quality_plot, start_plot, sweep_plot
 from flowchunk.cli.run_data import hash_dataset
 from flowchunk.cli.runs import read_config
-from flowchunk.cli.start_states import StartStates, find_start_states
+from flowchunk.cli.start_states import StartStates, find_start_states, places_in
 from flowchunk.cli.training_command import training_arguments
 from flowchunk.datasets.formats import open_dataset
+from flowchunk.datasets.specs import ObservationField, ObservationSpec
 from flowchunk.envs.simulation import environment_maker
 from flowchunk.policy.evaluation.intervals import wilson_interval
 from tests.cli.evaluations import write_evaluation
@@ -268,6 +269,8 @@ def test_ranked_episodes_are_different_ones(run: Path) -> None:
     for number, names in ((1, ["worst"]), (2, ["worst", "best"]), (3, ["worst", "median", "best"])):
         write_evaluation(run, [0] * number, [0.5] * number)
         assert list(RunFiles.read(run).ranked_episodes()) == names
+    write_evaluation(run, [0] * 7, [0.6, 0.1, 0.3, 0.0, 0.5, 0.4, 0.2])
+    assert [episode["score"] for episode in RunFiles.read(run).ranked_episodes().values()] == [0.0, 0.3, 0.6]
 
 
 def test_success_over_training_has_intervals_of_its_episodes_and_a_mark_at_the_best() -> None:
@@ -307,6 +310,8 @@ def test_the_start_of_the_arms_cube_is_a_place_and_a_rotation_is_not() -> None:
     found = find_start_states("flowchunk/PickPlace-v1", {"observation": "state"}, [0, 1])
     assert found is not None
     assert (found.name, found.unit, found.angles) == ("cube", "m", None)
+    rotation = ObservationField((2,), ("x_axis_x", "x_axis_y"))
+    assert not [*places_in(ObservationSpec({"rotation": rotation}))]
 
 
 def test_the_hash_follows_the_data_and_not_their_place(pusht_store: Path, tmp_path: Path) -> None:
