@@ -70,7 +70,7 @@ class Evaluation:
         if (missing := episodes - len(self.seeds)) <= 0:
             return
         self.prepare(options, console)
-        evaluation, directory = self._evaluation(options, console), self._checkpoint()
+        evaluation, directory = self.load(options, console), self._checkpoint()
         seed = self.report["seed"] + len(self.seeds)
         console.print(
             f"evaluating {self.path}: {missing} episodes from seed {seed}",
@@ -92,12 +92,16 @@ class Evaluation:
     def prepare(self, options: Mapping[str, Any], console: Console) -> None:
         """Make the report of a run that was never evaluated: its conditions, without episodes."""
         if not self.report:
-            evaluation, directory = self._evaluation(options, console), self._checkpoint()
+            evaluation, directory = self.load(options, console), self._checkpoint()
             latency = {"latency_ms": evaluation.latency_ms(None)}
             self.report = {**evaluation.identity(directory), **evaluation.conditions(), "episodes": [], **latency}
 
-    def _evaluation(self, options: Mapping[str, Any], console: Console) -> PolicyEvaluation:
-        """The policy in its environment, under the conditions of the episodes that are there."""
+    def load(self, options: Mapping[str, Any], console: Console) -> PolicyEvaluation:
+        """The policy in its environment, under the conditions of the episodes that are there.
+
+        options: ``num_envs``, ``workers``, ``device`` and ``seed`` of ``schemas.COMPARE_RUNS``. Raises ConfigurationError if
+        no more episodes can be run.
+        """
         if self._loaded is None:
             given = {name: self.report[name] for name in (*SETTINGS, "env_id", "env", "delay") if name in self.report}
             given |= {name: options[name] for name in ("num_envs", "workers", "device")}

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from flowchunk.cli.compare_evaluations import TASK, Evaluation
+from flowchunk.cli.pages import render_template
 from flowchunk.cli.plots import png_base64
 from flowchunk.cli.reports import print_table, print_written, table_of, write_report
 from flowchunk.cli.selection_seeds import OVERLAP, overlap_warning
@@ -71,9 +71,8 @@ def content_of(comparison: Comparison, methods: Methods, *, planned: int) -> dic
 
 def render_page(content: Mapping[str, Any], comparison: Comparison) -> str:
     """The page: everything in one file, without anything from elsewhere."""
-    environment = Environment(loader=PackageLoader("flowchunk.cli", "."), autoescape=select_autoescape())
     plot = png_base64(plot_forest(comparison))
-    return environment.get_template("compare_report.html").render(report=content, columns=COLUMNS, plot=plot)
+    return render_template("compare_report.html", report=content, columns=COLUMNS, plot=plot)
 
 
 def plot_forest(comparison: Comparison) -> Figure:

@@ -36,7 +36,7 @@ Writes DIR/eval.json and DIR/videos/*.mp4, or DIR/open_loop.json and DIR/open_lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -106,14 +106,15 @@ def evaluate(checkpoint: str | Path, options: dict[str, Any]) -> Path:
         "latency_ms": latency,
         "env_steps_per_second": result.env_steps_per_second,
     }
-    for video in (output_dir / "videos").glob("episode_*.mp4"):
+    for video in (output_dir / "videos").glob(video_name("*")):
         video.unlink()  # of an earlier evaluation, whose report is replaced now
     file = output_dir / "eval.json"
     write_report(file, report)
     _print_table(console, report)
     if report[OVERLAP]:
         console.print(overlap_warning(str(directory)), style="yellow", markup=False, soft_wrap=True)
-    _record_videos(console, evaluation, output_dir / "videos")
+    seeds = range(options["seed"], options["seed"] + min(options["video"], options["episodes"]))
+    record_videos(console, evaluation, output_dir / "videos", seeds)
     print_written(console, file)
     return file
 
@@ -282,10 +283,15 @@ def _check_env(policy: ChunkPolicy, make_env: MakeEnv, env_id: str) -> None:
         ) from error
 
 
-def _record_videos(console: Console, evaluation: PolicyEvaluation, folder: Path) -> None:
+def video_name(seed: int | str) -> str:
+    """The name of an episode's video, and with "*" the pattern of all."""
+    return f"episode_{seed}.mp4"
+
+
+def record_videos(console: Console, evaluation: PolicyEvaluation, folder: Path, seeds: Iterable[int]) -> None:
+    """Run the episodes of these seeds again, and write ``FOLDER/episode_SEED.mp4``; prints why it cannot."""
     options, policy = evaluation.options, evaluation.policy
-    for number in range(min(options["video"], options["episodes"])):
-        seed = options["seed"] + number
+    for seed in seeds:
         frames = record_episode(
             policy,
             partial(evaluation.make_env, render_mode="rgb_array"),
@@ -295,11 +301,11 @@ def _record_videos(console: Console, evaluation: PolicyEvaluation, folder: Path)
             observation_spec=policy.observation_spec,
         )
         try:
-            write_video(folder / f"episode_{seed}.mp4", frames, fps=policy.action_spec.control_hz)
+            write_video(folder / video_name(seed), frames, fps=policy.action_spec.control_hz)
         except SimulationError as error:
             console.print(f"no video: {error}", style="yellow", markup=False, soft_wrap=True)
             return
-        print_written(console, folder / f"episode_{seed}.mp4")
+        print_written(console, folder / video_name(seed))
 
 
 def _print_table(console: Console, report: Mapping[str, Any]) -> None:

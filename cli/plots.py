@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,25 +31,34 @@ def plot_loss(run: Path) -> Path:
     entries = read_metrics(run)
     figure = Figure(figsize=(8, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step", ylabel="loss")
-    for name, style in (("loss", {"lw": 1}), ("validation_loss", {"marker": "o"})):
-        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style)
+    axes = figure.add_subplot()
+    plot_losses(axes, entries)
     for name, where, top in (("success_rate", "selection seeds", 1.02), ("action_error", "held-out episodes", None)):
-        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
-        if points:
+        if points := points_of(entries, name):
             right, label = axes.twinx(), name.replace("_", " ")
             right.plot(*zip(*points, strict=True), color="tab:green", marker="s", label=label)
             right.set(ylabel=f"{label} ({where})", ylim=(0, top))
             right.legend(loc="center right")
+    file = run / "loss.png"
+    figure.savefig(file, dpi=120)
+    return file
+
+
+def plot_losses(axes: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Plot the losses of training and validation over the steps. entries: of ``read_metrics``."""
+    axes.set(xlabel="step", ylabel="loss")
+    for name, style in (("loss", {"lw": 1}), ("validation_loss", {"marker": "o"})):
+        if points := points_of(entries, name):
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style)
     if axes.lines:  # empty if the run ended before the first log entry
         axes.legend(loc="upper right")
         if all((np.asarray(line.get_ydata()) > 0).all() for line in axes.lines):
             axes.set_yscale("log")
-    file = run / "loss.png"
-    figure.savefig(file, dpi=120)
-    return file
+
+
+def points_of(entries: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """The (step, value) of a metric wherever it was logged."""
+    return [(entry["step"], entry[name]) for entry in entries if name in entry]
 
 
 @dataclass(frozen=True)

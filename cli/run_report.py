@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
+from flowchunk.cli.pages import render_template
 from flowchunk.cli.plots import png_base64
 from flowchunk.cli.reports import write_report
 from flowchunk.cli.selection_seeds import OVERLAP, overlaps_selection
@@ -23,6 +23,7 @@ from flowchunk.envs.control.loop import EpisodeEnd
 from flowchunk.envs.control.run_log import RunLog
 from flowchunk.envs.control.safety import PolicyFacts
 from flowchunk.envs.control.session import Preflight
+from flowchunk.policy.checkpoint import replace_text
 from flowchunk.policy.evaluation.intervals import wilson_interval
 from flowchunk.policy.execution.smoothness import smoothness
 
@@ -143,15 +144,10 @@ class RunReport:
 
 def write_page(file: Path, content: Mapping[str, Any], log: RunLog, facts: PolicyFacts) -> None:
     """Write the page: tables and plots in one file, without anything from elsewhere."""
-    environment = Environment(loader=PackageLoader("flowchunk.cli", "."), autoescape=select_autoescape())
     plots = {"commands": _plot_commands(log, facts), "timing": _plot_timing(log)}
     start = log.times[0] if log.times else content["events"][0]["time"] if content["events"] else 0.0
-    page = environment.get_template("run_report.html").render(
-        report=content, plots=plots, options=_given(content), start=start, shown=EVENTS_SHOWN
-    )
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(page)
-    partial.replace(file)
+    shown = {"report": content, "plots": plots, "options": _given(content), "start": start, "shown": EVENTS_SHOWN}
+    replace_text(file, render_template("run_report.html", **shown))
 
 
 def _given(content: Mapping[str, Any]) -> str:

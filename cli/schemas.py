@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 
 from flowchunk.cli.comparison_schemas import EPISODES_NEEDED, POLICY_COMPARISON
 from flowchunk.cli.domains import DATASETS, FOLDER
+from flowchunk.cli.report_schemas import GRID, REPORT_PAGE
 from flowchunk.cli.structured import Option, Options, options_of, schema, section
 from flowchunk.datasets.derived_specs import SpecOptions
 from flowchunk.datasets.edit import EditOptions
@@ -323,6 +324,8 @@ COMMANDS: dict[str, Options] = {
     "compare": COMPARE,
     "compare_runs": COMPARE_RUNS,
     "episodes_needed": EPISODES_NEEDED,
+    "report": REPORT_PAGE,
+    "grid": GRID,
 }
 """The options of each command, by the name of its configuration."""
 

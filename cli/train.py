@@ -65,7 +65,7 @@ Two processes on a CPU:
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,19 +100,23 @@ def run(arguments: list[str]) -> None:
     """Train with command-line arguments, or print the options."""
     arguments = ["dataset.skip_corrupt=true" if argument == "--skip-corrupt" else argument for argument in arguments]
     arguments, prints_only = take_cfg(arguments)
-    task = next((argument.partition("=")[2] for argument in reversed(arguments) if argument.startswith("task=")), None)
-    config = "train_generative" if task in DOMAINS else "train"
     if prints_only:
-        print(to_yaml(read_options(config, arguments, all_given=False)), end="")
-    elif task in DOMAINS:
+        print(to_yaml(read_options(config_of(arguments), arguments, all_given=False)), end="")
+    elif config_of(arguments) == "train_generative":
         from flowchunk.cli.train_generative import train_generative
 
-        train_generative(with_output_dir(read_options(config, arguments)))
+        train_generative(with_output_dir(read_options("train_generative", arguments)))
     else:
         given = frozenset(argument.partition("=")[0] for argument in arguments)
-        options = read_options(config, [*_derived(arguments, given), *arguments])
+        options = read_options("train", [*_derived(arguments, given), *arguments])
         options["dataset"]["path"] = str(Path(options["dataset"]["path"]).expanduser().absolute())  # for later commands
         train(with_output_dir(options), given=given)
+
+
+def config_of(arguments: Sequence[str]) -> str:
+    """The configuration that arguments are options of: ``train``, or ``train_generative`` if their task is such a domain."""
+    task = next((argument.partition("=")[2] for argument in reversed(arguments) if argument.startswith("task=")), None)
+    return "train_generative" if task in DOMAINS else "train"
 
 
 def _derived(arguments: list[str], given: Collection[str]) -> list[str]:

@@ -37,6 +37,7 @@ TITLES = {
     "compare_runs": "flowchunk compare",
     "episodes_needed": "flowchunk episodes-needed",
     "bench": "flowchunk bench latency",
+    "grid": "flowchunk grid train",
 }
 
 

@@ -25,6 +25,7 @@ CONFIGS = {
     "data": ("convert", "edit", "inspect"),
     "compare": ("compare", "compare_runs"),
     "episodes-needed": ("episodes_needed",),
+    "grid": ("grid", "train"),
     "demo": ("collect",),  # its only option is output_dir
 }
 """The configurations whose options a command takes; by default the one of its name."""
