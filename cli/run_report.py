@@ -120,6 +120,7 @@ class RunReport:
         return {
             "task": self.facts.training.get("task"),
             "checkpoint": self.checkpoint,
+            "step": self.facts.training.get("step"),
             "robot": self.preflight.robot.name,
             "env_id": self.facts.training.get("env_id") if self.options["env_id"] is None else self.options["env_id"],
             "env": {**self.facts.training.get("env", {}), **self.options["env"]},
