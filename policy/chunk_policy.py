@@ -27,7 +27,7 @@ from flowchunk.policy.execution.executor import ChunkExecution
 from flowchunk.policy.flow import Loss
 from flowchunk.policy.generative_model import GenerativeModel, ModelConfig, shallow_copy
 from flowchunk.policy.networks import NETWORKS
-from flowchunk.policy.noise import Noise, PathNoise
+from flowchunk.policy.noise import PolicyNoise
 from flowchunk.policy.normalizer import Normalizer
 from flowchunk.policy.policy_inputs import action_tensor, observation_tensors, require_finite
 from flowchunk.policy.real_time_chunking import PREFIX_METHODS, TRAINED, check_continuation, objection
@@ -92,19 +92,6 @@ class PolicyConfig(ModelConfig):
     def noise_samples_per_observation(self) -> int:
         """``num_noise_samples`` or its default."""
         return self.num_noise_samples or (1 if self.vision is None else 4)
-
-
-@dataclass(frozen=True, repr=False)
-class PolicyNoise(Noise):
-    """All random numbers of a training step, a row per observation.
-
-    path: noise and times of the chunks, (B, …), or (B, M, …) with M > 1 noise samples per observation. prefix_length: (B,)
-    or (B, M); None without prefixes. augmentation: of the images, see ``ObservationEncoder.sample_augmentation``.
-    """
-
-    path: PathNoise
-    prefix_length: Tensor | None
-    augmentation: Mapping[str, Tensor]
 
 
 class ChunkPolicy(nn.Module):

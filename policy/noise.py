@@ -46,6 +46,19 @@ class PathNoise(Noise):
     t: Tensor
 
 
+@dataclass(frozen=True, repr=False)
+class PolicyNoise(Noise):
+    """All random numbers of a training step, a row per observation.
+
+    path: noise and times of the chunks, (B, …), or (B, M, …) with M > 1 noise samples per observation. prefix_length: (B,)
+    or (B, M); None without prefixes. augmentation: of the images, see ``ObservationEncoder.sample_augmentation``.
+    """
+
+    path: PathNoise
+    prefix_length: Tensor | None
+    augmentation: Mapping[str, Tensor]
+
+
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """``Noise.map`` for the value of a field."""
     if isinstance(value, Noise):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from flowchunk.policy.chunk_policy import PolicyNoise
 from flowchunk.policy.data_model import DataNoise
 from flowchunk.policy.diffusion.objectives.flow_map import FlowMapNoise
-from flowchunk.policy.noise import PathNoise
+from flowchunk.policy.noise import PathNoise, PolicyNoise
 from flowchunk.policy.normalizer import Normalizer, Scaling
 
 PATH = PathNoise(x_0=torch.zeros(3, 4, 2), t=torch.zeros(3))
