@@ -13,24 +13,37 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 import flowchunk.envs  # noqa: F401 -- registers the ids
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.envs.gym_task import as_task
 
 MakeEnv = Callable[..., gymnasium.Env[Any, Any]]
 OURS = "flowchunk/"
+ADAPTED = ("control_hz", "success_key")  # options of ``GymTask``
 
 
 def environment_maker(env_id: str, options: Mapping[str, Any]) -> MakeEnv:
     """A picklable function that makes the environment; it takes further options, such as ``render_mode``.
 
-    env_id: as ``gymnasium.make`` takes it, so ``module:id`` imports the module that registers the id. Raises
-    ConfigurationError for an unknown id, or an option that the environment does not take.
+    env_id: as ``gymnasium.make`` takes it, so ``module:id`` imports the module that registers the id. Environments that know
+    nothing of flowchunk become a ``GymTask``, whose options may be among these. Raises ConfigurationError for an unknown id,
+    or an option that the environment does not take.
     """
     accepted = accepted_options(env_id)
+    adapted = {} if env_id.startswith(OURS) else {name: options[name] for name in ADAPTED if name in options}
+    if accepted is not None:
+        adapted = {name: value for name, value in adapted.items() if name not in accepted}
+    options = {name: value for name, value in options.items() if name not in adapted}
     if accepted is not None and (unknown := options.keys() - set(accepted)):
         raise ConfigurationError(
             f"{env_id} takes no env.{' or env.'.join(sorted(unknown))}; it takes "
             f"{', '.join(f'env.{name}' for name in accepted) or 'no options'}"
         )
-    return partial(gymnasium.make, f"flowchunk.envs:{env_id}" if env_id.startswith(OURS) else env_id, **options)
+    if env_id.startswith(OURS):
+        return partial(gymnasium.make, f"flowchunk.envs:{env_id}", **options)
+    return partial(_make_task, env_id, adapted, **options)
+
+
+def _make_task(env_id: str, adapted: Mapping[str, Any], **options: Any) -> gymnasium.Env[Any, Any]:
+    return as_task(gymnasium.make(env_id, **options), **adapted)
 
 
 def accepted_options(env_id: str) -> list[str] | None:

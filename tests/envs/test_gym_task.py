@@ -18,6 +18,7 @@ from flowchunk.envs.checks import check_task_env
 from flowchunk.envs.contract import specs_of
 from flowchunk.envs.gym_task import GymTask, as_task
 from flowchunk.envs.recording import RecordEpisodes
+from flowchunk.envs.simulation import environment_maker
 
 
 class Foreign(gymnasium.Env[Any, np.ndarray]):
@@ -193,3 +194,14 @@ def test_an_episode_without_actions_leaves_no_trace(tmp_path: Path) -> None:
         env.close()
         env.close()
         assert writer.num_episodes == 1
+
+
+def test_environments_of_others_are_made_as_tasks_by_their_id() -> None:
+    make = environment_maker("Pendulum-v1", {"g": 9.0, "control_hz": 25.0})
+    env: Any = make(max_episode_steps=3)
+    assert specs_of(env)[1].control_hz == 25
+    assert env.unwrapped.g == 9
+    env.reset(seed=0)
+    assert [env.step(np.zeros(1))[3] for _ in range(3)] == [False, False, True]
+    with pytest.raises(ConfigurationError, match=r"Pendulum-v1 takes no env.mass"):
+        environment_maker("Pendulum-v1", {"mass": 1.0})
