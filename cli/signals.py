@@ -1,4 +1,4 @@
-"""Signals that end what goes on in an orderly way: they are noticed, and interrupt nothing but questions."""
+"""Signals that end what goes on in an orderly way: they are noticed, and interrupt questions only."""
 
 from __future__ import annotations
 

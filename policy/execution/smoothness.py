@@ -13,7 +13,7 @@ class Smoothness:
     """Mean Euclidean norms, in action units per second (velocity) and per second³ (jerk).
 
     velocity_jump: change of velocity from one control step to the next. at_boundaries: at a chunk's first executed action;
-    elsewhere: at all others. NaN where there is none.
+    elsewhere: at all others. NaN for a place without any.
     """
 
     velocity_jump_at_boundaries: float

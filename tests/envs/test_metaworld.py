@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from flowchunk.cli.main import main
 from flowchunk.cli.options import read_options
 from flowchunk.envs.tasks.metaworld import STATE, TASKS
+from tests.own_environments import python_with
 
 ROOT = Path(__file__).parents[2]
 TRY = """
@@ -51,18 +50,9 @@ print(json.dumps(results))
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Python that has metaworld: the one that FLOWCHUNK_METAWORLD names, or that of a new environment."""
-    if "FLOWCHUNK_METAWORLD" in os.environ:
-        return os.environ["FLOWCHUNK_METAWORLD"]
-    if "FLOWCHUNK_ENVIRONMENTS" not in os.environ:
-        pytest.skip(
-            "installs metaworld into an environment of its own: run .ci/extras, set FLOWCHUNK_ENVIRONMENTS=1, or name the "
-            "Python of an environment that has it and flowchunk with FLOWCHUNK_METAWORLD"
-        )
-    folder = tmp_path_factory.mktemp("metaworld")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    installed = str(folder / "bin" / "python")
-    subprocess.run([installed, "-m", "pip", "install", "--quiet", f"{ROOT}[metaworld]"], check=True)
-    return installed
+    return python_with(
+        "metaworld", f"{ROOT}[metaworld]", tmp_path_factory.mktemp("metaworld")
+    )  # FLOWCHUNK_ENVIRONMENTS
 
 
 def test_all_tasks_keep_the_contract_and_their_experts_succeed(python: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from flowchunk.datasets.formats.lerobot_writer import LeRobotWriter
 from tests.datasets.formats.episodes import LENGTHS, TASK_TEXTS, everything, write
+from tests.own_environments import python_with
 
 READ = """
 import sys
@@ -41,18 +41,7 @@ np.savez(out, tasks=[item["task"] for item in items], window=window["action"], q
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Python that has lerobot: the one that FLOWCHUNK_LEROBOT names, or that of a new environment."""
-    if "FLOWCHUNK_LEROBOT" in os.environ:
-        return os.environ["FLOWCHUNK_LEROBOT"]
-    if "FLOWCHUNK_ENVIRONMENTS" not in os.environ:
-        pytest.skip(
-            "installs lerobot into an environment of its own: run .ci/extras, set FLOWCHUNK_ENVIRONMENTS=1, or name the "
-            "Python of an environment that has it with FLOWCHUNK_LEROBOT"
-        )
-    folder = tmp_path_factory.mktemp("lerobot")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    installed = str(folder / "bin" / "python")
-    subprocess.run([installed, "-m", "pip", "install", "--quiet", "lerobot==0.4.4"], check=True)
-    return installed
+    return python_with("lerobot", "lerobot==0.4.4", tmp_path_factory.mktemp("lerobot"))  # FLOWCHUNK_ENVIRONMENTS
 
 
 @pytest.mark.parametrize("codec", ["h264", "av1", "png"])

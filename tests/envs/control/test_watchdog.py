@@ -101,7 +101,7 @@ def test_the_first_target_is_approached_slowly_while_the_loop_is_alive(tmp_path:
                 was_silent, silent = True, time.monotonic()
                 time.sleep(STALE_AFTER * PERIOD + SLACK)
                 paused = shoulders(run, after=silent + STALE_AFTER * PERIOD + SLACK / 2)
-                assert len(paused), "the watchdog goes on to command where it holds"
+                assert len(paused) > 3
                 assert np.ptp(paused) == 0
                 assert paused[0] < 0.1
         assert was_silent

@@ -15,6 +15,7 @@ from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.formats import open_dataset
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.envs.robots.lerobot_robot import LeRobotRobot
+from tests.own_environments import python_with
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -22,18 +23,7 @@ REPOSITORY = Path(__file__).parents[3]
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Python that has lerobot: the one that FLOWCHUNK_LEROBOT names, or that of a new environment."""
-    if "FLOWCHUNK_LEROBOT" in os.environ:
-        return os.environ["FLOWCHUNK_LEROBOT"]
-    if "FLOWCHUNK_ENVIRONMENTS" not in os.environ:
-        pytest.skip(
-            "installs lerobot into an environment of its own: run .ci/extras, set FLOWCHUNK_ENVIRONMENTS=1, or name the "
-            "Python of an environment that has it with FLOWCHUNK_LEROBOT"
-        )
-    folder = tmp_path_factory.mktemp("lerobot")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    installed = str(folder / "bin" / "python")
-    subprocess.run([installed, "-m", "pip", "install", "--quiet", "lerobot==0.4.4"], check=True)
-    return installed
+    return python_with("lerobot", "lerobot==0.4.4", tmp_path_factory.mktemp("lerobot"))  # FLOWCHUNK_ENVIRONMENTS
 
 
 def test_a_device_of_lerobots_is_driven_with_the_names_of_its_data(python: str, tmp_path: Path) -> None:
