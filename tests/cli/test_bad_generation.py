@@ -194,7 +194,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
         ["mode", "scale=3", "1.752"],
     ),
     # data
-    "unknown domain": (lambda at: ["train", "task=toy3d"], ["'toy3d'", "images, obstacle", "torus, toy2d"]),
+    "unknown domain": (lambda at: ["train", "task=toy3d"], ["'toy3d'", "images, metaworld, obstacle", "torus, toy2d"]),
     "unknown toy": (
         lambda at: at.train("toy2d", "dataset=rings"),
         ["'rings'", "8gaussians, checkerboard, spiral, two_moons"],

@@ -35,10 +35,12 @@ def test_garbage_collection_is_frozen() -> None:
     assert found == [False, True]
 
 
-def test_timer_slack_is_set() -> None:
-    outcome, slack = measured("timer_slack_us=7", "int(open('/proc/self/timerslack_ns').read())")
-    assert outcome == {"timer_slack_us": "done"}
-    assert slack == 7000
+def test_timer_slack_is_set_or_the_system_is_said_to_keep_its_own() -> None:
+    """Sandboxes (gVisor) and real-time scheduling classes accept the call and change nothing."""
+    outcome, slack = measured("timer_slack_us=7", "__import__('ctypes').CDLL(None).prctl(30, 0, 0, 0, 0)")
+    assert outcome == {
+        "timer_slack_us": "done" if slack == 7000 else f"refused: the system keeps a timer slack of {slack} ns"
+    }
 
 
 def test_what_is_refused_says_why_and_the_rest_is_done() -> None:

@@ -68,7 +68,7 @@ def _check_commands(run: Driven, recording: Recording, began: float) -> None:
     nearest = np.abs(actions[:, None] - path[None]).max(axis=2).min(axis=1)
     assert nearest.max() < 1e-6, "what is recorded was commanded"
     assert run.log("reset", after=began)[-1]["seed"] == 3
-    assert run.log("step")[-1]["holding"] is not None
+    assert run.held_after(time.monotonic()) == 0
 
 
 def _check_end_by_user(run: Driven) -> None:
