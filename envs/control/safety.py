@@ -12,7 +12,7 @@ import numpy as np
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
 from flowchunk.envs.control.limiter import MotionLimits
-from flowchunk.envs.control.observed_range import ObservedRange
+from flowchunk.envs.control.observed_range import UNKNOWN, ObservedRange
 from flowchunk.policy.action_limits import ActionLimits, is_position
 
 MIN_SENSOR_TIMEOUT = 0.2  # s
@@ -104,6 +104,7 @@ class PolicyFacts:
                 {key: np.asarray(scalings[key]["low"], float) for key in keys},
                 {key: np.asarray(scalings[key]["high"], float) for key in keys},
                 {key: one.wraps for key, one in keys.items()},
+                {key: one.units or (UNKNOWN,) * one.size for key, one in keys.items()},
             ),
             None if limits is None else ActionLimits.from_json(limits),
             description.get("training", {}),

@@ -35,7 +35,7 @@ def watchdog_options(folder: Path, **changes: Any) -> WatchdogOptions:
         action_spec=action_spec,
         rate=None,
         limits=MotionLimits(-wide, wide, one, wide, np.ones(3, bool)),
-        observed=ObservedRange({"joints": -one}, {"joints": one}, {"joints": ()}),
+        observed=ObservedRange({"joints": -one}, {"joints": one}, {"joints": ()}, {"joints": ("rad",) * one.size}),
         margin=0.5,
         sensor_timeout=0.3,
         ramp=0.25,

@@ -23,7 +23,12 @@ SPEC = ActionSpec(
     (ActionDimension("x", "m", "world", low=-1.0, high=2.0), ActionDimension("v", "m/s", "world")), control_hz=10.0
 )
 DEMONSTRATED = ActionLimits(np.array([4.0, 6.0]), np.array([40.0, 60.0]))
-RANGE = ObservedRange({"state": np.array([0.0, -np.pi, 5.0])}, {"state": np.array([10.0, np.pi, 5.0])}, {"state": (1,)})
+RANGE = ObservedRange(
+    {"state": np.array([0.0, -np.pi, 5.0])},
+    {"state": np.array([10.0, np.pi, 5.0])},
+    {"state": (1,)},
+    {"state": ("m", "rad", "m")},
+)
 
 
 def limits(demonstrated: ActionLimits | None = DEMONSTRATED, **options: Any) -> Any:
@@ -99,6 +104,21 @@ def test_what_is_far_outside_is_named_with_its_range(value: float) -> None:
 
 def test_angles_that_wrap_and_what_never_changed_are_never_far_outside() -> None:
     assert RANGE.far_outside({"state": np.array([5.0, 100.0, 7.0])}, 0.0) is None
+
+
+def test_what_hardly_moved_is_judged_by_the_values_of_its_unit() -> None:
+    """A height of which the demonstrations show a millimetre; without other values in its unit nothing else is known."""
+    low, high = np.zeros((2, 3)), np.array([[0.3, 0.001, 2.0], [0.2, 0.0, 1.0]])
+    units = ("m", "m", "rad", "m", "m", "unknown")
+    found = ObservedRange({"state": low}, {"state": high}, {"state": ()}, {"state": units})
+    at = np.zeros((2, 3))
+    for index, near, far in (((0, 1), 0.1, 0.102), ((0, 2), 2.9, 3.1), ((0, 0), 0.44, 0.46), ((1, 2), 1.4, 1.6)):
+        for value, is_far in ((near, False), (far, True), (-near / 3, False)):
+            at[index] = value
+            assert (found.far_outside({"state": at}, 0.5) is not None) == is_far, (index, value)
+        at[index] = 0
+    alone = ObservedRange({"x": low[0, :2]}, {"x": high[0, :2]}, {"x": ()}, {"x": ("unknown", "unknown")})
+    assert alone.far_outside({"x": np.array([0.0, 0.002])}, 0.5) is not None
 
 
 def test_the_facts_of_a_checkpoint_need_no_weights(tmp_path: Path) -> None:
