@@ -14,6 +14,7 @@ from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.envs.arguments import require_one_of
 from flowchunk.envs.gym_task import NORMALIZED, GymTask
+from flowchunk.envs.rendering import OffscreenRenderer
 
 TASKS = [
     "assembly",
@@ -79,6 +80,14 @@ STATE = ObservationField(
     (*FRAME, *(f"previous_{name}" for name in FRAME), *(f"goal_{axis}" for axis in "xyz")),
     (*(("m",) * 3 + (NORMALIZED,) + (("m",) * 3 + (NORMALIZED,) * 4) * 2) * 2, *("m",) * 3),
 )
+CORNER, CORNER_POSITION = "corner2", (0.75, 0.075, 0.7)  # m; nearer than as it comes, as is customary for policies
+CAMERAS = {"corner_image": CORNER, "hand_image": "gripperPOV"}
+"""The observed images, and Meta-World's names of their cameras."""
+IMAGE_SIZE, RENDER_SIZE = 96, 480
+IMAGE_FIELDS = {
+    **{key: ObservationField((IMAGE_SIZE, IMAGE_SIZE, 3), camera=camera) for key, camera in CAMERAS.items()},
+    "proprioception": ObservationField((4,), STATE.names[:4], STATE.units[:4]),
+}
 TASK = ObservationField((len(TASKS),), tuple(TASKS), ("boolean",) * len(TASKS))
 ACTIONS = (
     *(ActionDimension(f"hand_{axis}", NORMALIZED, "world", reference="delta", low=-1.0, high=1.0) for axis in "xyz"),
@@ -90,14 +99,25 @@ class MetaWorld(GymTask):
     """One of the 50 tasks, with a visible goal, started at random places by the seed.
 
     Observation: ``state`` (39,) float32: hand (m), gripper, poses of up to two objects, the same of the step before, and the
-    goal (m). With one_hot also ``task`` (50,), which of the tasks it is, for one policy for all. Action: (4,) in [-1, 1], the
-    hand's displacement and the gripper's effort, at 80 Hz. Score and success: Meta-World's own success.
+    goal (m). With observation="image" instead of it ``corner_image`` and ``hand_image`` (96, 96, 3) uint8 and
+    ``proprioception`` (4,), hand (m) and gripper. With one_hot also ``task`` (50,), which of the tasks it is, for one policy
+    for all. Action: (4,) in [-1, 1], the hand's displacement and the gripper's effort, at 80 Hz. Score and success:
+    Meta-World's own success.
 
-    name: of the task, such as "reach". render_mode: None or "rgb_array". Raises ConfigurationError without ``metaworld``.
+    name: of the task, such as "reach". observation: "state" or "image". render_mode: None or "rgb_array". Raises
+    ConfigurationError without ``metaworld``, SimulationError for "image" if rendering is not possible.
     """
 
-    def __init__(self, *, name: str = "reach", one_hot: bool = False, render_mode: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        name: str = "reach",
+        observation: str = "state",
+        one_hot: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
         require_one_of("name", name, TASKS)
+        require_one_of("observation", observation, ("state", "image"))
         require_one_of("render_mode", render_mode, (None, "rgb_array"))
         try:
             from metaworld.env_dict import ALL_V3_ENVIRONMENTS
@@ -106,9 +126,7 @@ class MetaWorld(GymTask):
                 f"task=metaworld needs the package metaworld ({error}), which pins MuJoCo 3.3.0: install both in an "
                 "environment of its own, pip install 'flowchunk[metaworld]'"
             ) from error
-        made: Any = ALL_V3_ENVIRONMENTS[f"{name}-v3"](
-            render_mode=render_mode, camera_name="corner2" if render_mode else None
-        )
+        made: Any = ALL_V3_ENVIRONMENTS[f"{name}-v3"](render_mode=render_mode)
         made.flowchunk_name = f"{name}-v3"  # for the expert, which gets the innermost environment
         made.seeded_rand_vec, made._freeze_rand_vec = True, False
         made._partially_observable, made._set_task_called = False, True
@@ -116,12 +134,18 @@ class MetaWorld(GymTask):
         made.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (39,), np.float64)
         super().__init__(made, control_hz=CONTROL_HZ)
         self.name, self._one_hot = name, np.eye(len(TASKS), dtype=np.float32)[TASKS.index(name)] if one_hot else None
-        fields = {"state": STATE} | ({"task": TASK} if one_hot else {})
-        self.observation_spec = ObservationSpec(fields)
+        fields = IMAGE_FIELDS if observation == "image" else {"state": STATE}
+        self.observation_spec = ObservationSpec(fields | ({"task": TASK} if one_hot else {}))
+        self.observation_space = gymnasium.spaces.Dict(
+            {key: _space(one) for key, one in self.observation_spec.fields.items()}
+        )
         self.action_spec = ActionSpec(ACTIONS, CONTROL_HZ)
-        if one_hot:
-            spaces = {**self.observation_space.spaces, "task": gymnasium.spaces.Box(0, 1, TASK.shape, np.float32)}
-            self.observation_space = gymnasium.spaces.Dict(spaces)
+        made.model.camera(CORNER).pos[:] = CORNER_POSITION
+        made.model.vis.quality.offsamples = 0  # multisampling: software renders ten times faster without
+        self._renderers: dict[int, OffscreenRenderer] = {}
+        self._has_images = observation == "image"
+        if self._has_images:
+            self._image(CORNER, IMAGE_SIZE)  # so that a machine that cannot render fails at once
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -133,9 +157,38 @@ class MetaWorld(GymTask):
             inner._last_rand_vec, inner.num_resets = None, 0
         return super().reset(seed=seed, options=options)
 
+    def render(self) -> Any:
+        """The corner camera's image (480, 480, 3) uint8, or None without ``render_mode``."""
+        return None if self.render_mode is None else self._image(CORNER, RENDER_SIZE)
+
+    def close(self) -> None:
+        """Free the environment and its renderers."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers = {}
+        super().close()
+
     def _observe(self, observation: Any) -> dict[str, np.ndarray]:
         observed = {"state": np.array(observation, np.float32)}
+        if self._has_images:
+            images = {key: self._image(camera, IMAGE_SIZE) for key, camera in CAMERAS.items()}
+            observed = images | {"proprioception": observed["state"][:4]}
         return observed if self._one_hot is None else observed | {"task": self._one_hot.copy()}
+
+    def _image(self, camera: str, size: int) -> np.ndarray:
+        """(size, size, 3), upright: the corner's camera is mounted upside down."""
+        inner: Any = self.env
+        if size not in self._renderers:
+            self._renderers[size] = OffscreenRenderer(inner.model, height=size, width=size)
+        image = self._renderers[size].render(inner.data, camera=camera)
+        return image[::-1, ::-1].copy() if camera == CORNER else image
+
+
+def _space(field: ObservationField) -> gymnasium.spaces.Box:
+    if field.is_image:
+        return gymnasium.spaces.Box(0, 255, field.shape, np.uint8)
+    low, high = (0, 1) if set(field.units) == {"boolean"} else (-np.inf, np.inf)
+    return gymnasium.spaces.Box(low, high, field.shape, np.float32)
 
 
 class MetaWorldExpert:

@@ -43,6 +43,18 @@ for name in sys.argv[1:] or TASKS:
     assert starts[0] != starts[1], name
     results[name] = sum(outcomes)
     env.close()
+images = partial(gymnasium.make, "flowchunk/MetaWorld-v1", name="reach", observation="image")
+check_task_env(images)
+env = images(render_mode="rgb_array")
+observation, _ = env.reset(seed=0)
+assert observation["corner_image"].std() > 20 and observation["hand_image"].std() > 20
+np.testing.assert_array_equal(observation["proprioception"], gymnasium.make(
+    "flowchunk/MetaWorld-v1", name="reach").reset(seed=0)[0]["state"][:4])
+video = env.render()
+assert video.shape == (480, 480, 3) and video.dtype == np.uint8
+rough = video.reshape(96, 5, 96, 5, 3).mean(axis=(1, 3))
+assert np.abs(rough - observation["corner_image"]).mean() < 8, "the same view, in more detail"
+env.close()
 print(json.dumps(results))
 """
 
