@@ -128,6 +128,8 @@ def _saved_options(content: dict[str, Any]) -> dict[str, Any]:
         is_known = dataset in choices("dataset")
         content["dataset"] = {"name": dataset} if is_known else {"name": FOLDER, "path": dataset}
     saved = {RENAMED.get(key, key): value for key, value in _to_compare(content).items()}
+    if saved.get("network.name") == "mlp":
+        saved.setdefault("network.skip", False)  # as it was before it became an option
     return {key: RENAMED_OBJECTIVES.get(value, value) if key == "objective" else value for key, value in saved.items()}
 
 

@@ -30,7 +30,7 @@ from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.networks.image_networks import IMAGE_NETWORKS
 from flowchunk.policy.registry import Registry
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 DESCRIPTION = "checkpoint.json"
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.kind: registry for registry in (PREDICTIONS, OBJECTIVES, SOLVERS, NETWORKS, IMAGE_NETWORKS)

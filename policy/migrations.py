@@ -13,7 +13,10 @@ VISION = {"shared": "share_weights", "picture_steps": "image_steps", "colour_jit
 
 
 def migrate_description(description: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of a checkpoint in the current format. In format 1 sampling options were among the others."""
+    """The description of a checkpoint in the current format.
+
+    In format 1 sampling options were among the others; up to format 2 the network ``mlp`` had no skip.
+    """
     if not isinstance(description.get("config"), Mapping):
         return dict(description)
     config = dict(description["config"])
@@ -25,6 +28,8 @@ def migrate_description(description: Mapping[str, Any]) -> dict[str, Any]:
             if old in config:
                 config[new] = config.pop(old)
         config["sampling"] = {name: config.pop(name) for name in SAMPLING if name in config}
+    if description.get("format_version") in (1, 2) and config.get("network") == "mlp":
+        config["network_options"] = {"skip": False, **config.get("network_options", {})}
     return {**description, "config": config}
 
 

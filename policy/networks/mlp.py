@@ -19,6 +19,9 @@ class MLP(nn.Module):
     """Velocity of a chunk by a residual MLP.
 
     Per-token times enter as an additional channel; the adaptive norms depend on the time of the tokens not known yet.
+
+    skip: add x, scaled per value by the embedding of time and condition, to the output. A velocity holds all of the noise,
+    which would otherwise have to pass through ``width`` numbers: chunks of more values could not be learned.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class MLP(nn.Module):
         width: int = 512,
         blocks: int = 4,
         expansion: int = 1,
+        skip: bool = True,
     ) -> None:
         super().__init__()
         self.embedding = TimeAndCondition(condition_size, width)
@@ -37,6 +41,9 @@ class MLP(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(width, expansion) for _ in range(blocks))
         self.norm = AdaptiveLayerNorm(width, gates=0)
         self.output = zero_initialized(nn.Linear(width, horizon * action_size))
+        self.skip = (
+            nn.Sequential(nn.SiLU(), zero_initialized(nn.Linear(width, horizon * action_size))) if skip else None
+        )
 
     def forward(self, x: Chunk, t: Times, condition: Condition, *, t_end: Times | None = None) -> Chunk:
         tokens = torch.cat([x, time_per_token(t, x.shape[1])[..., None]], dim=-1)  # (B, H, D + 1)
@@ -44,7 +51,8 @@ class MLP(nn.Module):
         h = self.input(torch.cat([tokens.flatten(1), condition], dim=-1))
         for block in self.blocks:
             h = block(h, c)
-        return self.output(self.norm(h, c)[0]).view_as(x)
+        output = self.output(self.norm(h, c)[0]).view_as(x)
+        return output if self.skip is None else output + self.skip(c).view_as(x) * x
 
 
 class ResidualBlock(nn.Module):

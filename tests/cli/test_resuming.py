@@ -107,6 +107,18 @@ def test_an_option_that_came_with_an_upgrade_was_as_it_is_by_default(
     assert "(policy.mask_padding: False then, True now)" in capsys.readouterr().err
 
 
+def test_an_mlp_of_before_the_skip_is_resumed_without_it(
+    interrupted_run: Path, pusht_store: Path, tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(interrupted_run, run)
+    saved = OmegaConf.load(run / "config.yaml")
+    del saved.network.skip
+    OmegaConf.save(saved, run / "config.yaml")
+    assert main(pusht(pusht_store, run, *tiny, "training.resume=true")) == 1
+    assert "(network.skip: False then, True now); resume it with the same ones" in capsys.readouterr().err
+
+
 def test_a_run_that_was_started_with_the_former_names_is_resumed(
     interrupted_run: Path, pusht_store: Path, tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

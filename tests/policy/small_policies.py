@@ -61,7 +61,10 @@ def observe(batch: int = 3, *, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def to_format_1(directory: Path) -> dict[str, Any]:
-    """Rewrite a checkpoint as flowchunk 0.1.0 wrote it, with the names of then; returns its description."""
+    """Rewrite a checkpoint as flowchunk 0.1.0 wrote it, with the names of then; returns its description.
+
+    An ``mlp`` must have been made with skip=False: it had no other.
+    """
     for file in directory.glob("*.safetensors"):
         tensors = {_name_then(name): values for name, values in load_file(file).items()}
         save_file(tensors, file)
@@ -78,6 +81,7 @@ def to_format_1(directory: Path) -> dict[str, Any]:
     config["objective"] = old_names.get(config["objective"], config["objective"])
     files = {file: [_name_then(name) for name in names] for file, names in content["weights"].items()}
     content |= {"format_version": 1, "config": config, "weights": files}
+    config["network_options"].pop("skip", None)
     del content["plugins"]
     (directory / "checkpoint.json").write_text(json.dumps(content))
     if (state := directory / "training_state.json").exists():

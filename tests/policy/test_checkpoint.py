@@ -136,7 +136,7 @@ def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
 def test_a_newer_format(tmp_path: Path) -> None:
     write(tmp_path / "a")
     edit(tmp_path / "a", format_version=FORMAT_VERSION + 1)
-    with pytest.raises(CheckpointError, match="format 3, but this flowchunk reads up to 2: update flowchunk"):
+    with pytest.raises(CheckpointError, match="format 4, but this flowchunk reads up to 3: update flowchunk"):
         read_checkpoint(tmp_path / "a", kind=KIND)
 
 

@@ -346,7 +346,8 @@ def test_a_checkpoint_with_the_former_names_of_vision_options_acts_as_before(
 ) -> None:
     """Format 1 had them, and so have the first checkpoints of format 2."""
     options = {**VISION, "share_weights": True, "image_steps": 1, "color_jitter": 0.2}
-    policy = make_policy(vision_options=options).eval()
+    network_options = {"width": 16, "blocks": 1, "skip": False}
+    policy = make_policy(vision_options=options, network_options=network_options).eval()
     policy.save(tmp_path)
     if format_version == 1:
         to_format_1(tmp_path)

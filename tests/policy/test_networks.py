@@ -153,3 +153,18 @@ def test_the_embedding_distinguishes_times() -> None:
     distances = torch.cdist(features, features) + 10 * torch.eye(101)
     assert distances.min() > 0.1
     torch.testing.assert_close(features[:, :16] ** 2 + features[:, 16:] ** 2, torch.ones(101, 16))
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_chunks_of_more_values_than_the_width_need_the_skip(skip: bool) -> None:
+    """Data at 0, so the velocity is the noise: 64 numbers, of which 8 pass through the network."""
+    torch.manual_seed(0)
+    network = NETWORKS["mlp"](horizon=16, action_size=4, condition_size=1, width=8, blocks=1, skip=skip)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    condition = torch.zeros(64, 1)
+    for _ in range(300):
+        loss = flow_matching_loss(network, torch.zeros(64, 16, 4), condition=condition).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.3 if skip else loss > 0.7
