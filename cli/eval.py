@@ -19,7 +19,8 @@ usage: flowchunk eval CHECKPOINT [KEY=VALUE ...]
   reanchor_steps=0                 fade the jump at a new chunk's start over so many steps
   env.KEY=VALUE  env_id=ID         another environment than in training; MODULE:ID imports the
                                    module that registers it
-  num_envs=50  workers=false       environments in parallel; true: each in its own process
+  num_envs=50  processes=1         environments in parallel, and the processes that step them; the
+                                   results do not depend on these
   device=cpu|auto|cuda|cuda:N|mps  where the policy runs and its latency is measured
   video=1                          episodes to record, with predicted chunks and the policy's images
   output_dir=DIR                   default: RUN/eval
@@ -64,7 +65,7 @@ from flowchunk.policy.evaluation.intervals import wilson_interval
 from flowchunk.policy.evaluation.latency import latency_ms
 from flowchunk.policy.execution.executor import ChunkExecution
 
-ONLY_IN_SIMULATION = ("episodes", "n_action_steps", "num_envs", "workers", "env_id", "env", "video")
+ONLY_IN_SIMULATION = ("episodes", "n_action_steps", "num_envs", "processes", "env_id", "env", "video")
 VERSIONS = ("flowchunk", "torch", "mujoco", "gymnasium", "numpy")
 
 
@@ -149,7 +150,7 @@ class PolicyEvaluation:
             raise ConfigurationError(
                 f"{directory} does not say which environment it is for; give env_id=…, or dataset.path=… of recordings"
             )
-        for name in ("episodes", "num_envs"):
+        for name in ("episodes", "num_envs", "processes"):
             if options[name] < 1:
                 raise ConfigurationError(f"{name}={options[name]} must be at least 1")
         env = _env_arguments(env_id, options["env"], training, console)
@@ -168,7 +169,7 @@ class PolicyEvaluation:
             seed=self.options["seed"],
             nfe=nfe,
             num_envs=self.options["num_envs"],
-            workers=self.options["workers"],
+            processes=self.options["processes"],
             delay=VirtualDelay(**self.options["delay"]),
             advance=advance,
         )
@@ -206,7 +207,7 @@ class PolicyEvaluation:
             "reanchor_steps": self.execution.reanchor_steps,
             "delay": dict(self.options["delay"]),
             "num_envs": min(self.options["num_envs"], self.options["episodes"]),
-            "workers": self.options["workers"],
+            "processes": self.options["processes"],
             "device": str(self.policy.model.device),
             "versions": {name: version(name) for name in VERSIONS},
         }

@@ -48,6 +48,7 @@ RENAMED = {
     "size": "dataset.size",
     "invert": "dataset.invert",
     "half": "dataset.half",
+    "workers": "processes",
 }
 """Old names of options: errors name the new one, and runs that were started with the old one can be resumed."""
 T = TypeVar("T")
