@@ -53,7 +53,9 @@ from flowchunk.cli.reports import print_table, print_written, table_of, write_re
 from flowchunk.cli.selection_seeds import OVERLAP, overlap_warning, overlaps_selection
 from flowchunk.datasets.errors import ConfigurationError, SimulationError, SpecMismatchError
 from flowchunk.datasets.specs import require_observations, require_same_actions
-from flowchunk.envs.contract import action_spec_of, observation_spec_of
+from flowchunk.envs.checks import check_isolation
+from flowchunk.envs.contract import action_spec_of, observation_spec_of, require_time_limit
+from flowchunk.envs.failed_episodes import described
 from flowchunk.envs.rollout import Rollout, record_episode, rollout
 from flowchunk.envs.simulation import MakeEnv, environment_maker, inherited_options
 from flowchunk.envs.video import write_video
@@ -66,6 +68,7 @@ from flowchunk.policy.evaluation.latency import latency_ms
 from flowchunk.policy.execution.executor import ChunkExecution
 
 ONLY_IN_SIMULATION = ("episodes", "n_action_steps", "num_envs", "processes", "env_id", "env", "video")
+ISOLATION_STEPS = 5
 VERSIONS = ("flowchunk", "torch", "mujoco", "gymnasium", "numpy")
 
 
@@ -156,6 +159,7 @@ class PolicyEvaluation:
         env = _env_arguments(env_id, options["env"], training, console)
         make_env = environment_maker(env_id, env)
         _check_env(policy, make_env, env_id)
+        _warn_if_not_isolated(make_env, env_id, console)
         execution = _execution(policy, options)
         return cls(policy, make_env, execution, env_id, env, training.get("task"), options)
 
@@ -267,6 +271,7 @@ def read_training(directory: Path) -> dict[str, Any]:
 def _check_env(policy: ChunkPolicy, make_env: MakeEnv, env_id: str) -> None:
     env = make_env()
     try:
+        require_time_limit(env)
         actions, observations = action_spec_of(env), observation_spec_of(env)
     finally:
         env.close()
@@ -282,6 +287,16 @@ def _check_env(policy: ChunkPolicy, make_env: MakeEnv, env_id: str) -> None:
         raise SpecMismatchError(
             f"{error}; change the environment by env.KEY=VALUE, for example env.observation=image"
         ) from error
+
+
+def _warn_if_not_isolated(make_env: MakeEnv, env_id: str, console: Console) -> None:
+    """Say if an episode depends on the one before it, so that results would depend on how many run in parallel."""
+    try:
+        check_isolation(make_env, steps=ISOLATION_STEPS)
+    except SimulationError as error:
+        console.print(f"warning: {env_id}: {error}", style="yellow", markup=False, soft_wrap=True)
+    except Exception:  # whatever an environment raises: episodes that fail are counted and reported
+        return
 
 
 def video_name(seed: int | str) -> str:
@@ -303,8 +318,8 @@ def record_videos(console: Console, evaluation: PolicyEvaluation, folder: Path, 
         )
         try:
             write_video(folder / video_name(seed), frames, fps=policy.action_spec.control_hz)
-        except SimulationError as error:
-            console.print(f"no video: {error}", style="yellow", markup=False, soft_wrap=True)
+        except Exception as error:  # whatever an environment raises that cannot render
+            console.print(f"no video: {described(error)}", style="yellow", markup=False, soft_wrap=True)
             return
         print_written(console, folder / video_name(seed))
 

@@ -5,6 +5,7 @@ The environments may be spread over processes. Slots, batches and noise do not d
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,8 +93,8 @@ def rollout(
     a script needs ``if __name__ == "__main__"``. delay: the control steps that predictions take; none by default. advance:
     called with the number of finished episodes when it grows.
 
-    An episode in which the environment raises, or observes what is not finite, has failed, and the others go on. Raises
-    SimulationError if all fail so, or if one ends without ``score`` and ``is_success`` in its info.
+    An episode in which the environment raises, or observes what is not finite, counts as no success; that is logged, and the
+    others go on. Raises SimulationError if all fail so, or if one ends without ``score`` and ``is_success`` in its info.
     """
     num_envs = min(num_envs, episodes)
 
@@ -110,9 +111,19 @@ def rollout(
         environments.close()
     results = tuple(_episode(seed + number, info) for number, info in enumerate(infos))
     rollout = Rollout(results, time.perf_counter() - started, tuple(infos))
-    if len(rollout.failures) == episodes:
-        raise SimulationError(f"the environment failed in every episode; in that of seed {seed}: {results[0].error}")
+    _report_failures(rollout)
     return rollout
+
+
+def _report_failures(rollout: Rollout) -> None:
+    """Warn about episodes in which the environment failed. Raises SimulationError if it did in all."""
+    if not rollout.failures:
+        return
+    failed, episodes, first = len(rollout.failures), len(rollout.episodes), rollout.failures[0]
+    text = f"the environment failed in {failed} of {episodes} episodes; in that of seed {first.seed}: {first.error}"
+    if failed == episodes:
+        raise SimulationError(text)
+    logging.getLogger(__name__).warning("%s; these count as no success", text)
 
 
 def _episode(seed: int, info: Mapping[str, Any]) -> Episode:

@@ -35,9 +35,11 @@ def run(make_env: Any, **options: Any) -> Rollout:
 
 
 @pytest.mark.parametrize("fault", MESSAGES)
-def test_the_failed_episodes_are_reported_and_the_others_go_on(fault: str) -> None:
+def test_the_failed_episodes_are_reported_and_the_others_go_on(fault: str, caplog: pytest.LogCaptureFixture) -> None:
     Misbehaving.made = 0
     result = run(partial(Misbehaving, fault))
+    (logged,) = caplog.messages
+    assert re.match(f"the environment failed in 3 of 7 episodes; in that of seed 0: {MESSAGES[fault]}", logged)
     assert [episode.seed for episode in result.failures] == [0, 3, 6]
     for episode in result.episodes:
         failed = episode.seed % 3 == 0
@@ -57,9 +59,14 @@ def test_they_are_the_same_in_other_processes() -> None:
 
 
 def test_all_failing_is_an_error_that_names_the_first() -> None:
-    with pytest.raises(SimulationError, match=r"failed in every episode; in that of seed 0: ZeroDivisionError"):
+    with pytest.raises(SimulationError, match=r"failed in 7 of 7 episodes; in that of seed 0: ZeroDivisionError"):
         run(partial(Misbehaving, every=1))
     assert len(run(partial(Misbehaving, every=7), episodes=6).failures) == 1
+
+
+def test_nothing_is_logged_if_nothing_fails(caplog: pytest.LogCaptureFixture) -> None:
+    assert run(Reach).failures == ()
+    assert caplog.messages == []
 
 
 def test_only_what_the_policy_observes_has_to_be_finite() -> None:
