@@ -3,8 +3,9 @@
 usage: python benchmarks/evaluation_speed.py [TASK ...] [--episodes 20] [--num-envs 10] [--repetitions 3]
 
 Policies have the default network of their task's data and are not trained, so no episode ends early by success. Every
-repetition measures each case once, in turn, because other load comes and goes; the median is printed. "one process on two
-cores" is what two cores give without processes=2: the network's threads only. The episodes must be the same in all cases.
+repetition measures each case once, in turn, because other load comes and goes; the median is printed, and the median of the
+factors of processes=2 against one core. "one process, two cores" is what the network's threads give; "two programs" are
+independent, with one thread and half of the environments and episodes each. The processes must not change the episodes.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 
 from flowchunk.datasets.errors import FlowchunkError
 from flowchunk.envs.contract import specs_of
-from flowchunk.envs.rollout import Rollout, rollout
+from flowchunk.envs.rollout import REPORT_SEED, Rollout, rollout
 from flowchunk.envs.simulation import environment_maker
 from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
 from flowchunk.policy.normalizer import Normalizer, Scaling
@@ -47,7 +49,8 @@ class Case:
     cores: int
 
 
-CASES = (Case(1, 1), Case(1, 2), Case(2, 2))
+ONE_CORE, TWO_PROCESSES = Case(1, 1), Case(2, 2)
+CASES = (ONE_CORE, Case(1, 2), TWO_PROCESSES)
 
 
 def untrained_policy(make_env: Callable[[], gymnasium.Env[Any, Any]]) -> ChunkPolicy:
@@ -69,20 +72,22 @@ def untrained_policy(make_env: Callable[[], gymnasium.Env[Any, Any]]) -> ChunkPo
     return ChunkPolicy(PolicyConfig(**vision), observation_spec, action_spec, Normalizer(scalings)).eval()
 
 
-def measure(task: str, *, episodes: int, num_envs: int, repetitions: int) -> dict[Case, float]:
-    """Episodes per hour in each case. Raises FlowchunkError if the environment cannot be made here."""
+def measure(task: str, *, episodes: int, num_envs: int, repetitions: int) -> list[list[float]]:
+    """Episodes per hour (repetitions, len(CASES) + 1), the last of two programs. Raises FlowchunkError without the task."""
     make_env = environment_maker(*TASKS[task])
     policy = untrained_policy(make_env)
-    found: dict[Case, list[float]] = {case: [] for case in CASES}
-    outcomes = set()
-    for _ in range(repetitions):
-        for case in CASES:
-            result = _run(policy, make_env, case, episodes=episodes, num_envs=num_envs)
-            found[case].append(3600 * episodes / result.seconds)
-            outcomes.add(result.episodes)
+    found, outcomes = [], set()
+    with Parallel(n_jobs=2) as programs:
+        _run_programs(programs, task, episodes=2, num_envs=2)  # which starts them
+        for _ in range(repetitions):
+            results = [_run(policy, make_env, case, episodes=episodes, num_envs=num_envs) for case in CASES]
+            outcomes |= {result.episodes for result in results}
+            seconds = [result.seconds for result in results]
+            seconds.append(_run_programs(programs, task, episodes=episodes, num_envs=num_envs))
+            found.append([3600 * episodes / time for time in seconds])
     if len(outcomes) > 1:
         print(f"{task}: the episodes differ", file=sys.stderr)
-    return {case: statistics.median(values) for case, values in found.items()}
+    return found
 
 
 def _run(
@@ -99,22 +104,40 @@ def _run(
         os.sched_setaffinity(0, every)
 
 
+def _run_programs(programs: Parallel, task: str, *, episodes: int, num_envs: int) -> float:
+    """Seconds of the slower of two independent programs."""
+    return max(programs(delayed(_program)(task, index, episodes // 2, num_envs // 2) for index in range(2)))
+
+
+def _program(task: str, index: int, episodes: int, num_envs: int) -> float:
+    torch.set_num_threads(1)
+    make_env = environment_maker(*TASKS[task])
+    policy = untrained_policy(make_env)
+    seed = REPORT_SEED + index * episodes
+    return rollout(policy, make_env, policy.execution, episodes=episodes, num_envs=num_envs, seed=seed).seconds
+
+
 def main() -> None:
     """Print the table, row by row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=list(TASKS), metavar="TASK")
     parser.add_argument("--episodes", type=int, default=20)
-    parser.add_argument("--num-envs", type=int, default=10)
+    parser.add_argument("--num-envs", type=int, default=20)
     parser.add_argument("--repetitions", type=int, default=3)
     options = vars(parser.parse_args())
-    print("| task | one core | one process on two cores | two processes on two cores | factor |\n|---|---|---|---|---|")
+    print(
+        "| task | one core | one process, two cores | processes=2 | two programs | factor |\n|---|---|---|---|---|---|"
+    )
     for task in options.pop("tasks"):
         try:
-            one, threads, two = measure(task, **options).values()
+            found = measure(task, **options)
         except FlowchunkError as error:
             print(f"{task}: {error}", file=sys.stderr)
             continue
-        print(f"| `{task}` | {one:,.0f} | {threads:,.0f} | {two:,.0f} | {two / one:.2f} |", flush=True)
+        speeds = " | ".join(f"{statistics.median(column):,.0f}" for column in zip(*found, strict=True))
+        one, two = CASES.index(ONE_CORE), CASES.index(TWO_PROCESSES)
+        factor = statistics.median(row[two] / row[one] for row in found)
+        print(f"| `{task}` | {speeds} | {factor:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def read_options(config: str, overrides: Sequence[str], *, all_given: bool = Tru
 
 def _spelled_out(override: str, config: str) -> list[str]:
     """``task=metaworld/reach`` as ``task=metaworld env.name=reach``, and ``env_id=ID`` of a task as ``task.env_id=ID``."""
-    if override.startswith("env_id=") and _needs_task(config):
+    if override.startswith("env_id=") and "task" in _groups(config):
         return [f"task.{override}"]
     task, slash, name = override.removeprefix("task=").partition("/")
     is_variant = override.startswith("task=") and slash and task in choices("task")

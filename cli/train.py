@@ -93,7 +93,7 @@ from flowchunk.policy.demonstrations import DatasetOptions, Specs
 from flowchunk.policy.fitting import fit, require_specs_of
 from flowchunk.policy.sampling import SamplingOptions
 
-ABOUT_DATA = ("task=", "task.", "env.", "dataset.", "device=", "training.init_from=", "policy.horizon=")
+ABOUT_DATA = ("task=", "task.", "env_id=", "env.", "dataset.", "device=", "training.init_from=", "policy.horizon=")
 """Options that are needed before others can be derived from the data set."""
 MISSING = "???"
 
