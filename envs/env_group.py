@@ -86,20 +86,23 @@ def _step(env: gymnasium.Env[Any, Any], action: np.ndarray) -> EnvStep:
 
 
 class ProcessEnvs:
-    """Environments spread over spawned processes; see ``EnvGroup``.
+    """Environments spread over this process and spawned ones; see ``EnvGroup``.
 
-    Environment i is in process i modulo their number, so that few that are left are spread, too. What a process raises is
-    raised here: our own errors as they are, others as SimulationError. Ctrl-C is for this process alone, whose ``close`` ends
-    the others; they end by themselves if it is killed.
+    Environment i is in process i modulo their number, so that few that are left are spread, too; this process is the first,
+    and steps its share while the others step theirs. What those raise is raised here: our own errors as they are, others as
+    SimulationError. Ctrl-C is for this process alone, whose ``close`` ends the others; if it is killed, they end by
+    themselves.
     """
 
     def __init__(self, make_env: MakeEnv, num_envs: int, *, processes: int) -> None:
         self._connections: list[Connection] = []
         self._processes: list[SpawnProcess] = []
+        self._ours = LocalEnvs(make_env, ())
         try:
-            for index in range(processes):
+            for index in range(1, processes):
                 self._start(make_env, range(index, num_envs, processes))
-            for index in range(processes):
+            self._ours = LocalEnvs(make_env, range(0, num_envs, processes))
+            for index in range(1, processes):
                 self._receive(index)
         except BaseException:
             self.close()
@@ -114,7 +117,8 @@ class ProcessEnvs:
         return self._call("step", actions)
 
     def close(self) -> None:
-        """End the processes; those that do not within ``CLOSING_TIME`` are killed."""
+        """Close all, and end the processes; those that do not end within ``CLOSING_TIME`` are killed."""
+        self._ours.close()
         for connection in self._connections:
             connection.close()
         end = time.monotonic() + CLOSING_TIME
@@ -135,27 +139,27 @@ class ProcessEnvs:
         theirs.close()  # so that its death closes the pipe
 
     def _call(self, method: str, arguments: Mapping[int, Any]) -> dict[int, EnvStep]:
-        shares: list[dict[int, Any]] = [{} for _ in self._processes]
+        shares: list[dict[int, Any]] = [{} for _ in range(1 + len(self._processes))]
         for number, argument in arguments.items():
             shares[number % len(shares)][number] = argument
-        called = [index for index, share in enumerate(shares) if share]
+        called = [index for index, share in enumerate(shares) if share and index > 0]
         for index in called:
             with suppress(OSError):  # it has ended, which receiving explains
-                self._connections[index].send((method, shares[index]))
-        results: dict[int, EnvStep] = {}
+                self._connections[index - 1].send((method, shares[index]))
+        results: dict[int, EnvStep] = getattr(self._ours, method)(shares[0])
         for index in called:
             results |= self._receive(index)
         return results
 
     def _receive(self, index: int) -> dict[int, EnvStep]:
-        """The answer of a process. Raises what failed there."""
+        """The answer of a process, of which this one has the index 0. Raises what failed there."""
         try:
-            answer = self._connections[index].recv()
+            answer = self._connections[index - 1].recv()
         except (EOFError, OSError) as error:
-            process = self._processes[index]
+            process = self._processes[index - 1]
             process.join(CLOSING_TIME)
             raise SimulationError(
-                f"process {index + 1} of {len(self._processes)} that step environments ended unexpectedly (exit code "
+                f"process {index + 1} of {len(self._processes) + 1} that step environments ended unexpectedly (exit code "
                 f"{process.exitcode}); try processes=1, or a smaller num_envs if memory ran out"
             ) from error
         if isinstance(answer, _Failure):

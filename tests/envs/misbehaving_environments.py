@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from typing import Any
 
-import gymnasium
 import numpy as np
 
+from flowchunk.datasets.errors import ConfigurationError
 from tests.envs.custom_environments import Reach
 
 FAILING = 3
@@ -50,8 +51,19 @@ class Misbehaving(Reach):
         return observation
 
 
-class CannotBeMade(gymnasium.Env[Any, Any]):
-    """Its constructor misses a file."""
+class OnlyHere(Reach):
+    """It cannot be made in a process that another one started."""
 
     def __init__(self) -> None:
-        raise FileNotFoundError("scene.xml is missing")
+        super().__init__()
+        if multiprocessing.parent_process() is not None:
+            raise FileNotFoundError("scene.xml is missing")
+
+
+class Refusing(Reach):
+    """As ``OnlyHere``, with an error of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if multiprocessing.parent_process() is not None:
+            raise ConfigurationError("only here")
