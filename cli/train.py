@@ -9,7 +9,8 @@ data of policies:
                                    gym | own
                                    metaworld/NAME: one of its 50 tasks; gym: any Gymnasium environment;
                                    own: a data set of your own, by its stored specifications
-  env_id=ID                        of task=gym; MODULE:ID imports the module that registers it
+  task.env_id=ID                   of task=gym ("task." may be left out); MODULE:ID imports the module
+                                   that registers it
   dataset.path=PATH                a zarr store: flowchunk's own or diffusion_policy's
   dataset.cache=MODE               auto | disk | ram | device: where images are kept
   dataset.cache_dir=DIR            the folder of dataset.cache=disk
