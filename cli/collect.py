@@ -2,7 +2,7 @@
 
 usage: flowchunk collect task=TASK output_dir=PATH [KEY=VALUE ...]
 
-  task=TASK                        pickplace_state | pickplace_image
+  task=TASK                        pickplace_state | pickplace_image | fetch_pick_and_place | metaworld/NAME
   output_dir=PATH                  the store to write
   episodes=200  seed=0             number of demonstrations
   env.KEY=VALUE                    an argument of the environment
@@ -26,7 +26,7 @@ from rich.progress import Progress
 from flowchunk.cli.options import read_options
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
 from flowchunk.datasets.recorder import StoreWriter
-from flowchunk.envs.contract import action_spec_of, observation_spec_of
+from flowchunk.envs.contract import action_spec_of, observation_spec_of, require_time_limit
 from flowchunk.envs.simulation import environment_maker
 
 INTERRUPTED = 130  # the exit status of a command that Ctrl-C ended
@@ -47,6 +47,7 @@ def collect(options: dict[str, Any]) -> None:
         raise ConfigurationError(f"episodes={options['episodes']} must be at least 1")
     module, _, name = options["task"]["expert"].rpartition(".")
     env = environment_maker(options["task"]["env_id"], options["env"])()
+    require_time_limit(env)
     expert = getattr(importlib.import_module(module), name)(np.random.default_rng(options["seed"]))
     writer = StoreWriter(
         options["output_dir"],

@@ -11,7 +11,7 @@ usage: flowchunk compare [NAME=]RUN[,RUN ...] [NAME=]RUN ... [KEY=VALUE ...]
   measure=success|score            what is tested
   alpha=0.05                       the probability of any false alarm among all pairs
   seed=100000                      of the first episode of runs that were never evaluated
-  num_envs=50  workers=false  device=cpu       as for flowchunk eval
+  num_envs=50  processes=1  device=cpu   as for flowchunk eval
   output_dir=DIR                   default: comparison
 
 All must have the same task, environment and seeds. Two single runs: McNemar's exact test and the

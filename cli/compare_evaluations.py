@@ -99,12 +99,12 @@ class Evaluation:
     def load(self, options: Mapping[str, Any], console: Console) -> PolicyEvaluation:
         """The policy in its environment, under the conditions of the episodes that are there.
 
-        options: ``num_envs``, ``workers``, ``device`` and ``seed`` of ``schemas.COMPARE_RUNS``. Raises ConfigurationError if
-        no more episodes can be run.
+        options: ``num_envs``, ``processes``, ``device`` and ``seed`` of ``schemas.COMPARE_RUNS``. Raises ConfigurationError
+        if no more episodes can be run.
         """
         if self._loaded is None:
             given = {name: self.report[name] for name in (*SETTINGS, "env_id", "env", "delay") if name in self.report}
-            given |= {name: options[name] for name in ("num_envs", "workers", "device")}
+            given |= {name: options[name] for name in ("num_envs", "processes", "device")}
             given["seed"] = self.report.get("seed", REPORT_SEED if options["seed"] is None else options["seed"])
             self._require_continuable()
             chosen = {**read_options("eval", []), **given}

@@ -15,7 +15,7 @@ POLICY_COMPARISON: dict[str, Option] = {
     "seed": Option(int | None, None, f"of the first episode of runs that were never evaluated; default: {REPORT_SEED}"),
     "stop": Option(str | None, None, "sequential: stop once every pair is told apart"),
     "round": Option(int, 10, "episodes that are evaluated before each look, with stop=sequential"),
-    **options_of(rollout, only=("num_envs", "workers")),
+    **options_of(rollout, only=("num_envs", "processes")),
 }
 EPISODES_NEEDED: dict[str, Option] = {
     "p": Option(float, meaning="the success rate of one policy"),

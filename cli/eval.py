@@ -19,7 +19,8 @@ usage: flowchunk eval CHECKPOINT [KEY=VALUE ...]
   reanchor_steps=0                 fade the jump at a new chunk's start over so many steps
   env.KEY=VALUE  env_id=ID         another environment than in training; MODULE:ID imports the
                                    module that registers it
-  num_envs=50  workers=false       environments in parallel; true: each in its own process
+  num_envs=50  processes=1         environments in parallel, and the processes that step them; the
+                                   results do not depend on these
   device=cpu|auto|cuda|cuda:N|mps  where the policy runs and its latency is measured
   video=1                          episodes to record, with predicted chunks and the policy's images
   output_dir=DIR                   default: RUN/eval
@@ -52,7 +53,9 @@ from flowchunk.cli.reports import print_table, print_written, table_of, write_re
 from flowchunk.cli.selection_seeds import OVERLAP, overlap_warning, overlaps_selection
 from flowchunk.datasets.errors import ConfigurationError, SimulationError, SpecMismatchError
 from flowchunk.datasets.specs import require_observations, require_same_actions
-from flowchunk.envs.contract import action_spec_of, observation_spec_of
+from flowchunk.envs.checks import check_isolation
+from flowchunk.envs.contract import action_spec_of, observation_spec_of, require_time_limit
+from flowchunk.envs.failed_episodes import described
 from flowchunk.envs.rollout import Rollout, record_episode, rollout
 from flowchunk.envs.simulation import MakeEnv, environment_maker, inherited_options
 from flowchunk.envs.video import write_video
@@ -64,7 +67,8 @@ from flowchunk.policy.evaluation.intervals import wilson_interval
 from flowchunk.policy.evaluation.latency import latency_ms
 from flowchunk.policy.execution.executor import ChunkExecution
 
-ONLY_IN_SIMULATION = ("episodes", "n_action_steps", "num_envs", "workers", "env_id", "env", "video")
+ONLY_IN_SIMULATION = ("episodes", "n_action_steps", "num_envs", "processes", "env_id", "env", "video")
+ISOLATION_STEPS = 5
 VERSIONS = ("flowchunk", "torch", "mujoco", "gymnasium", "numpy")
 
 
@@ -149,12 +153,13 @@ class PolicyEvaluation:
             raise ConfigurationError(
                 f"{directory} does not say which environment it is for; give env_id=…, or dataset.path=… of recordings"
             )
-        for name in ("episodes", "num_envs"):
+        for name in ("episodes", "num_envs", "processes"):
             if options[name] < 1:
                 raise ConfigurationError(f"{name}={options[name]} must be at least 1")
         env = _env_arguments(env_id, options["env"], training, console)
         make_env = environment_maker(env_id, env)
         _check_env(policy, make_env, env_id)
+        _warn_if_not_isolated(make_env, env_id, console)
         execution = _execution(policy, options)
         return cls(policy, make_env, execution, env_id, env, training.get("task"), options)
 
@@ -168,7 +173,7 @@ class PolicyEvaluation:
             seed=self.options["seed"],
             nfe=nfe,
             num_envs=self.options["num_envs"],
-            workers=self.options["workers"],
+            processes=self.options["processes"],
             delay=VirtualDelay(**self.options["delay"]),
             advance=advance,
         )
@@ -206,7 +211,7 @@ class PolicyEvaluation:
             "reanchor_steps": self.execution.reanchor_steps,
             "delay": dict(self.options["delay"]),
             "num_envs": min(self.options["num_envs"], self.options["episodes"]),
-            "workers": self.options["workers"],
+            "processes": self.options["processes"],
             "device": str(self.policy.model.device),
             "versions": {name: version(name) for name in VERSIONS},
         }
@@ -266,6 +271,7 @@ def read_training(directory: Path) -> dict[str, Any]:
 def _check_env(policy: ChunkPolicy, make_env: MakeEnv, env_id: str) -> None:
     env = make_env()
     try:
+        require_time_limit(env)
         actions, observations = action_spec_of(env), observation_spec_of(env)
     finally:
         env.close()
@@ -281,6 +287,16 @@ def _check_env(policy: ChunkPolicy, make_env: MakeEnv, env_id: str) -> None:
         raise SpecMismatchError(
             f"{error}; change the environment by env.KEY=VALUE, for example env.observation=image"
         ) from error
+
+
+def _warn_if_not_isolated(make_env: MakeEnv, env_id: str, console: Console) -> None:
+    """Say if an episode depends on the one before it, so that results would depend on how many run in parallel."""
+    try:
+        check_isolation(make_env, steps=ISOLATION_STEPS)
+    except SimulationError as error:
+        console.print(f"warning: {env_id}: {error}", style="yellow", markup=False, soft_wrap=True)
+    except Exception:  # whatever an environment raises: episodes that fail are counted and reported
+        return
 
 
 def video_name(seed: int | str) -> str:
@@ -302,8 +318,8 @@ def record_videos(console: Console, evaluation: PolicyEvaluation, folder: Path, 
         )
         try:
             write_video(folder / video_name(seed), frames, fps=policy.action_spec.control_hz)
-        except SimulationError as error:
-            console.print(f"no video: {error}", style="yellow", markup=False, soft_wrap=True)
+        except Exception as error:  # whatever an environment raises that cannot render
+            console.print(f"no video: {described(error)}", style="yellow", markup=False, soft_wrap=True)
             return
         print_written(console, folder / video_name(seed))
 

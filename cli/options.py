@@ -48,6 +48,7 @@ RENAMED = {
     "size": "dataset.size",
     "invert": "dataset.invert",
     "half": "dataset.half",
+    "workers": "processes",
 }
 """Old names of options: errors name the new one, and runs that were started with the old one can be resumed."""
 T = TypeVar("T")
@@ -63,7 +64,7 @@ def read_options(config: str, overrides: Sequence[str], *, all_given: bool = Tru
     for override in overrides:
         if "=" not in override or override.startswith(("-", "+", "~", "=")):
             raise ConfigurationError(f"expected KEY=VALUE, but got {override!r}; see --help")
-    overrides = [part for override in overrides for part in _named_variant(override)]
+    overrides = [part for override in overrides for part in _spelled_out(override, config)]
     with _explained_errors(config, overrides):
         by_default = _composed(
             config, [override for override in overrides if override.partition("=")[0] in _groups(config)]
@@ -78,8 +79,10 @@ def read_options(config: str, overrides: Sequence[str], *, all_given: bool = Tru
     return {str(key): _plain(value) for key, value in content.items()}
 
 
-def _named_variant(override: str) -> list[str]:
-    """``task=metaworld/reach`` as ``task=metaworld env.name=reach``; other overrides unchanged."""
+def _spelled_out(override: str, config: str) -> list[str]:
+    """``task=metaworld/reach`` as ``task=metaworld env.name=reach``, and ``env_id=ID`` of a task as ``task.env_id=ID``."""
+    if override.startswith("env_id=") and "task" in _groups(config):
+        return [f"task.{override}"]
     task, slash, name = override.removeprefix("task=").partition("/")
     is_variant = override.startswith("task=") and slash and task in choices("task")
     return [f"task={task}", f"env.name={name}"] if is_variant else [override]

@@ -234,6 +234,6 @@ def _record(console: Console, files: RunFiles, *, device: str) -> None:
         )
     episodes = [episode for episode in files.ranked_episodes().values() if files.video_of(episode) is None]
     if episodes:
-        how = {"num_envs": 1, "workers": False, "device": device, "seed": None}
+        how = {"num_envs": 1, "processes": 1, "device": device, "seed": None}
         evaluation = Evaluation.find(str(files.folder)).load(how, console)
         record_videos(console, evaluation, files.videos, [episode["seed"] for episode in episodes])

@@ -187,7 +187,7 @@ EPISODE_OPTIONS: dict[str, Option] = {
     **PREFIX_METHOD,
     "reanchor_steps": Option(int, 0, "control steps over which the jump at a new chunk's start fades"),
     "delay": section("VirtualDelay", options_of(VirtualDelay)),
-    **options_of(rollout, only=("num_envs", "workers")),
+    **options_of(rollout, only=("num_envs", "processes")),
     "env_id": Option(str | None, None, "default: the environment of training"),
     **ENV,
 }

@@ -11,7 +11,8 @@ usage: flowchunk sweep CHECKPOINT ["nfe=[1,2,4,8,16,100]"] [KEY=VALUE ...]
 of policies:
   episodes=200  seed=100000        simulated episodes, the same ones for each number
   noise_scale=1.0                  factor of the initial noise (default: the policy's own)
-  num_envs=50  n_action_steps=N  env_id=ID  env.KEY=VALUE    as for flowchunk eval
+  num_envs=50  processes=1  n_action_steps=N  env_id=ID  env.KEY=VALUE
+                                   as for flowchunk eval
 
 of models of generated data:
   n=N  guidance=1.0  seed=100000   samples for each number

@@ -5,9 +5,12 @@ usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]
 
 data of policies:
   task=NAME                        pusht_state | pusht_keypoints | pusht_image | pickplace_state |
-                                   pickplace_image | adroit_door | metaworld | own
-                                   metaworld/NAME: one of its 50 tasks; own: a data set of your own, by its
-                                   stored specifications
+                                   pickplace_image | adroit_door | fetch_pick_and_place | metaworld |
+                                   gym | own
+                                   metaworld/NAME: one of its 50 tasks; gym: any Gymnasium environment;
+                                   own: a data set of your own, by its stored specifications
+  task.env_id=ID                   of task=gym ("task." may be left out); MODULE:ID imports the module
+                                   that registers it
   dataset.path=PATH                a zarr store: flowchunk's own or diffusion_policy's
   dataset.cache=MODE               auto | disk | ram | device: where images are kept
   dataset.cache_dir=DIR            the folder of dataset.cache=disk
@@ -83,7 +86,7 @@ from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.image_cache import ImageCacheOptions
 from flowchunk.datasets.specs import require_observations, require_same_actions
 from flowchunk.datasets.symmetry import Symmetry
-from flowchunk.envs.contract import specs_of
+from flowchunk.envs.contract import require_time_limit, specs_of
 from flowchunk.envs.evaluation import evaluate_in
 from flowchunk.envs.simulation import MakeEnv, environment_maker
 from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
@@ -91,7 +94,7 @@ from flowchunk.policy.demonstrations import DatasetOptions, Specs
 from flowchunk.policy.fitting import fit, require_specs_of
 from flowchunk.policy.sampling import SamplingOptions
 
-ABOUT_DATA = ("task=", "task.", "env.", "dataset.", "device=", "training.init_from=", "policy.horizon=")
+ABOUT_DATA = ("task=", "task.", "env_id=", "env.", "dataset.", "device=", "training.init_from=", "policy.horizon=")
 """Options that are needed before others can be derived from the data set."""
 MISSING = "???"
 
@@ -232,6 +235,7 @@ def task_specs(store: EpisodeSource, make_env: MakeEnv | None, options: Mapping[
         return derived.observation_spec, derived.action_spec
     env = make_env()
     try:
+        require_time_limit(env)
         specs = specs_of(env)
     finally:
         env.close()

@@ -82,6 +82,11 @@ gymnasium.register(
     entry_point="flowchunk.envs.tasks.adroit_door:AdroitDoor",
     max_episode_steps=300,
 )
+gymnasium.register(
+    id="flowchunk/FetchPickAndPlace-v1",
+    entry_point="flowchunk.envs.tasks.fetch_pick_and_place:FetchPickAndPlace",
+    max_episode_steps=50,
+)
 
 if os.environ.get("MUJOCO_GL", "").strip().lower() == "osmesa":
     load_triton_before_mesa()  # MuJoCo loads OSMesa as soon as it is imported

@@ -13,7 +13,15 @@ from gymnasium.utils.env_checker import check_env
 
 from flowchunk.datasets.errors import SimulationError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
-from flowchunk.envs.contract import TaskEnv, require_outcome, specs_of, with_outcome
+from flowchunk.envs.contract import (
+    OUTCOME,
+    TaskEnv,
+    observation_spec_of,
+    require_outcome,
+    require_time_limit,
+    specs_of,
+    with_outcome,
+)
 
 STEPS = 20
 
@@ -21,30 +29,51 @@ STEPS = 20
 def check_task_env(make_env: Callable[[], gymnasium.Env[Any, Any]]) -> None:
     """Raise SimulationError with what is wrong unless environments keep the contract of ``TaskEnv``.
 
-    make_env: makes a fresh environment each time. Two of them are stepped with random actions: specifications against spaces
-    and observations, ``score`` and ``is_success``, the same bits for the same seed whatever was done before, actions that are
-    not finite, ``hold_action`` if there is one, and what Gymnasium itself checks.
+    make_env: makes a fresh environment each time. Checked are the time limit, and with random actions specifications against
+    spaces and observations, ``score`` and ``is_success``, the same bits for the same seed whatever was done before, actions
+    that are not finite, ``hold_action`` if there is one, and what Gymnasium itself checks.
     """
-    env, used = make_env(), make_env()
+    env = make_env()
     try:
+        require_time_limit(env)
         observation_spec, action_spec = specs_of(env)
         _check_spaces(env, observation_spec, action_spec)
         _check_gymnasium(env)
-        actions = _random_actions(env)
-        first = _episode(env, observation_spec, actions, seed=1)
-        _episode(used, observation_spec, actions[::-1], seed=2)
-        again = _episode(used, observation_spec, actions, seed=1)
-        for step, (one, other) in enumerate(zip(first, again, strict=False)):
-            if different := [key for key in one if not np.array_equal(one[key], other[key])]:
-                raise SimulationError(
-                    f"the same seed and actions gave another observation {different} at step {step} after another episode: "
-                    "let reset bring back all state, and draw all random numbers from self.np_random"
-                )
+        check_isolation(make_env)
         _check_bad_action(env, action_spec)
         _check_holding(env, action_spec)
     finally:
         env.close()
+
+
+def check_isolation(make_env: Callable[[], gymnasium.Env[Any, Any]], *, before: int = 1, steps: int = STEPS) -> None:
+    """Raise SimulationError unless an episode after others is that of its seed alone, bit for bit, in a new environment.
+
+    make_env: makes a fresh environment each time. before: the number of other episodes. steps: of random actions in each.
+    Observations, score and success are compared, and checked as in ``check_task_env``.
+    """
+    alone, used = make_env(), make_env()
+    try:
+        spec = observation_spec_of(alone)
+        actions = _random_actions(alone, steps)
+        first = _episode(alone, spec, actions, seed=0)
+        for seed in range(1, before + 1):
+            _episode(used, spec, actions[::-1], seed=seed)
+        again = _episode(used, spec, actions, seed=0)
+    finally:
+        alone.close()
         used.close()
+    for step, (one, other) in enumerate(zip(first, again, strict=False)):
+        if different := [key for key in one if not np.array_equal(one[key], other[key])]:
+            raise SimulationError(
+                f"the same seed and actions gave another observation {different} at step {step} after another episode: "
+                "let reset bring back all state, and draw all random numbers from self.np_random"
+            )
+    if len(first) != len(again):
+        raise SimulationError(
+            f"the same seed and actions gave an episode of {len(again) - 1} steps instead of {len(first) - 1} after another "
+            "episode: let reset bring back all state"
+        )
 
 
 def _check_spaces(env: gymnasium.Env[Any, Any], observation_spec: ObservationSpec, action_spec: ActionSpec) -> None:
@@ -83,15 +112,15 @@ def _check_gymnasium(env: gymnasium.Env[Any, Any]) -> None:
             raise SimulationError(f"Gymnasium's own check failed: {error}") from error
 
 
-def _random_actions(env: gymnasium.Env[Any, Any]) -> list[np.ndarray]:
+def _random_actions(env: gymnasium.Env[Any, Any], steps: int) -> list[np.ndarray]:
     env.action_space.seed(0)
-    return [env.action_space.sample() for _ in range(STEPS)]
+    return [env.action_space.sample() for _ in range(steps)]
 
 
 def _episode(
     env: gymnasium.Env[Any, Any], spec: ObservationSpec, actions: list[np.ndarray], *, seed: int
 ) -> list[dict[str, np.ndarray]]:
-    """The observations of an episode, which are checked, as are its infos."""
+    """The observations of an episode with the outcomes beside them, all of them checked."""
     observation, _ = env.reset(seed=seed)
     observations, score = [_checked(observation, spec)], 0.0
     for action in actions:
@@ -105,6 +134,7 @@ def _episode(
                 "within an episode"
             )
         score = outcome["score"]
+        observations[-1] |= {key: np.array(outcome[key]) for key in OUTCOME}
         if terminated or truncated:
             break
     return observations

@@ -69,6 +69,15 @@ def required(env: gymnasium.Env[Any, Any], name: Literal["observation_spec", "ac
     return env.get_wrapper_attr(name)
 
 
+def require_time_limit(env: gymnasium.Env[Any, Any]) -> None:
+    """Raise SimulationError if a registered environment has no time limit: a policy that does not succeed never ends."""
+    if env.spec is not None and env.spec.max_episode_steps is None:
+        raise SimulationError(
+            f"{env.spec.id} has no time limit, so an episode without success never ends; give env.max_episode_steps=N, or "
+            "register it with max_episode_steps=N"
+        )
+
+
 def with_outcome(info: Mapping[str, Any]) -> dict[str, Any]:
     """The info of a step with ``score`` as a float and ``is_success`` as a bool, whatever their numeric types were.
 

@@ -1,7 +1,11 @@
-"""Run a policy for many episodes in parallel, with one batched inference per round over all environments."""
+"""Run a policy for many episodes in parallel, with one batched inference per round over all environments.
+
+The environments may be spread over processes. Slots, batches and noise do not depend on that, so neither do the results.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +13,12 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.errors import ConfigurationError, SimulationError
 from flowchunk.datasets.specs import ObservationSpec
 from flowchunk.envs.contract import observation_spec_of, require_outcome
-from flowchunk.envs.idle import IdleAfterEpisodes
+from flowchunk.envs.env_group import EnvGroup, EnvStep, make_group
+from flowchunk.envs.failed_episodes import ERROR, ErrorsAsFailures
 from flowchunk.envs.receding_horizon import RecedingHorizon
 from flowchunk.envs.video import VideoRecorder
 from flowchunk.envs.virtual_delay import VirtualDelay
@@ -23,18 +27,20 @@ from flowchunk.policy.execution.policy import Policy
 
 REPORT_SEED = 100_000
 SELECTION_SEED = 300_000
-CONTINUATION = {"prefix", "prefix_length", "tail_length"}
-"""What the info of ``RecedingHorizon`` says about the chunk to be continued."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """The outcome of one episode. score: the best that the task reported, in [0, 1]."""
+    """The outcome of one episode. score: the best that the task reported, in [0, 1].
+
+    error: why the environment failed in it, which counts as no success and a score of 0; None if it did not.
+    """
 
     seed: int
     score: float
     success: bool
     steps: int
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,11 @@ class Rollout:
         return self.successes / len(self.episodes)
 
     @property
+    def failures(self) -> tuple[Episode, ...]:
+        """The episodes in which the environment failed."""
+        return tuple(episode for episode in self.episodes if episode.error is not None)
+
+    @property
     def env_steps_per_second(self) -> float:
         return sum(episode.steps for episode in self.episodes) / self.seconds
 
@@ -71,29 +82,52 @@ def rollout(
     seed: int = REPORT_SEED,
     nfe: int | None = None,
     num_envs: int = 50,
-    workers: bool = False,
+    processes: int = 1,
     delay: VirtualDelay | None = None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Rollout:
     """Run ``episodes`` episodes; episode i is reset with ``seed + i``, and its noise depends only on that seed.
 
-    num_envs: environments in parallel. workers: run each in its own process (worthwhile if a step takes much longer than
-    a message). delay: the control steps that predictions take; none by default. advance: called with the number of
-    finished episodes after every round. Raises SimulationError if an episode ends without ``score`` and ``is_success`` in
-    its info.
+    num_envs: environments in parallel. processes: over which they are spread; with 1 they run in this one. More give the same
+    results, bit for bit, faster if the environments' steps take longer than the policy and the messages; they are spawned, so
+    a script needs ``if __name__ == "__main__"``. delay: the control steps that predictions take; none by default. advance:
+    called with the number of finished episodes when it grows.
+
+    An episode in which the environment raises, or observes what is not finite, counts as no success; that is logged, and the
+    others go on. Raises SimulationError if all fail so, or if one ends without ``score`` and ``is_success`` in its info.
     """
     num_envs = min(num_envs, episodes)
-    environments = _vector_env(make_env, execution, num_envs, workers=workers, delay=delay)
+
+    def make() -> gymnasium.Env[Any, Any]:
+        contained = ErrorsAsFailures(make_env, keys=policy_keys)
+        return RecedingHorizon(contained, execution, delay=delay)
+
+    policy_keys = frozenset(policy.observation_spec.fields)  # and not the policy, which processes do not need
+    environments = make_group(make, num_envs, processes=processes)
     started = time.perf_counter()
     try:
-        infos = _run(policy, environments, episodes=episodes, seed=seed, nfe=nfe, advance=advance)
+        infos = _run(policy, environments, num_envs=num_envs, episodes=episodes, seed=seed, nfe=nfe, advance=advance)
     finally:
         environments.close()
-    results = [
-        Episode(seed + number, float(info["score"]), bool(info["is_success"]), int(info["steps"]))
-        for number, info in enumerate(infos)
-    ]
-    return Rollout(tuple(results), time.perf_counter() - started, tuple(infos))
+    results = tuple(_episode(seed + number, info) for number, info in enumerate(infos))
+    rollout = Rollout(results, time.perf_counter() - started, tuple(infos))
+    _report_failures(rollout)
+    return rollout
+
+
+def _report_failures(rollout: Rollout) -> None:
+    """Warn about episodes in which the environment failed. Raises SimulationError if it did in all."""
+    if not rollout.failures:
+        return
+    failed, episodes, first = len(rollout.failures), len(rollout.episodes), rollout.failures[0]
+    text = f"the environment failed in {failed} of {episodes} episodes; in that of seed {first.seed}: {first.error}"
+    if failed == episodes:
+        raise SimulationError(text)
+    logging.getLogger(__name__).warning("%s; these count as no success", text)
+
+
+def _episode(seed: int, info: Mapping[str, Any]) -> Episode:
+    return Episode(seed, float(info["score"]), bool(info["is_success"]), int(info["steps"]), info.get(ERROR))
 
 
 def record_episode(
@@ -158,96 +192,57 @@ def noise_seeds(episode_seed: int, rounds: int, samples: int) -> list[int]:
 
 def _run(
     policy: Policy,
-    environments: SyncVectorEnv | AsyncVectorEnv,
+    environments: EnvGroup,
     *,
+    num_envs: int,
     episodes: int,
     seed: int,
     nfe: int | None,
     advance: Callable[[int], None],
-) -> list[dict[str, Any]]:
-    slots = environments.num_envs
-    outcome: list[dict[str, Any]] = [{} for _ in range(episodes)]
-    episode_of, rounds = np.arange(slots), np.zeros(slots, dtype=int)
-    begun, finished = slots, 0
-    first_seeds: list[int | None] = [seed + slot for slot in range(slots)]
-    observation, info = environments.reset(seed=first_seeds)
-    chunks = np.zeros(environments.action_space.shape or (), dtype=np.float32)
-    while finished < episodes:
-        active = np.flatnonzero(episode_of >= 0)
-        observed = {key: value[active] for key, value in observation.items()}
-        seeds = [noise_seed(seed + int(episode_of[slot]), int(rounds[slot])) for slot in active]
-        chunks[active] = _predict(policy, observed, info, active, nfe=nfe, seeds=seeds)
-        observation, _, terminated, truncated, info = environments.step(chunks)
-        rounds[active] += 1
-        done = [slot for slot in active if terminated[slot] or truncated[slot]]
-        if not done:
+) -> list[Mapping[str, Any]]:
+    """The info of each episode's last step."""
+    outcome: list[Mapping[str, Any]] = [{} for _ in range(episodes)]
+    waiting = iter(range(num_envs, episodes))
+    number_of = {slot: slot for slot in range(num_envs)}  # of the episode that runs in each environment
+    rounds = dict.fromkeys(number_of, 0)
+    latest = environments.reset({slot: seed + number for slot, number in number_of.items()})
+    finished = 0
+    while number_of:
+        slots = sorted(number_of)
+        seeds = [noise_seed(seed + number_of[slot], rounds[slot]) for slot in slots]
+        chunks = _predict(policy, [latest[slot] for slot in slots], nfe=nfe, seeds=seeds)
+        latest = environments.step(dict(zip(slots, chunks, strict=True)))
+        for slot in slots:
+            rounds[slot] += 1
+        if not (over := [slot for slot in slots if latest[slot].is_over]):
             continue
-        for slot in done:
-            outcome[episode_of[slot]] = _info_of(info, int(slot))
-            require_outcome(outcome[episode_of[slot]])
-            episode_of[slot], rounds[slot] = (begun if begun < episodes else -1), 0
-            begun += 1
-        finished += len(done)
+        for slot in over:
+            require_outcome(latest[slot].info)
+            outcome[number_of.pop(slot)] = latest[slot].info
+        begun = dict(zip(over, waiting, strict=False))
+        number_of |= begun
+        rounds |= dict.fromkeys(begun, 0)
+        latest |= environments.reset({slot: seed + number for slot, number in begun.items()})
+        finished += len(over)
         advance(finished)
-        ended = np.isin(np.arange(slots), done)
-        for mask, options in ((ended & (episode_of >= 0), {}), (ended & (episode_of < 0), {"idle": True})):
-            if mask.any():
-                seeds_or_none = [
-                    seed + int(number) if is_new else None for number, is_new in zip(episode_of, mask, strict=True)
-                ]
-                observation, started = environments.reset(seed=seeds_or_none, options={"reset_mask": mask, **options})
-                for name in CONTINUATION & started.keys():
-                    info[name][mask] = started[name][mask]
     return outcome
 
 
 def _predict(
-    policy: Policy,
-    observed: Mapping[str, np.ndarray],
-    info: Mapping[str, Any],
-    active: np.ndarray,
-    *,
-    nfe: int | None,
-    seeds: Sequence[int],
-) -> np.ndarray:
-    """Chunks (N, H, D) for the active slots, each continuing what its ``info`` says; one call per length of that."""
-    if "prefix" not in info:
-        return policy.predict_chunk(observed, nfe=nfe, seed=seeds)
-    planned, lengths = info["prefix"][active], info["prefix_length"][active]
-    ends = lengths + info["tail_length"][active]
-    chunks = np.zeros_like(planned)
-    for length, end in {(int(length), int(end)) for length, end in zip(lengths, ends, strict=True)}:
-        rows = np.flatnonzero((lengths == length) & (ends == end))
-        continued = {"prefix": planned[rows, :length], "tail": planned[rows, length:end]} if end else {}
-        chunks[rows] = policy.predict_chunk(
-            {key: value[rows] for key, value in observed.items()},
-            nfe=nfe,
-            seed=[seeds[row] for row in rows.tolist()],
-            **continued,
-        )
-    return chunks
-
-
-def _info_of(info: Mapping[str, Any], slot: int) -> dict[str, Any]:
-    """The info of one environment of a vector environment."""
-    return {
-        key: _info_of(values, slot) if isinstance(values, dict) else values[slot]
-        for key, values in info.items()
-        if not key.startswith("_") and info[f"_{key}"][slot]
-    }
-
-
-def _vector_env(
-    make_env: Callable[[], gymnasium.Env[Any, Any]],
-    execution: ChunkExecution,
-    num_envs: int,
-    *,
-    workers: bool,
-    delay: VirtualDelay | None,
-) -> SyncVectorEnv | AsyncVectorEnv:
-    def make() -> gymnasium.Env[Any, Any]:
-        return IdleAfterEpisodes(RecedingHorizon(make_env(), execution, delay=delay))
-
-    if workers:
-        return AsyncVectorEnv([make] * num_envs, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
-    return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+    policy: Policy, steps: Sequence[EnvStep], *, nfe: int | None, seeds: Sequence[int]
+) -> Sequence[np.ndarray]:
+    """A chunk (H, D) for each step, which continues what its ``info`` says; one call of the policy per length of that."""
+    rows_of: dict[tuple[int, int], list[int]] = {}
+    for row, step in enumerate(steps):
+        length = int(step.info.get("prefix_length", 0))
+        rows_of.setdefault((length, length + int(step.info.get("tail_length", 0))), []).append(row)
+    chunks: dict[int, np.ndarray] = {}
+    for (length, end), rows in rows_of.items():
+        continued = {}
+        if end:
+            planned = np.stack([steps[row].info["prefix"] for row in rows])
+            continued = {"prefix": planned[:, :length], "tail": planned[:, length:end]}
+        observed = {key: np.stack([steps[row].observation[key] for row in rows]) for key in steps[0].observation}
+        predicted = policy.predict_chunk(observed, nfe=nfe, seed=[seeds[row] for row in rows], **continued)
+        chunks |= dict(zip(rows, np.asarray(predicted, np.float32), strict=True))
+    return [chunks[row] for row in range(len(steps))]

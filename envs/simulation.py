@@ -18,21 +18,22 @@ from flowchunk.envs.gym_task import as_task
 MakeEnv = Callable[..., gymnasium.Env[Any, Any]]
 OURS = "flowchunk/"
 ADAPTED = ("control_hz", "success_key")  # options of ``GymTask``
+TIME_LIMIT = "max_episode_steps"  # an option of ``gymnasium.make``
 
 
 def environment_maker(env_id: str, options: Mapping[str, Any]) -> MakeEnv:
     """A picklable function that makes the environment; it takes further options, such as ``render_mode``.
 
     env_id: as ``gymnasium.make`` takes it, so ``module:id`` imports the module that registers the id. Environments that know
-    nothing of flowchunk become a ``GymTask``, whose options may be among these. Raises ConfigurationError for an unknown id,
-    or an option that the environment does not take.
+    nothing of flowchunk become a ``GymTask``, whose options may be among these; so may ``max_episode_steps``. Raises
+    ConfigurationError for an unknown id, or an option that the environment does not take.
     """
     accepted = accepted_options(env_id)
     adapted = {} if env_id.startswith(OURS) else {name: options[name] for name in ADAPTED if name in options}
     if accepted is not None:
         adapted = {name: value for name, value in adapted.items() if name not in accepted}
     options = {name: value for name, value in options.items() if name not in adapted}
-    if accepted is not None and (unknown := options.keys() - set(accepted)):
+    if accepted is not None and (unknown := options.keys() - {*accepted, TIME_LIMIT}):
         raise ConfigurationError(
             f"{env_id} takes no env.{' or env.'.join(sorted(unknown))}; it takes "
             f"{', '.join(f'env.{name}' for name in accepted) or 'no options'}"

@@ -27,6 +27,7 @@ PAGES = (
     "docs/guides/training.md",
     "docs/guides/extending.md",
     "docs/guides/comparing.md",
+    "docs/guides/bring-your-environment.md",
 )
 RECORDED = REPOSITORY.parent / "shared" / "data" / "lerobot_v2_picknplace"
 """The data set of the page that starts from a folder, in a development environment."""
@@ -35,6 +36,7 @@ BLOCK = re.compile(
 )
 LINK = re.compile(r"\]\((?!https?:)(?P<path>[^)#]*)(?:#(?P<anchor>[^)]+))?\)")
 NOT_RUN = ("not run:", "tests")  # how the markers of blocks begin that are left out: installation, and CI's own line
+FILE = "file: "  # how the markers of blocks begin that the reader saves
 SMALL = {
     "train": (
         "network.width=32",
@@ -54,9 +56,11 @@ SMALL_VALUES = {"steps=10_000": "steps=4", "episodes=20)": "episodes=1)"}
 
 
 def blocks(page: str) -> Iterator[tuple[str, str]]:
-    """Language and code of each block that is to run, in order."""
+    """Language and code of each block that is to run, in order; those that are files, with ``file: NAME`` as language."""
     for block in BLOCK.finditer((REPOSITORY / page).read_text()):
-        if not (block["marker"] or "").startswith(NOT_RUN):
+        if (block["marker"] or "").startswith(FILE):
+            yield block["marker"], block["code"]
+        elif not (block["marker"] or "").startswith(NOT_RUN):
             yield block["language"], block["code"]
 
 
@@ -106,6 +110,9 @@ def test_every_block_runs(
                 code = code.replace(large, small)
             assert "fit(" not in code or "steps=4" in code, "a training that is not made small"
             exec(compile(code, f"{page}: {code.splitlines()[0]}", "exec"), names)
+        elif language.startswith(FILE):
+            monkeypatch.syspath_prepend(small_world)
+            (small_world / language.removeprefix(FILE)).write_text(code)
         else:
             for line in code.splitlines():
                 run_command(line)
@@ -129,7 +136,7 @@ def test_the_five_lines_are_what_the_package_computes() -> None:
 def test_blocks_are_found(page: str) -> None:
     fences = (REPOSITORY / page).read_text().count("\n```python\n") + (REPOSITORY / page).read_text().count("\n```sh\n")
     assert len(BLOCK.findall((REPOSITORY / page).read_text())) == fences
-    languages = {language for language, _ in blocks(page)}
+    languages = {language for language, _ in blocks(page) if not language.startswith(FILE)}
     assert languages == ({"python"} if page == "docs/guides/extending.md" else {"python", "sh"})
 
 

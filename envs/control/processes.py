@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import connection as pipes
 from typing import Any, Self
 
@@ -16,6 +14,7 @@ from flowchunk.datasets.errors import FlowchunkError, RobotError
 from flowchunk.envs.control.liveness import is_ending
 from flowchunk.envs.control.messages import Failed
 from flowchunk.envs.control.sender import Sender
+from flowchunk.envs.interrupts import without_interrupts
 
 CLOSING_TIME = 3.0  # s
 
@@ -36,7 +35,7 @@ class Helper:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=self._target, args=(theirs, *self._arguments), name=self.name)
-        with _without_interrupts():
+        with without_interrupts():
             self.process.start()
         theirs.close()  # so that its death closes the pipe
         self._sender = Sender(self.connection)
@@ -104,16 +103,3 @@ def with_messages(helpers: Sequence[Helper], timeout: float) -> list[Helper]:
     """Those that have sent something or have ended; empty if none does within ``timeout`` (s)."""
     ready = pipes.wait([helper.connection for helper in helpers], max(0.0, timeout))
     return [helper for helper in helpers if helper.connection in ready]
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C reaches all processes of a terminal; one that starts inherits that it is ignored, and is never without it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -34,7 +34,7 @@ KEYS = {
     "reanchor_steps",
     "delay",
     "num_envs",
-    "workers",
+    "processes",
     "device",
     "versions",
     "episodes",
@@ -66,12 +66,12 @@ def test_the_report_says_what_was_measured(report: dict[str, Any], trained_run: 
     assert report["checkpoint"] == str(trained_run / "checkpoints" / "best")
     assert (report["seed"], report["nfe"], report["n_action_steps"], report["num_envs"]) == (100_000, 4, 4, 3)
     assert (report["env"], report["solver"]) == ({"observation": "state"}, "euler")
-    assert (report["workers"], report["device"]) == (False, "cpu")
+    assert (report["processes"], report["device"]) == (1, "cpu")
     assert {"flowchunk", "torch", "mujoco", "gymnasium", "numpy"} <= report["versions"].keys()
 
 
 def test_the_episodes_are_there_one_by_one(report: dict[str, Any]) -> None:
-    assert [set(episode) for episode in report["episodes"]] == [{"seed", "score", "success", "steps"}] * 3
+    assert [set(episode) for episode in report["episodes"]] == [{"seed", "score", "success", "steps", "error"}] * 3
     assert [episode["seed"] for episode in report["episodes"]] == [100_000, 100_001, 100_002]
     for episode in report["episodes"]:
         assert 0 <= episode["score"] <= 1

@@ -147,14 +147,22 @@ def test_nothing_is_trained_on_a_device_that_is_not_there(
 # Options of earlier versions
 
 
-@pytest.mark.parametrize("old", RENAMED)
+def test_a_renamed_option_of_eval_is_refused_with_its_new_name() -> None:
+    with pytest.raises(ConfigurationError, match="workers was renamed; use processes"):
+        read_options("eval", ["workers=true"])
+
+
+OF_TRAINING = [old for old in RENAMED if old != "workers"]
+
+
+@pytest.mark.parametrize("old", OF_TRAINING)
 def test_a_renamed_option_is_refused_with_its_new_name(old: str, capsys: pytest.CaptureFixture[str]) -> None:
     task = ["task=toy2d"] if old.startswith("model.") or "." not in old else ["task=pusht_image", "dataset.path=x"]
     assert main(["train", *task, f"{old}=1"]) == 1
     assert f"{old} was renamed; use {RENAMED[old]}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("old", RENAMED)
+@pytest.mark.parametrize("old", OF_TRAINING)
 def test_the_new_name_of_a_renamed_option_is_one(old: str) -> None:
     of_data = old.startswith("model.") or "." not in old
     task = ["task=toy2d"] if of_data else ["task=pusht_image", "dataset.path=x"]
@@ -299,7 +307,8 @@ WRONG_TYPES = [
     ("train", "dataset.symmetry=3", "is not a value but a section"),
     ("train", "seed=-1", "at least 0"),
     ("generate", "label=3.5", "a whole number or a name"),
-    ("eval", "workers=3", "true or false"),
+    ("eval", "processes=two", "a whole number"),
+    ("run", "dry_run=3", "true or false"),
 ]
 
 

@@ -77,10 +77,10 @@ def test_a_module_before_the_colon_is_imported(module: str, trained_run: Path, t
     assert report["episodes"][0]["steps"] == 12
 
 
-def test_workers_import_it_too(module: str, trained_run: Path, tmp_path: Path) -> None:
+def test_other_processes_import_it_too(module: str, trained_run: Path, tmp_path: Path) -> None:
     options = (f"env_id={module}:own/Same-v0", "episodes=2")
     serial = evaluated(trained_run, tmp_path / "eval", *options)
-    assert evaluated(trained_run, tmp_path / "eval", *options, "workers=true")["episodes"] == serial["episodes"]
+    assert evaluated(trained_run, tmp_path / "eval", *options, "processes=2")["episodes"] == serial["episodes"]
 
 
 @pytest.mark.parametrize("name", ["Same", "Anything"])

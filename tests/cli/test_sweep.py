@@ -62,7 +62,7 @@ def test_a_policy_gets_score_success_and_latency(of_policy: Path, trained_run: P
     assert (content["seed"], content["floor"]) == (100_000, {})
     assert (content["env_id"], content["env"]) == ("flowchunk/PushT-v1", {"observation": "state"})
     assert (content["episodes"], content["num_envs"], content["n_action_steps"]) == (3, 3, 4)
-    assert (content["solver"], content["device"], content["workers"]) == ("euler", "cpu", False)
+    assert (content["solver"], content["device"], content["processes"]) == ("euler", "cpu", 1)
     assert {"flowchunk", "torch", "mujoco"} <= content["versions"].keys()
     assert [row["nfe"] for row in content["rows"]] == [1, 4]
     for row in content["rows"]:

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Discrete
 
-from flowchunk.datasets.errors import ConfigurationError, FlowchunkError, SimulationError
-from flowchunk.envs.idle import IdleAfterEpisodes
+from flowchunk.datasets.errors import ConfigurationError, SimulationError
 from flowchunk.envs.receding_horizon import RecedingHorizon
 from flowchunk.envs.rollout import Rollout, record_episode, rollout
 from tests.envs.custom_environments import Reach, Still
@@ -89,18 +88,3 @@ def test_a_video_without_specs_or_pixels_names_what_is_missing() -> None:
         record(Unspecified)
     with pytest.raises(SimulationError, match=r"chunk_to_pixels, got none; give it a method"):
         record(Reach)
-
-
-def test_only_foreign_reset_options_reach_the_environment() -> None:
-    inner = Reach()
-    env = IdleAfterEpisodes(RecedingHorizon(inner, STEP_BY_STEP))
-    env.reset(options={"idle": False, "start": 3})
-    assert inner.options == {"start": 3}
-    env.reset(options={"idle": False})
-    assert inner.options is None
-
-
-def test_idling_before_the_first_episode_is_an_error() -> None:
-    env = IdleAfterEpisodes(RecedingHorizon(Reach(), STEP_BY_STEP))
-    with pytest.raises(FlowchunkError, match="reset it without idle"):
-        env.reset(options={"idle": True})

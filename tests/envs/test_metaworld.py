@@ -22,12 +22,14 @@ import gymnasium
 import numpy as np
 import flowchunk.envs
 from flowchunk.envs import check_task_env
+from flowchunk.envs.checks import check_isolation
 from flowchunk.envs.tasks.metaworld import TASKS, MetaWorldExpert
 
 results = {}
 for name in sys.argv[1:] or TASKS:
     make = partial(gymnasium.make, "flowchunk/MetaWorld-v1", name=name, one_hot=True)
     check_task_env(make)
+    check_isolation(make, before=2, steps=60)
     env, expert = make(), MetaWorldExpert(np.random.default_rng(0))
     outcomes, starts = [], []
     for seed in range(2):

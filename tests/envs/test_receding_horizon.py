@@ -10,7 +10,6 @@ import pytest
 from gymnasium.spaces import Box, Dict
 
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
-from flowchunk.envs.idle import IdleAfterEpisodes
 from flowchunk.envs.receding_horizon import RecedingHorizon
 from flowchunk.policy.execution.executor import ChunkExecution
 
@@ -117,24 +116,6 @@ def test_chunks_of_another_shape_are_refused_before_the_first_action(shape: tupl
     with pytest.raises(SimulationError, match=r"must be \(H, D\) = \(6, 1\), but is"):
         env.step(np.zeros(shape))
     assert inner.actions == []
-
-
-def test_an_idle_environment_does_nothing_until_it_is_reset() -> None:
-    inner = Integrator()
-    env = IdleAfterEpisodes(receding(inner))
-    env.reset(seed=3)
-    env.step(COUNTING)
-    before, _ = env.reset(options={"idle": True})
-    for _ in range(3):
-        observation, reward, terminated, truncated, _ = env.step(COUNTING)
-        np.testing.assert_array_equal(observation["position"], before["position"])
-        assert (reward, terminated, truncated) == (0, False, False)
-    assert len(inner.actions) == EXECUTED
-    assert inner.resets == [3]
-
-    env.reset(seed=5)
-    assert env.step(COUNTING)[-1]["steps"] == EXECUTED
-    assert inner.resets == [3, 5]
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_the_outcome_does_not_depend_on_how_many_run_in_parallel(expected: Rollo
 
 
 def test_the_outcome_does_not_depend_on_worker_processes(expected: Rollout) -> None:
-    result = run(7, num_envs=2, workers=True)
+    result = run(7, num_envs=2, processes=2)
     assert result.episodes == expected.episodes
     assert outcome(result) == outcome(expected)
 
@@ -217,8 +217,8 @@ def test_workers_render_the_same_as_one_process(env_id: str) -> None:
     except SimulationError as error:
         pytest.skip(f"rendering is not possible here: {error}")
     single, parallel = (
-        rollout(VisionPolicy(), make_env, EXECUTION, episodes=3, seed=SEED, num_envs=2, workers=workers)
-        for workers in (False, True)
+        rollout(VisionPolicy(), make_env, EXECUTION, episodes=3, seed=SEED, num_envs=2, processes=processes)
+        for processes in (1, 2)
     )
     assert single.episodes == parallel.episodes
     sums = [key for key in single.infos[0] if key.startswith("sum_")]
