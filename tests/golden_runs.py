@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def record(folder: Path) -> dict[str, dict[str, list[float]]]:
     store = write_store(folder / "pusht.zarr")
     found = {}
     for name, (task, *options) in RUNS.items():
+        options += [] if task == "task=images" else as_before_the_skip()
         paths = [f"output_dir={folder / name}", *([f"dataset.path={store}"] if is_robot(task) else [])]
         if status := main(["train", task, *paths, *COMMON, *options]):
             raise SystemExit(status)
@@ -57,6 +59,13 @@ def record(folder: Path) -> dict[str, dict[str, list[float]]]:
         losses = [float(row["loss"]) for row in rows if "loss" in row]
         found[name] = {"loss": losses, "sample": sample(folder / name, task)}
     return found
+
+
+def as_before_the_skip() -> list[str]:
+    """The option that makes the network ``mlp`` what it was in the first versions, where there is one."""
+    from flowchunk.policy.networks.mlp import MLP
+
+    return ["network.skip=false"] if "skip" in signature(MLP).parameters else []
 
 
 def is_robot(task: str) -> bool:
