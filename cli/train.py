@@ -233,6 +233,8 @@ def task_specs(store: EpisodeSource, make_env: MakeEnv | None, options: Mapping[
     env = make_env()
     try:
         specs = specs_of(env)
+        if env.has_wrapper_attr("check_recordings"):
+            env.get_wrapper_attr("check_recordings")(store)
     finally:
         env.close()
     if store.observation_spec is not None and store.action_spec is not None:
