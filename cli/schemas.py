@@ -293,6 +293,13 @@ EDIT: dict[str, Option] = {
     **options_of(EditOptions),
     "dataset": section("Edited", SOURCES, SPECS),
 }
+REPLAY: dict[str, Option] = {
+    "output_dir": Option(PATH_OR_NONE, None, "default: outputs/replay-NAME"),
+    "episodes": Option(INT_OR_NONE, None, "the first so many; default: all"),
+    "env_id": Option(str | None, None, "default: the environment of the task"),
+    **TASK_OPTIONS,
+    "dataset": section("Replayed", SOURCES, SPECS, {"symmetry": Option(Any, None)}),
+}
 INSPECT: dict[str, Option] = {
     "output_dir": Option(PATH_OR_NONE, None, "where plots and images are written; default: none")
 }
@@ -321,6 +328,7 @@ COMMANDS: dict[str, Options] = {
     "convert": CONVERT,
     "edit": EDIT,
     "inspect": INSPECT,
+    "replay": REPLAY,
     "compare": COMPARE,
     "compare_runs": COMPARE_RUNS,
     "episodes_needed": EPISODES_NEEDED,

@@ -5,8 +5,9 @@ The packages need an older MuJoCo, so they need an environment of its own: see d
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from flowchunk.envs.tasks.robomimic_arguments import ENV_NAMES, ROBOSUITE_TYPE, 
 from flowchunk.envs.tasks.robomimic_import import import_robosuite, make_robosuite, seeded_numpy
 from flowchunk.envs.tasks.robomimic_specs import action_spec, observation_spec
 
+LOG = logging.getLogger(__name__)
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 ROTATIONS = ("axis_angle", "rotation_6d")
 VIEW = "agentview"
@@ -49,8 +51,8 @@ class Robomimic(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     absolute actions, "axis_angle" (rad) as in robomimic's files, or "rotation_6d". render_mode: None or "rgb_array".
 
     Raises ConfigurationError for other values, if the environment cannot be made, and without the extra ``robomimic``;
-    DatasetError if the file has no arguments of an environment, or those of another task. Warns if it was recorded with
-    another version of robosuite.
+    DatasetError if the file has no arguments of an environment, or those of another task. Logs a warning if it was
+    recorded with another version of robosuite.
     """
 
     observation_space: gymnasium.spaces.Dict
@@ -143,7 +145,7 @@ class Robomimic(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         with seeded_numpy(self.np_random):
             observation = self._restore(options) if options else self._env.reset()
         self._outcome = EpisodeOutcome()
-        self._update_outcome(self._env.get_reward())
+        self._update_outcome(self.inner.reward(None))
         return self._observe(observation), self._outcome.as_info()
 
     def _drop_simulation(self) -> None:
@@ -314,4 +316,10 @@ def _require_same_task(found: EnvArguments, env_name: str) -> None:
 
 def _warn(found: EnvArguments, installed: str) -> None:
     if (text := found.version_warning(installed)) is not None:
-        warnings.warn(text, UserWarning, stacklevel=2)
+        _warn_once(text)
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """Log a warning, although there may be many environments."""
+    LOG.warning(text)

@@ -62,8 +62,8 @@ class RobomimicExpert:
         self._yaw = float(np.arctan2(turned[1, 0], turned[0, 0]))
         self._waypoints = self._plan_lift(env, position) if task == "Lift" else self._plan_can(env, position)
 
-    def act(self, env: Robomimic) -> NDArray[np.float64]:
-        """The next action (D,), of the environment's kind and in its units."""
+    def act(self, env: Robomimic) -> NDArray[np.float32]:
+        """The next action (D,), of the environment's kind and in its units; float32, as it is stored."""
         while self._waypoints[0].is_done(env):
             del self._waypoints[0]
         waypoint = self._waypoints[0]
@@ -75,11 +75,11 @@ class RobomimicExpert:
         moved = to_go / largest + self._noise * self._generator.standard_normal(6)
         moved = np.clip(moved, -1, 1)
         if env.action_spec.size == 7 and env.action_spec.dimensions[0].reference == "delta":
-            return np.append(moved, waypoint.gripper)
+            return np.append(moved, waypoint.gripper).astype(np.float32)
         turned = convert_rotation(moved[3:] * largest[3:], "axis_angle", "matrix") @ rotation
         kind = ROTATIONS[0] if env.action_spec.size == 7 else ROTATIONS[1]
         pose = (position + moved[:3] * largest[:3], convert_rotation(turned, "matrix", kind))
-        return np.concatenate([*pose, [waypoint.gripper]])
+        return np.concatenate([*pose, [waypoint.gripper]], dtype=np.float32)
 
     def _plan_grasp(self, env: Robomimic, position: NDArray[np.float64], grasped: object) -> list[Waypoint]:
         varied = self._generator.uniform

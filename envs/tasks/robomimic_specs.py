@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from flowchunk.datasets.rotations import representation_size
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.envs.gym_task import NORMALIZED, UNKNOWN
@@ -22,11 +24,11 @@ def observation_spec(inner: Any, cameras: Sequence[str], image_size: tuple[int, 
     """
     sensors = inner._observables
     active = {name: sensor for name, sensor in sensors.items() if sensor.is_enabled() and sensor.is_active()}
-    of_objects = [(name, len(sensor.obs)) for name, sensor in active.items() if sensor.modality == OBJECT]
+    of_objects = [(name, int(np.size(sensor.obs))) for name, sensor in active.items() if sensor.modality == OBJECT]
     fields = {} if cameras or not of_objects else {OBJECT: _field(of_objects)}
     for key in (POSITION, QUATERNION, GRIPPER):
         if key in active:
-            fields[key] = _field([(key, len(active[key].obs))])
+            fields[key] = _field([(key, int(np.size(active[key].obs)))])
     images = {f"{camera}_image": ObservationField((*image_size, 3), camera=camera) for camera in cameras}
     return ObservationSpec({**images, **fields})
 
