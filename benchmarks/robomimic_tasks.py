@@ -4,8 +4,8 @@ usage: python benchmarks/robomimic_tasks.py OUTPUT_DIR [--tasks lift can] [--dem
            [--steps 2000 4000] [--timed 40] [--rounds 2] [--processes 2]
 
 Collects a robomimic file of each task, trains a policy on it, and evaluates that. Then the same policy acts in ``--timed``
-episodes of flowchunk's evaluation and of robomimic's ``rollout_with_stats``, by turns, ``--rounds`` times; success ends an episode
-in both. Resumable: what is collected, trained or evaluated is not done again. Writes OUTPUT_DIR/results.md.
+episodes of flowchunk's evaluation and of robomimic's ``rollout_with_stats``, by turns, ``--rounds`` times; success ends an
+episode in both. Resumable: what is collected, trained or evaluated is not done again. Writes OUTPUT_DIR/results.md.
 """
 
 from __future__ import annotations
