@@ -5,9 +5,9 @@ usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]
 
 data of policies:
   task=NAME                        pusht_state | pusht_keypoints | pusht_image | pickplace_state |
-                                   pickplace_image | adroit_door | metaworld | own
-                                   metaworld/NAME: one of its 50 tasks; own: a data set of your own, by its
-                                   stored specifications
+                                   pickplace_image | adroit_door | metaworld | robomimic | own
+                                   metaworld/NAME: one of its 50 tasks; robomimic/lift|can|square;
+                                   own: a data set of your own, by its stored specifications
   dataset.path=PATH                a zarr store: flowchunk's own or diffusion_policy's
   dataset.cache=MODE               auto | disk | ram | device: where images are kept
   dataset.cache_dir=DIR            the folder of dataset.cache=disk
