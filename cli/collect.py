@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,8 +142,13 @@ def _run_episode(env: Any, expert: Any, *, seed: int) -> Attempt:
         observation, _, terminated, truncated, info = env.step(action)
         rewards.append(float(info["is_success"]))
         is_over = terminated or truncated
-    stacked = {key: np.stack([frame[key] for frame in observations]) for key in observations[0]}
     simulation = None
     if state_of is not None:
-        simulation = SimulatedEpisode(np.stack(states), np.array(rewards), env.get_wrapper_attr("model_xml")())
-    return Attempt(stacked, np.stack(actions), bool(info["is_success"]), simulation)
+        model = env.get_wrapper_attr("model_xml")()
+        following = _stacked([*observations[1:], observation])
+        simulation = SimulatedEpisode(np.stack(states), np.array(rewards), following, model)
+    return Attempt(_stacked(observations), np.stack(actions), bool(info["is_success"]), simulation)
+
+
+def _stacked(observations: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {key: np.stack([one[key] for one in observations]) for key in observations[0]}

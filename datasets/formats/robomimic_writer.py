@@ -30,11 +30,13 @@ GZIP_LEVEL = 1
 class SimulatedEpisode:
     """What restores an episode of T time steps in simulation.
 
-    states: (T, n) time, positions and velocities before each action. rewards: (T,) after each action. model: MuJoCo's XML.
+    states: (T, n) time, positions and velocities before each action. rewards: (T,) after each action. next_observations:
+    {key: (T, …)} after each action. model: MuJoCo's XML.
     """
 
     states: np.ndarray
     rewards: np.ndarray
+    next_observations: Mapping[str, np.ndarray]
     model: str
 
 
@@ -42,11 +44,11 @@ class RobomimicWriter:
     """Write episodes to the file ``path``; use it as a context manager.
 
     ``data/demo_i`` holds ``obs/KEY``, ``actions`` and ``dones``, which is 1 in an episode's last frame; of simulated episodes
-    also ``states``, ``rewards`` and the attribute ``model_file``. Next observations are left out, as are unknown rewards:
-    train with ``hdf5_load_next_obs=False``, and with a cache if ``rewards`` is among the ``dataset_keys``. Images are
-    compressed one by one. Tasks, if any, are the attribute ``tasks`` of ``data`` and ``data/demo_i/task_index``; the
-    specifications are its attribute ``flowchunk``. The file appears under its name when the ``with`` block ends normally;
-    after an exception, nothing is left.
+    also ``states``, ``rewards``, ``next_obs/KEY`` and the attribute ``model_file``. Of others, rewards and next observations
+    are left out: train with ``hdf5_load_next_obs=False``, and with a cache if ``rewards`` is among the ``dataset_keys``.
+    Images are compressed one by one. Tasks, if any, are the attribute ``tasks`` of ``data`` and ``data/demo_i/task_index``;
+    the specifications are its attribute ``flowchunk``. The file appears under its name when the ``with`` block ends
+    normally; after an exception, nothing is left.
 
     env_args: what robomimic makes the environment with; without them it cannot, so train without rollouts. env_name: stored
     instead of them. masks: {name: indices of episodes}, robomimic's filter keys, usually "train" and "valid".
@@ -130,19 +132,23 @@ class RobomimicWriter:
         length = len(task_indices)
         demo = self._data.create_group(name)
         demo.attrs["num_samples"] = length
-        for key, field in self.observation_spec.fields.items():
-            options = {"chunks": (1, *field.shape), "compression": "gzip", "compression_opts": GZIP_LEVEL}
-            demo.create_dataset(f"obs/{key}", data=episode[key], **(options if field.is_image else {}))
+        self._write_observations(demo.create_group("obs"), episode)
         demo["actions"] = episode[ACTION]
         demo["dones"] = (np.arange(length) == length - 1).astype(np.int64)
         if self._tasks.texts != [NO_TASK]:
             demo["task_index"] = task_indices
+
+    def _write_observations(self, group: Any, observations: Mapping[str, np.ndarray]) -> None:
+        for key, field in self.observation_spec.fields.items():
+            options = {"chunks": (1, *field.shape), "compression": "gzip", "compression_opts": GZIP_LEVEL}
+            group.create_dataset(key, data=observations[key], **(options if field.is_image else {}))
 
     def _write_simulation(self, name: str, simulation: SimulatedEpisode) -> None:
         demo = self._data[name]
         demo.attrs["model_file"] = simulation.model
         demo.create_dataset("states", data=simulation.states, compression="gzip", compression_opts=GZIP_LEVEL)
         demo["rewards"] = np.asarray(simulation.rewards, np.float64)
+        self._write_observations(demo.create_group("next_obs"), simulation.next_observations)
 
     def _finish(self) -> None:
         if self.num_episodes == 0:

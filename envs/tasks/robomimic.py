@@ -91,6 +91,7 @@ class Robomimic(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             )
         self._version, self._rotation, self.render_mode = installed, rotation, render_mode
         self._render_size, self._outcome, self._resets = (int(render_size[0]), int(render_size[1])), EpisodeOutcome(), 0
+        self._restored_model: str | None = None
         size = (int(image_size[0]), int(image_size[1]))
         names = list(cameras) if observation == "image" else []
         self._is_rendered = bool(names) or render_mode is not None
@@ -142,6 +143,7 @@ class Robomimic(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         if unknown := options.keys() - {"states", "model"}:
             raise ConfigurationError(f"options: expected states and model, got {sorted(unknown)}; remove these")
         self._drop_simulation()
+        self._restored_model = str(options["model"]) if "model" in options else None
         with seeded_numpy(self.np_random):
             observation = self._restore(options) if options else self._env.reset()
         self._outcome = EpisodeOutcome()
@@ -158,11 +160,11 @@ class Robomimic(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             self.inner.sim = None
 
     def _restore(self, options: Mapping[str, Any]) -> Any:
-        model, states = options.get("model"), np.asarray(options["states"], np.float64)
+        model, states = self._restored_model, np.asarray(options.get("states", ()), np.float64)
         self._env.reset()
         try:
             if model is not None:
-                self._env.reset_to({"model": str(model)})
+                self._env.reset_to({"model": model})
         except Exception as error:  # robosuite and MuJoCo raise all kinds for models of other versions
             raise SimulationError(
                 f"the model of the demonstration cannot be restored with robosuite {self._version} "
@@ -174,7 +176,12 @@ class Robomimic(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
                 f"states: expected {expected} numbers in {self._arguments.env_name} (time, positions, velocities), got "
                 f"{states.shape}; the demonstration is of another model of robot and objects"
             )
-        return self._env.reset_to({"states": states})
+        observation = self._env.reset_to({"states": states})
+        robot = self.inner.robots[
+            0
+        ]  # whose redundant joint tends to where the episode started, which robosuite forgets
+        robot.controller.update_initial_joints(self.data.qpos[robot._ref_joint_pos_indexes])
+        return observation
 
     # Step
 
@@ -237,8 +244,8 @@ class Robomimic(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return np.array(self.inner.sim.get_state().flatten())
 
     def model_xml(self) -> str:
-        """The model of this episode, as MuJoCo's XML."""
-        return str(self.inner.sim.model.get_xml())
+        """The model of this episode, as MuJoCo's XML: the very text that it was made from, which MuJoCo's own is not."""
+        return str(self.inner.model.get_xml()) if self._restored_model is None else self._restored_model
 
     def start_options(self, source: EpisodeSource, episode: int) -> dict[str, Any]:
         """The options of ``reset`` with which a recorded episode starts again. Raises DatasetError if it stores no states."""

@@ -15,6 +15,7 @@ import mujoco
 import numpy as np
 
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.envs.mesa_workaround import load_triton_before_mesa
 
 NEEDED = (
     "task=robomimic needs the packages robomimic and robosuite ({error}), which need a MuJoCo from 3.3 to 3.7: install them "
@@ -24,6 +25,7 @@ NEEDED = (
 
 def import_robosuite() -> Any:
     """The package robosuite, with robomimic's environment ready. Raises ConfigurationError if one is not installed."""
+    load_triton_before_mesa()  # robosuite loads Mesa when it is imported, whether or not it renders
     try:
         with _quiet(), _mujoco_py():
             import robosuite
