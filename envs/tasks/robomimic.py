@@ -35,7 +35,7 @@ RESETS_PER_COLLECTION = 16
 VALUE_LIMIT = 100.0  # of observations, in meters; objects may fall off the table
 
 
-class Robomimic(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
+class Robomimic(gymnasium.Env[dict[str, Any], np.ndarray]):
     """A task of robosuite with one arm and the controller OSC_POSE, through robomimic's own environment.
 
     Observation: "state" for robomimic's low-dimensional keys, float32: ``object``, the poses of the objects, and of the robot
