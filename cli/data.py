@@ -1,8 +1,9 @@
-"""flowchunk data: look at a data set, convert it, or edit it.
+"""flowchunk data: look at a data set, convert it, edit it, or replay it in simulation.
 
 usage: flowchunk data inspect PATH [output_dir=DIR]
        flowchunk data convert SOURCE OUT [task=TASK] [KEY=VALUE ...] [--skip-corrupt]
        flowchunk data edit SOURCE OUT [KEY=VALUE ...] [--skip-corrupt]
+       flowchunk data replay PATH task=TASK|env_id=ID [KEY=VALUE ...]
 
   PATH, SOURCE                     a data set of any of these formats, which are recognized: zarr of
                                    flowchunk or diffusion_policy (folder or .zarr.zip), robomimic
@@ -41,6 +42,14 @@ edit writes a new store, too; SOURCE remains as it is. It takes jpeg, dataset.KE
                                    quaternion_xyzw | quaternion_wxyz | matrix; which dimensions
                                    they are: dataset.rotations={axis_angle: [rx,ry,rz]}
   rename={old: new}                keys of observations; dataset.exclude=[KEY] leaves keys out
+
+replay starts each episode where it was recorded, takes its actions whatever happens, and says in
+how many the task still succeeds: of Push-T, of the arm, of adroit_door and of robomimic, whose
+environment is made with the data's own arguments. It prints a table, and writes replay.json.
+
+  episodes=N                       only the first so many
+  env_id=ID                        another environment; it needs start_options(source, episode)
+  output_dir=DIR                   default: outputs/replay-NAME
 """
 
 from __future__ import annotations
@@ -54,7 +63,7 @@ SKIP_CORRUPT = "--skip-corrupt"
 
 
 def run(arguments: list[str]) -> None:
-    """Inspect, convert or edit a data set with command-line arguments."""
+    """Inspect, convert, edit or replay a data set with command-line arguments."""
     if arguments[:1] == ["convert"]:
         from flowchunk.cli.convert import convert_store  # here because it imports torch and environments
 
@@ -63,13 +72,18 @@ def run(arguments: list[str]) -> None:
         from flowchunk.cli.edit import edit_datasets  # here because it imports torch
 
         edit_datasets(arguments[1:])
+    elif arguments[:1] == ["replay"]:
+        from flowchunk.cli.replay import replay_dataset  # here because it imports torch and environments
+
+        replay_dataset(arguments[1:])
     elif len(arguments) in (2, 3) and arguments[0] == "inspect":
         from flowchunk.cli.inspect import inspect_dataset
 
         inspect_dataset(arguments[1], arguments[2:])
     else:
         raise ConfigurationError(
-            "usage: flowchunk data inspect PATH [output_dir=DIR], or flowchunk data convert|edit SOURCE OUT [KEY=VALUE ...]"
+            "usage: flowchunk data inspect PATH [output_dir=DIR], or flowchunk data convert|edit SOURCE OUT [KEY=VALUE ...], "
+            "or flowchunk data replay PATH task=TASK [KEY=VALUE ...]"
         )
 
 

@@ -293,9 +293,14 @@ EDIT: dict[str, Option] = {
     **options_of(EditOptions),
     "dataset": section("Edited", SOURCES, SPECS),
 }
-INSPECT: dict[str, Option] = {
-    "output_dir": Option(PATH_OR_NONE, None, "where plots and images are written; default: none")
+REPLAY: dict[str, Option] = {
+    "output_dir": Option(PATH_OR_NONE, None, "default: outputs/replay-NAME"),
+    "episodes": Option(INT_OR_NONE, None, "the first so many; default: all"),
+    "env_id": Option(str | None, None, "default: the environment of the task"),
+    **TASK_OPTIONS,
+    "dataset": section("Replayed", SOURCES, SPECS, {"symmetry": Option(Any, None)}),
 }
+INSPECT: dict[str, Option] = {"output_dir": Option(PATH_OR_NONE, None, "of plots and images; default: none")}
 COMPARE: dict[str, Option] = {
     "output_dir": Option(Path, os.fspath("compare-objectives")),
     "dataset": section(
@@ -321,6 +326,7 @@ COMMANDS: dict[str, Options] = {
     "convert": CONVERT,
     "edit": EDIT,
     "inspect": INSPECT,
+    "replay": REPLAY,
     "compare": COMPARE,
     "compare_runs": COMPARE_RUNS,
     "episodes_needed": EPISODES_NEEDED,

@@ -6,9 +6,10 @@ usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]
 data of policies:
   task=NAME                        pusht_state | pusht_keypoints | pusht_image | pickplace_state |
                                    pickplace_image | adroit_door | fetch_pick_and_place | metaworld |
-                                   gym | own
-                                   metaworld/NAME: one of its 50 tasks; gym: any Gymnasium environment;
-                                   own: a data set of your own, by its stored specifications
+                                   robomimic | gym | own
+                                   metaworld/NAME: one of its 50 tasks; robomimic/lift|can|square;
+                                   gym: any Gymnasium environment; own: a data set of your own, by its
+                                   stored specifications
   task.env_id=ID                   of task=gym ("task." may be left out); MODULE:ID imports the module
                                    that registers it
   dataset.path=PATH                a zarr store: flowchunk's own or diffusion_policy's
@@ -237,6 +238,8 @@ def task_specs(store: EpisodeSource, make_env: MakeEnv | None, options: Mapping[
     try:
         require_time_limit(env)
         specs = specs_of(env)
+        if env.has_wrapper_attr("check_recordings"):
+            env.get_wrapper_attr("check_recordings")(store)
     finally:
         env.close()
     if store.observation_spec is not None and store.action_spec is not None:

@@ -33,6 +33,7 @@ TITLES = {
     "convert": "flowchunk data convert",
     "edit": "flowchunk data edit",
     "inspect": "flowchunk data inspect",
+    "replay": "flowchunk data replay",
     "compare": "flowchunk compare objectives",
     "compare_runs": "flowchunk compare",
     "episodes_needed": "flowchunk episodes-needed",

@@ -88,5 +88,11 @@ gymnasium.register(
     max_episode_steps=50,
 )
 
+gymnasium.register(
+    id="flowchunk/Robomimic-v1",
+    entry_point="flowchunk.envs.tasks.robomimic:Robomimic",
+    max_episode_steps=400,  # as robomimic evaluates Lift, Can and Square
+)
+
 if os.environ.get("MUJOCO_GL", "").strip().lower() == "osmesa":
     load_triton_before_mesa()  # MuJoCo loads OSMesa as soon as it is imported

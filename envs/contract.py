@@ -22,7 +22,8 @@ class TaskEnv(Protocol):
 
     Observations are dictionaries of arrays as in ``observation_spec``, actions arrays (D,) as in ``action_spec``; the info of
     each step has ``score``, the best so far in [0, 1], and ``is_success``. Optional are ``chunk_to_pixels(chunk)``, for
-    videos, and ``hold_action() -> (D,)``, the action that keeps it where it is.
+    videos, ``hold_action() -> (D,)``, the action that keeps it where it is, and ``start_options(source, episode)``, for
+    replays: the options of ``reset`` with which an episode of the ``EpisodeSource`` starts again.
     """
 
     observation_spec: ObservationSpec

@@ -130,6 +130,14 @@ class MappedSource(EpisodeSource):
             parts.append(rows.reshape(len(rows), *info.shape))
         return np.concatenate(parts)  # in a type that holds the values of all of these episodes
 
+    def read_whole(self, name: str, episode: int) -> np.ndarray:
+        """An array of an episode, all of it; it need not have a row per time step. Raises DatasetError if it is missing."""
+        place = self.places[episode]
+        stored = place.group + name
+        if stored not in place.file.arrays:
+            raise DatasetError(f"{place.file.path} has no array {stored}; use the file that was recorded")
+        return place.file.read(stored, 0, place.file.rows(stored))
+
     def files(self, name: str) -> tuple[Path, list[Path]]:
         """All files of the data set."""
         return self.path.parent, sorted({place.file.path for place in self.places})

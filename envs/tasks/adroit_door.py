@@ -10,7 +10,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.episode_source import EpisodeSource
+from flowchunk.datasets.errors import ConfigurationError, DatasetError
+from flowchunk.datasets.formats.mapped import MappedSource
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.envs.arguments import require_one_of
 from flowchunk.envs.gym_task import NORMALIZED, GymTask
@@ -30,6 +32,7 @@ STATE = ObservationField(
     (*JOINTS, "latch", "door_hinge", *POINTS, "is_open"),
     (*("rad",) * 29, *("m",) * 9, "boolean"),
 )
+START = ("qpos", "qvel", "door_body_pos")
 ACTIONS = tuple(ActionDimension(name, NORMALIZED, "joint", low=-1.0, high=1.0) for name in ("ARTz", *JOINTS))
 
 
@@ -58,6 +61,16 @@ class AdroitDoor(GymTask):
         super().__init__(made)
         self.observation_spec = ObservationSpec({"state": STATE})
         self.action_spec = ActionSpec(ACTIONS, self.action_spec.control_hz)
+
+    def start_options(self, source: EpisodeSource, episode: int) -> dict[str, Any]:
+        """The options of ``reset`` with which a recorded episode starts again. Raises DatasetError without them."""
+        if not isinstance(source, MappedSource):
+            raise DatasetError(
+                f"{source.path} does not hold init_state_dict, from which an episode could start again; give a mapping of "
+                "door-v0_demos.hdf5, see docs/guides/other-tasks.md"
+            )
+        state = {name: source.read_whole(f"init_state_dict/{name}", episode).astype(np.float64) for name in START}
+        return {"initial_state_dict": state}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """See ``GymTask.step``; ``info`` also holds ``door_angle`` in rad."""

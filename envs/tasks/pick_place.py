@@ -15,7 +15,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from flowchunk.datasets.errors import ConfigurationError, SimulationError
+from flowchunk.datasets.episode_source import EpisodeSource
+from flowchunk.datasets.errors import ConfigurationError, DatasetError, SimulationError
 from flowchunk.datasets.rotations import matrix_from_rotation_6d, rotation_6d_from_matrix
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.envs.arguments import require_one_of
@@ -50,6 +51,7 @@ _LIFTED_HEIGHT = 0.03  # m, of the cube's center above its resting height on the
 _RESTING_SPEED = 0.02  # m/s
 _RESTING_SPIN = 0.5  # rad/s
 _SETTLING_TIME = 0.1  # s
+_AT_HOME = 0.05  # rad
 _REACHED, _GRASPED, _LIFTED, _PLACED = 1, 2, 3, 4
 
 
@@ -289,6 +291,27 @@ class PickPlace(gym.Env[dict[str, Any], NDArray[Any]]):
             f'options["cube_pose"]: expected [x, y, yaw] with x in {CUBE_AREA[0]} m, y in {CUBE_AREA[1]} m and a finite '
             f"yaw in radians, got {options['cube_pose']!r}"
         )
+
+    def start_options(self, source: EpisodeSource, episode: int) -> dict[str, Any]:
+        """The options of ``reset`` with which a recorded episode starts again; the arm's home is where episodes start.
+
+        Raises DatasetError without states, and if the recorded arm was not at home.
+        """
+        if "state" not in source.keys:
+            raise DatasetError(
+                f"{source.path} stores no state, from which an episode could start again; use data of task=pickplace_state"
+            )
+        first = int(source.episode_starts[episode])
+        state = source.read("state", first, first + 1)[0].astype(np.float64)
+        home = self.model.key("home").qpos[self._joint_indices]
+        if (distance := np.abs(state[: len(JOINTS)] - home).max()) > _AT_HOME:
+            raise DatasetError(
+                f"episode {episode} of {source.path} starts {distance:.2f} rad from the arm's home, where resets put it; "
+                "leave it out"
+            )
+        x_axis = matrix_from_rotation_6d(state[13:19])[:, 0]
+        position = np.clip(state[10:12], *np.transpose(CUBE_AREA))  # which rounding may have left
+        return {"cube_pose": [*position, np.arctan2(x_axis[1], x_axis[0])]}
 
     def _place_cube(self, x: float, y: float, yaw: float) -> None:
         quaternion = (np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))

@@ -14,7 +14,8 @@ import gymnasium as gym
 import numpy as np
 import shapely
 
-from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.episode_source import EpisodeSource
+from flowchunk.datasets.errors import ConfigurationError, DatasetError
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.envs.arguments import finite_numbers, require_one_of
 from flowchunk.envs.episode_outcome import EpisodeOutcome
@@ -191,6 +192,15 @@ class PushT(gym.Env[dict[str, Any], np.ndarray]):
         info = self._update_score()
         self._show()
         return self._observe(), info
+
+    def start_options(self, source: EpisodeSource, episode: int) -> dict[str, Any]:
+        """The options of ``reset`` with which a recorded episode starts again. Raises DatasetError without states."""
+        if "state" not in source.keys:
+            raise DatasetError(
+                f"{source.path} stores no state, from which an episode could start again; use other data"
+            )
+        first = int(source.episode_starts[episode])
+        return {"state": source.read("state", first, first + 1)[0]}
 
     def _random_state(self) -> np.ndarray:
         agent = self.np_random.integers(50, 450, size=2)

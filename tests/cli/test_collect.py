@@ -18,6 +18,7 @@ import pytest
 import flowchunk.envs  # noqa: F401 -- registers the ids
 from flowchunk.cli.main import main
 from flowchunk.datasets.errors import DatasetError, SimulationError
+from flowchunk.datasets.formats import open_dataset
 from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.envs.tasks.pick_place_expert import PickPlaceExpert
 
@@ -205,3 +206,14 @@ def test_an_expert_that_keeps_failing_is_an_error_and_leaves_nothing(
     assert collect(tmp_path / "store.zarr", "episodes=2") == 1
     assert "the expert failed in 10 of 10 attempts" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_robomimic_has_the_same_demonstrations(pickplace_store: Path, tmp_path: Path) -> None:
+    """The last tenth is for validation: of ten episodes, one."""
+    assert collect(tmp_path / "arm.hdf5", "episodes=10") == 0
+    source, store = open_dataset(tmp_path / "arm.hdf5"), Store.open(pickplace_store)
+    assert source.format == "robomimic HDF5"
+    assert source.validation_episodes is not None
+    assert source.validation_episodes.tolist() == [9]
+    for key in ("state", "action"):
+        np.testing.assert_array_equal(source.read(key, 0, store.num_frames), store.read(key))

@@ -30,7 +30,7 @@ from flowchunk.policy.fitting import with_architecture
 from flowchunk.policy.normalizer import Normalizer, Scaling
 
 IMAGE_NETWORKS = ("local_conv", "patch_dit", "unet2d")
-ADAPTED = ("adroit_door", "metaworld")  # they need packages of others, and are trained as any other task of states
+ADAPTED = ("adroit_door", "metaworld", "robomimic")  # they need packages of others, and train as any task of states
 TASKS = [task for task in choices("task") if task not in ("own", *ADAPTED)]
 SWITCHES = [
     *(("objective", name) for name in objective_names()),

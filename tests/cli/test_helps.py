@@ -22,7 +22,7 @@ from flowchunk.policy.networks import NETWORKS
 CONFIGS = {
     "train": ("train", "train_generative"),
     "collect": ("collect", "train"),  # what it records is trained on
-    "data": ("convert", "edit", "inspect"),
+    "data": ("convert", "edit", "inspect", "replay"),
     "compare": ("compare", "compare_runs"),
     "episodes-needed": ("episodes_needed",),
     "grid": ("grid", "train"),
@@ -34,6 +34,7 @@ TASKS = {
     "train_generative": ["task=images"],
     "collect": ["task=pickplace_state"],
     "convert": ["task=pusht_image"],
+    "replay": ["task=pusht_image"],
 }
 """A task with which a configuration has all of its options."""
 NAMED = re.compile(r"(?<![\w.=$])([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*)=")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flowchunk.datasets.errors import DatasetError
-from flowchunk.datasets.formats.robomimic_writer import RobomimicWriter
+from flowchunk.datasets.formats.robomimic_writer import RobomimicWriter, SimulatedEpisode
 from flowchunk.datasets.specs import ActionSpec, ObservationField, ObservationSpec
 from tests.datasets.formats.episodes import (
     ACTIONS,
@@ -156,3 +156,21 @@ def test_a_full_disk_is_noticed_with_the_episode(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_simulated_episodes_hold_what_restores_them(tmp_path: Path) -> None:
+    path, env_args = tmp_path / "simulated.hdf5", {"env_name": "Lift", "type": 1, "env_kwargs": {"robots": ["Panda"]}}
+    first = episodes()[0]
+    length = len(first.actions)
+    states, rewards = np.arange(length * 5.0).reshape(length, 5), np.linspace(0, 1, length)
+    following = {key: np.roll(values, -1, axis=0) for key, values in first.observations.items()}
+    with RobomimicWriter(path, observation_spec=OBSERVATIONS, action_spec=ACTIONS, env_args=env_args) as writer:
+        simulation = SimulatedEpisode(states, rewards, following, "<mujoco/>")
+        writer.add_episode(first.observations, first.actions, simulation=simulation)
+    arrays, attributes = read(path)
+    np.testing.assert_array_equal(arrays["data/demo_0/states"], states)
+    np.testing.assert_array_equal(arrays["data/demo_0/rewards"], rewards)
+    for key, values in following.items():
+        np.testing.assert_array_equal(arrays[f"data/demo_0/next_obs/{key}"], values)
+    assert attributes["data/demo_0:model_file"] == "<mujoco/>"
+    assert json.loads(attributes["data:env_args"]) == env_args
