@@ -57,7 +57,13 @@ def success(run_dir: Path, episodes: int, processes: int) -> tuple[float, float,
     """The success rate and its interval."""
     folder = run_dir / f"eval-{episodes}"
     if not (folder / "eval.json").exists():
-        options = [f"output_dir={folder}", f"episodes={episodes}", f"num_envs={processes}", "workers=true", "video=0"]
+        options = [
+            f"output_dir={folder}",
+            f"episodes={episodes}",
+            f"num_envs={processes}",
+            f"processes={processes}",
+            "video=0",
+        ]
         run("eval", str(run_dir), *options)
     rate = json.loads((folder / "eval.json").read_text())["success_rate"]
     return rate, *wilson_interval(round(rate * episodes), episodes)
@@ -67,7 +73,7 @@ def ours_per_hour(policy: ChunkPolicy, task: str, episodes: int, processes: int)
     """Episodes per hour of flowchunk's evaluation, an environment per process."""
     make_env = environment_maker(ENV_ID, {"name": task})
     started = time.perf_counter()  # the start of the processes counts
-    rollout(policy, make_env, policy.execution, episodes=episodes, num_envs=processes, workers=True)
+    rollout(policy, make_env, policy.execution, episodes=episodes, num_envs=processes, processes=processes)
     return 3600 * episodes / (time.perf_counter() - started)
 
 

@@ -324,7 +324,7 @@ def edit_description(**changes: Any) -> Callable[[Path], None]:
 
 
 CHECKPOINT_DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
-    "newer format": (edit_description(format_version=99), ["format 99", "reads up to 2", "update flowchunk"]),
+    "newer format": (edit_description(format_version=99), ["format 99", "reads up to 3", "update flowchunk"]),
     "another kind": (edit_description(kind="toaster"), ["'toaster'", "'chunk_policy'"]),
     "no weights": (remove("model.safetensors"), ["model.safetensors is missing", "copy"]),
     "cut weights": (overwrite("model.safetensors", b"\x10"), ["model.safetensors is damaged", "copy"]),

@@ -225,7 +225,7 @@ INDEX_NAMES = {
 }
 """The names of observed values that had indices then."""
 SINCE = {
-    *("network.expansion", "network.groups", "training.cuda_graphs"),
+    *("network.expansion", "network.skip", "network.groups", "training.cuda_graphs"),
     *("dataset.observe", "dataset.exclude", "dataset.control_hz", "dataset.reference", "dataset.condition_on_task"),
     *("dataset.stored_split", "dataset.image_size"),
 }

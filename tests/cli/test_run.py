@@ -89,7 +89,7 @@ def _check_evaluation(content: dict[str, Any], checkpoint: Path, folder: Path) -
     """It has what ``flowchunk eval`` writes, so that both can be compared."""
     assert main(["eval", str(checkpoint), "episodes=1", "video=0", f"output_dir={folder / 'eval'}"]) == 0
     simulated = json.loads((folder / "eval" / "eval.json").read_text())
-    assert simulated.keys() - content.keys() == {"delay", "workers", "env_steps_per_second"}, "of a simulation"
+    assert simulated.keys() - content.keys() == {"delay", "processes", "env_steps_per_second"}, "of a simulation"
     for name in ("nfe", "solver", "noise_scale", "prefix_method", "device", "env_id", "env", "n_action_steps"):
         assert content[name] == simulated[name]
     assert not simulated["episodes"][0].keys() - content["episodes"][0].keys()

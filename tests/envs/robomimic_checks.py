@@ -312,7 +312,7 @@ def check_bad_arguments_are_refused() -> None:
 def check_a_policy_is_trained_and_evaluated_in_processes() -> None:
     run = FOLDER / "run"
     assert main(["train", "task=robomimic/lift", f"dataset.path={LIFT}", f"output_dir={run}", *TINY]) == 0
-    assert main(["eval", str(run), "episodes=2", "num_envs=2", "workers=true", "video=0", "env.name=lift"]) == 0
+    assert main(["eval", str(run), "episodes=2", "num_envs=2", "processes=2", "video=0", "env.name=lift"]) == 0
     report = json.loads((run / "eval" / "eval.json").read_text())
     assert [one["steps"] for one in report["episodes"]] == [400, 400]
 
