@@ -2,25 +2,26 @@
 
 usage: python benchmarks/adroit_door.py door-v0_demos.hdf5 OUTPUT_DIR [--steps 6000] [--width 256] [--episodes 200]
 
-Each training chooses its best checkpoint on the selection seeds; 200 episodes from seed 100000 are reported. Resumable: what is
-trained or evaluated is not done again. Writes OUTPUT_DIR/results.md.
+Each training chooses its best checkpoint on the selection seeds; 200 episodes from seed 100000 are reported. Resumable: what
+is trained or evaluated is not done again. Writes OUTPUT_DIR/results.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 
 from flowchunk.cli.main import main as flowchunk
 
-MAPPING = """data: {path}
+MAPPING = """data: demonstrations.hdf5
 episodes: "demo_*"
 control_hz: 100
-action: {{array: actions, unit: normalized}}
+action: {array: actions, unit: normalized}
 observations:
-  observations: {{array: observations}}
+  observations: {array: observations}
 """
 RUNS = [("flow", 0), ("flow", 1), ("flow", 2), ("regression", 0), ("mip", 0)]
 
@@ -55,7 +56,8 @@ def main() -> None:
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     mapping = options.output_dir / "door.yaml"
-    mapping.write_text(MAPPING.format(path=options.demonstrations.resolve()))
+    mapping.write_text(MAPPING)
+    shutil.copy(options.demonstrations, options.output_dir / "demonstrations.hdf5")
     rows = [
         "| objective | seed | score | success | minutes of training, evaluations included |",
         "|---|---|---|---|---|",
