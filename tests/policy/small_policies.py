@@ -29,6 +29,10 @@ ACTION = ActionSpec(
 LOW, HIGH = np.array([100.0, -0.02]), np.array([300.0, 0.02])
 
 
+BEFORE_THE_SKIP = {"width": 16, "blocks": 1, "skip": False}
+"""The ``mlp`` of formats 1 and 2."""
+
+
 def make_policy(*, perturbed: bool = True, **config: Any) -> ChunkPolicy:
     """A small policy; perturbed, its network does something, otherwise its velocity is zero."""
     options: dict[str, Any] = {

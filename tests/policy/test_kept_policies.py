@@ -11,7 +11,7 @@ import pytest
 
 from flowchunk.datasets.errors import CheckpointError
 from flowchunk.policy.chunk_policy import ChunkPolicy
-from tests.policy.small_policies import ACTION, OBSERVATION, make_policy, observe, to_format_1
+from tests.policy.small_policies import ACTION, BEFORE_THE_SKIP, OBSERVATION, make_policy, observe, to_format_1
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -54,7 +54,7 @@ def test_checkpoints_that_describe_no_policy(tmp_path: Path, changes: dict[str, 
 
 
 def test_a_checkpoint_from_before_objectives_had_names_acts_the_same(tmp_path: Path) -> None:
-    policy = make_policy(solver="euler")
+    policy = make_policy(solver="euler", network_options=BEFORE_THE_SKIP)
     policy.save(tmp_path / "a")
     content = to_format_1(tmp_path / "a")
     for name in ("objective", "schedule", "time_density_options", "eta", "noise_scale"):
@@ -75,7 +75,7 @@ def test_a_checkpoint_from_before_objectives_had_names_acts_the_same(tmp_path: P
     ],
 )
 def test_a_checkpoint_with_the_names_of_format_1_acts_the_same(options: dict[str, Any], tmp_path: Path) -> None:
-    policy = make_policy(**options)
+    policy = make_policy(**options, network_options=BEFORE_THE_SKIP)
     policy.save(tmp_path / "a")
     content = to_format_1(tmp_path / "a")
     assert content["config"]["objective"] in ("ddpm", "x", "kl", "flow_map", "regression")

@@ -11,7 +11,7 @@ import pytest
 
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.migrations import migrate_description
-from tests.policy.small_policies import make_policy, observe
+from tests.policy.small_policies import BEFORE_THE_SKIP, make_policy, observe
 
 
 def description(format_version: int, network: str, **options: Any) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def test_the_mlp_had_no_skip_up_to_format_2(before: dict[str, Any], options: dic
 
 
 def test_a_checkpoint_of_format_2_acts_as_before(tmp_path: Path) -> None:
-    policy = make_policy(network_options={"width": 16, "blocks": 1, "skip": False})
+    policy = make_policy(network_options=BEFORE_THE_SKIP)
     policy.save(tmp_path)
     content = json.loads((tmp_path / "checkpoint.json").read_text())
     del content["config"]["network_options"]["skip"]
