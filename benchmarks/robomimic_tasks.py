@@ -1,7 +1,7 @@
 """robomimic's Lift and Can from scripted demonstrations, and evaluation against robomimic's own. Run where it is installed.
 
 usage: python benchmarks/robomimic_tasks.py OUTPUT_DIR [--tasks lift can] [--demonstrations 200] [--episodes 200]
-           [--steps 2000 4000] [--timed 40] [--rounds 2] [--processes 2]
+           [--steps 2000 4000] [--timed 120] [--rounds 2] [--processes 2] [--num-envs 8]
 
 Collects a robomimic file of each task, trains a policy on it, and evaluates that. Then the same policy acts in ``--timed``
 episodes of flowchunk's evaluation and of robomimic's ``rollout_with_stats``, by turns, ``--rounds`` times; success ends an
@@ -53,7 +53,7 @@ def prepare(folder: Path, task: str, demonstrations: int, steps: int) -> Path:
     return run_dir
 
 
-def success(run_dir: Path, episodes: int, processes: int) -> tuple[float, float, float]:
+def success(run_dir: Path, episodes: int, *, num_envs: int, processes: int) -> tuple[float, float, float]:
     """The success rate and its interval."""
     folder = run_dir / f"eval-{episodes}"
     if not (folder / "eval.json").exists():
@@ -69,11 +69,11 @@ def success(run_dir: Path, episodes: int, processes: int) -> tuple[float, float,
     return rate, *wilson_interval(round(rate * episodes), episodes)
 
 
-def ours_per_hour(policy: ChunkPolicy, task: str, episodes: int, processes: int) -> float:
-    """Episodes per hour of flowchunk's evaluation, an environment per process."""
+def ours_per_hour(policy: ChunkPolicy, task: str, episodes: int, *, num_envs: int, processes: int) -> float:
+    """Episodes per hour of flowchunk's evaluation."""
     make_env = environment_maker(ENV_ID, {"name": task})
     started = time.perf_counter()  # the start of the processes counts
-    rollout(policy, make_env, policy.execution, episodes=episodes, num_envs=processes, processes=processes)
+    rollout(policy, make_env, policy.execution, episodes=episodes, num_envs=num_envs, processes=processes)
     return 3600 * episodes / (time.perf_counter() - started)
 
 
@@ -128,22 +128,24 @@ def main() -> None:
     parser.add_argument("--demonstrations", type=int, default=200)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--steps", nargs="+", type=int, default=[2000, 4000], help="of training, for each task")
-    parser.add_argument("--timed", type=int, default=40)
+    parser.add_argument("--timed", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--num-envs", type=int, default=8)
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
+    parallel = {"num_envs": options.num_envs, "processes": options.processes}
     rows = [
         "| task | minutes of training | success | episodes per hour | robomimic's rollout | factor |",
         "|---|---|---|---|---|---|",
     ]
     for task, steps in zip(options.tasks, options.steps, strict=True):
         run_dir = prepare(options.output_dir, task, options.demonstrations, steps)
-        rate, low, high = success(run_dir, options.episodes, options.processes)
+        rate, low, high = success(run_dir, options.episodes, **parallel)
         policy = ChunkPolicy.load(find_checkpoint(run_dir))
         ours, theirs = [], []
         for _ in range(options.rounds):
-            ours.append(ours_per_hour(policy, task, options.timed, options.processes))
+            ours.append(ours_per_hour(policy, task, options.timed, **parallel))
             theirs.append(robomimics_per_hour(policy, task, options.timed))
             print(
                 f"{task}: {ours[-1]:.0f} episodes per hour, robomimic {theirs[-1][0]:.0f}, success {theirs[-1][1]:.2f}"
