@@ -46,7 +46,7 @@ def merge(parts: list[Path], merged: Path) -> Path:
     return merged
 
 
-def train(run_dir: Path, data: Path, steps: int, objective: str, env: list[str]) -> None:
+def train(run_dir: Path, data: Path, steps: int, objective: str, *, task: str, env: list[str]) -> None:
     """A policy, unless it is trained."""
     minutes = run_dir / "minutes.txt"
     if minutes.exists():
@@ -54,7 +54,7 @@ def train(run_dir: Path, data: Path, steps: int, objective: str, env: list[str])
     started = time.perf_counter()
     options = [f"dataset.path={data}", f"output_dir={run_dir}", f"training.steps={steps}", f"objective={objective}"]
     resume = f"training.resume={'true' if run_dir.exists() else 'false'}"
-    run("train", "task=metaworld/reach", *env, *options, "evaluation.episodes=0", resume)
+    run("train", f"task=metaworld/{task}", *env, *options, "evaluation.episodes=0", resume)
     minutes.write_text(f"{(time.perf_counter() - started) / 60:.1f}")
 
 
@@ -88,11 +88,12 @@ def main() -> None:
     parts = collect(options.output_dir, options.tasks, options.demonstrations, env[:2])
     if options.separate:
         run_dirs = [options.output_dir / f"{options.objective}-{task}" for task in options.tasks]
-        for run_dir, part in zip(run_dirs, parts, strict=True):
-            train(run_dir, part, options.steps, options.objective, env)
+        for task, run_dir, part in zip(options.tasks, run_dirs, parts, strict=True):
+            train(run_dir, part, options.steps, options.objective, task=task, env=env)
     else:
         run_dirs = [options.output_dir / options.objective] * len(options.tasks)
-        train(run_dirs[0], merge(parts, options.output_dir / "all.zarr"), options.steps, options.objective, env)
+        merged = merge(parts, options.output_dir / "all.zarr")
+        train(run_dirs[0], merged, options.steps, options.objective, task=options.tasks[0], env=env)
     rows, rates = ["| task | success |", "|---|---|"], []
     for task, run_dir in zip(options.tasks, run_dirs, strict=True):
         rates.append(evaluate(run_dir, task, options.episodes)["success_rate"])
