@@ -30,8 +30,13 @@ from flowchunk.policy.fitting import with_architecture
 from flowchunk.policy.normalizer import Normalizer, Scaling
 
 IMAGE_NETWORKS = ("local_conv", "patch_dit", "unet2d")
-ADAPTED = ("adroit_door", "metaworld", "robomimic")  # they need packages of others, and train as any task of states
-TASKS = [task for task in choices("task") if task not in ("own", *ADAPTED)]
+ADAPTED = (
+    "adroit_door",
+    "fetch_pick_and_place",
+    "metaworld",
+    "robomimic",
+)  # they need packages of others, and train as any task of states
+TASKS = [task for task in choices("task") if task not in ("own", "gym", *ADAPTED)]
 SWITCHES = [
     *(("objective", name) for name in objective_names()),
     *(("schedule", name) for name in SCHEDULES),
