@@ -26,6 +26,7 @@ ADAPTED: dict[str, dict[str, Any]] = {
     "flowchunk/PickPlace-v1": {},
     "flowchunk/PushT-v1": {},
     "flowchunk/PushTOriginal-v1": {},
+    "flowchunk/Robomimic-v1": {},  # also in an environment of its own, by robomimic_checks.py
 }
 """Environments of others as tasks, and our own, with their options."""
 
