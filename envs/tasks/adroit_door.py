@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 from flowchunk.datasets.episode_source import EpisodeSource
-from flowchunk.datasets.errors import ConfigurationError, DatasetError
+from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.formats.mapped import MappedSource
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
-from flowchunk.envs.arguments import require_one_of
 from flowchunk.envs.gym_task import NORMALIZED, GymTask
+from flowchunk.envs.tasks.robotics_environment import make_robotics_environment
 
 OPEN_ANGLE = 1.35  # rad of the hinge, from which on the door counts as open
 HINGE = 28  # its index in the observation
@@ -47,18 +46,7 @@ class AdroitDoor(GymTask):
     """
 
     def __init__(self, *, render_mode: str | None = None) -> None:
-        require_one_of("render_mode", render_mode, (None, "rgb_array"))
-        try:
-            import gymnasium_robotics
-        except ImportError as error:
-            raise ConfigurationError(
-                f"task=adroit_door needs the extra gymnasium-robotics ({error}): pip install 'flowchunk[gymnasium-robotics]'"
-            ) from error
-        gymnasium.register_envs(gymnasium_robotics)
-        made: Any = gymnasium.make(
-            "AdroitHandDoor-v1", render_mode=render_mode, max_episode_steps=-1, disable_env_checker=True
-        )
-        super().__init__(made)
+        super().__init__(make_robotics_environment("AdroitHandDoor-v1", task="adroit_door", render_mode=render_mode))
         self.observation_spec = ObservationSpec({"state": STATE})
         self.action_spec = ActionSpec(ACTIONS, self.action_spec.control_hz)
 

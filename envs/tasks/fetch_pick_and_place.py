@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
-from flowchunk.envs.arguments import require_one_of
 from flowchunk.envs.gym_task import NORMALIZED, STATE, GymTask
+from flowchunk.envs.tasks.robotics_environment import make_robotics_environment
 
 
 def _axes(*names: str) -> tuple[str, ...]:
@@ -50,20 +48,8 @@ class FetchPickAndPlace(GymTask):
     """
 
     def __init__(self, *, render_mode: str | None = None) -> None:
-        require_one_of("render_mode", render_mode, (None, "rgb_array"))
-        try:
-            import gymnasium_robotics
-        except ImportError as error:
-            raise ConfigurationError(
-                f"task=fetch_pick_and_place needs the extra gymnasium-robotics ({error}): pip install "
-                "'flowchunk[gymnasium-robotics]'"
-            ) from error
-        gymnasium.register_envs(gymnasium_robotics)
-        _compare_types_as_numbers()
-        made: Any = gymnasium.make(
-            "FetchPickAndPlace-v4", render_mode=render_mode, max_episode_steps=-1, disable_env_checker=True
-        )
-        super().__init__(made)
+        task = "fetch_pick_and_place"
+        super().__init__(make_robotics_environment("FetchPickAndPlace-v4", task=task, render_mode=render_mode))
         self.observation_space = gymnasium.spaces.Dict(
             {STATE: gymnasium.spaces.Box(-np.inf, np.inf, FIELD.shape, np.float32)}
         )
@@ -97,22 +83,6 @@ def state_of(observation: Any) -> np.ndarray:
 
 def _distance(state: np.ndarray) -> float:
     return float(np.linalg.norm(state[BLOCK] - state[GOAL]))
-
-
-def _compare_types_as_numbers() -> None:
-    """Give Gymnasium-Robotics the types of joints and constraints as numbers.
-
-    It compares them with numbers of the model, which no enum of MuJoCo 4.0 equals: an assertion fails, and mocap bodies,
-    by which Fetch moves, would be left where they are.
-    """
-    import mujoco
-    from gymnasium_robotics.utils import mujoco_utils
-
-    numbers = {
-        kind.__name__: SimpleNamespace(**{name: int(value) for name, value in kind.__members__.items()})
-        for kind in (mujoco.mjtJoint, mujoco.mjtEq)
-    }
-    mujoco_utils.mujoco = SimpleNamespace(**{**vars(mujoco), **numbers})
 
 
 class FetchExpert:

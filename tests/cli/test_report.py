@@ -121,6 +121,19 @@ def test_a_whole_page_shows_everything_and_lacks_nothing(page: str, pusht_store:
     assert 'class="missing"' not in page
 
 
+def test_episodes_whose_environment_failed_are_counted_and_their_errors_shown(whole: Path) -> None:
+    file = whole / "eval" / "eval.json"
+    content = json.loads(file.read_text())
+    content["episodes"][1]["error"] = "RuntimeError: the gripper is <stuck>"
+    content["episodes"][2]["error"] = None
+    write_json(file, content)
+    shown = page_of(whole)
+    assert "The environment failed in 1 of 4 episodes" in shown
+    assert "<td>100001</td>" in shown
+    assert "<code>RuntimeError: the gripper is <stuck></code>" in shown
+    assert "&lt;stuck&gt;" in (whole / "report.html").read_text()
+
+
 def test_the_page_refers_to_nothing_else(page: str) -> None:
     for reference in re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page):
         assert reference.startswith("data:"), reference
