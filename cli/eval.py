@@ -54,7 +54,7 @@ from flowchunk.cli.selection_seeds import OVERLAP, overlap_warning, overlaps_sel
 from flowchunk.datasets.errors import ConfigurationError, SimulationError, SpecMismatchError
 from flowchunk.datasets.specs import require_observations, require_same_actions
 from flowchunk.envs.checks import check_isolation
-from flowchunk.envs.contract import action_spec_of, observation_spec_of, require_time_limit
+from flowchunk.envs.contract import action_spec_of, landmarks_of, observation_spec_of, require_time_limit
 from flowchunk.envs.failed_episodes import described
 from flowchunk.envs.rollout import Rollout, record_episode, rollout
 from flowchunk.envs.simulation import MakeEnv, environment_maker, inherited_options
@@ -158,7 +158,7 @@ class PolicyEvaluation:
                 raise ConfigurationError(f"{name}={options[name]} must be at least 1")
         env = _env_arguments(env_id, options["env"], training, console)
         make_env = environment_maker(env_id, env)
-        _check_env(policy, make_env, env_id)
+        policy = _at_landmarks(policy, _check_env(policy, make_env, env_id))
         _warn_if_not_isolated(make_env, env_id, console)
         execution = _execution(policy, options)
         return cls(policy, make_env, execution, env_id, env, training.get("task"), options)
@@ -268,11 +268,19 @@ def read_training(directory: Path) -> dict[str, Any]:
     return dict(read_json(directory / DESCRIPTION)["training"])
 
 
-def _check_env(policy: ChunkPolicy, make_env: MakeEnv, env_id: str) -> None:
+def _at_landmarks(policy: ChunkPolicy, poses: Mapping[str, Sequence[float]]) -> ChunkPolicy:
+    """The policy with the landmarks of its frame where the environment has them, which may be elsewhere than in training."""
+    known = {} if policy.frame is None else policy.frame.landmarks
+    return policy.with_landmarks({name: pose for name, pose in poses.items() if name in known}) if known else policy
+
+
+def _check_env(policy: ChunkPolicy, make_env: MakeEnv, env_id: str) -> dict[str, tuple[float, ...]]:
+    """The environment's landmarks. Raises SpecMismatchError if policy and environment do not fit together."""
     env = make_env()
     try:
         require_time_limit(env)
         actions, observations = action_spec_of(env), observation_spec_of(env)
+        landmarks = landmarks_of(env)
     finally:
         env.close()
     try:
@@ -287,6 +295,7 @@ def _check_env(policy: ChunkPolicy, make_env: MakeEnv, env_id: str) -> None:
         raise SpecMismatchError(
             f"{error}; change the environment by env.KEY=VALUE, for example env.observation=image"
         ) from error
+    return landmarks
 
 
 def _warn_if_not_isolated(make_env: MakeEnv, env_id: str, console: Console) -> None:

@@ -70,7 +70,7 @@ def _options_of(description: Mapping[str, Any]) -> dict[str, Any]:
             **(config.pop("vision_options", None) or {}),
         },
         "noise_scale": sampling.noise_scale,
-        "policy": {**config, "solver": sampling.solver, "eta": sampling.eta},
+        "policy": {"frame": None, **config, "solver": sampling.solver, "eta": sampling.eta},
     }
 
 

@@ -25,6 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 import flowchunk.cli.schemas  # noqa: F401 -- registers the options
 from flowchunk.cli.domains import DATASETS, DOMAINS, FOLDER
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.policy.diffusion.objectives import OBJECTIVES
+from flowchunk.policy.sampling import SamplingOptions
 
 GROUPS = ("task", "dataset", "experiment", "network", "vision", "hardware")
 KINDS: dict[Any, str] = {
@@ -51,6 +53,7 @@ RENAMED = {
     "workers": "processes",
 }
 """Old names of options: errors name the new one, and runs that were started with the old one can be resumed."""
+NOISE_SCALE = "evaluation.noise_scale="
 T = TypeVar("T")
 
 
@@ -76,7 +79,17 @@ def read_options(config: str, overrides: Sequence[str], *, all_given: bool = Tru
             raise ConfigurationError(f"{', '.join(f'{key}=…' for key in sorted(missing))} must be given; see --help")
         content = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(content, dict)
-    return {str(key): _plain(value) for key, value in content.items()}
+    options = {str(key): _plain(value) for key, value in content.items()}
+    is_given = any(override.startswith(NOISE_SCALE) for override in overrides)
+    return options if is_given or config != "train" else _with_fitting_noise_scale(options)
+
+
+def _with_fitting_noise_scale(options: dict[str, Any]) -> dict[str, Any]:
+    """Without the noise scale of a recipe, if the objective does not start from noise."""
+    name = options["objective"]
+    if name not in OBJECTIVES or OBJECTIVES[name].starts_from_noise:
+        return options
+    return {**options, "evaluation": {**options["evaluation"], "noise_scale": SamplingOptions.noise_scale}}
 
 
 def _spelled_out(override: str, config: str) -> list[str]:

@@ -23,6 +23,7 @@ chunks:
   n_action_steps=N               executed actions before the next prediction (default: the policy's own)
   reanchor_steps=0               fade the jump at a new chunk's start over so many control steps
   nfe=N  solver=NAME  noise_scale=1.0  device=cpu     as for flowchunk eval
+  landmarks.NAME=[X,Y,ANGLE]     where a landmark of the policy's frame is, such as its goal (default: as in training)
   inference.threads=1            of the processor, for the network
   inference.delay_ms=0  inference.jitter_ms=0         try what a slower network would do
 
@@ -256,7 +257,11 @@ def _process_options(
         name: options[name] for name in ("nfe", "solver", "noise_scale", "prefix_method") if options[name] is not None
     }
     inference = InferenceOptions(
-        checkpoint=str(directory), device=options["device"], sampling=sampling, **options["inference"]
+        checkpoint=str(directory),
+        device=options["device"],
+        sampling=sampling,
+        landmarks=options["landmarks"],
+        **options["inference"],
     )
     spec = facts.action_spec
     watchdog = WatchdogOptions(

@@ -121,7 +121,7 @@ POLICY = section(
     "Policy",
     options_of(PolicyConfig, only=("observation_steps", "horizon", "n_action_steps")),
     _model_options(PolicyConfig),
-    options_of(PolicyConfig, only=("num_noise_samples", "prefix_max", "mask_padding", "relative_to")),
+    options_of(PolicyConfig, only=("num_noise_samples", "prefix_max", "mask_padding", "relative_to", "frame")),
 )
 MODEL = section(
     "Model",
@@ -238,7 +238,7 @@ GENERATE: dict[str, Option] = {
 OPEN_SECTION = Option(dict[str, Any], {})
 TASK_OPTIONS: dict[str, Option] = {
     "task": TASK,
-    "vision": Option(Any),
+    **dict.fromkeys(("network", "vision"), Option(Any)),
     **ENV,
     **dict.fromkeys(("policy", "training", "evaluation"), OPEN_SECTION),  # set by recipes for training, and ignored
 }
@@ -259,6 +259,7 @@ RUN: dict[str, Option] = {
     "strategy": Option(str | None, None, f"{_alternatives(STRATEGIES)}; default: what policy and delay admit"),
     **PREFIX_METHOD,
     "n_action_steps": Option(INT_OR_NONE, None, "default: the policy's own"),
+    "landmarks": Option(dict[str, Any], {}, "landmarks.NAME=[x,y,angle] of its frame; default: those of training"),
     "reanchor_steps": Option(int, 0, "control steps over which the jump at a new chunk's start fades"),
     **NFE,
     "noise_scale": Option(float | None, None, "factor of the initial noise; default: the policy's own"),
@@ -309,9 +310,7 @@ COMPARE: dict[str, Option] = {
     ),
     **SEED,
     "full": Option(bool, False, "five times the training, and 500 episodes"),
-    "processes": Option(
-        INT_OR_NONE, None, "variants trained in parallel, one thread each; default: the number of cores"
-    ),
+    "processes": Option(INT_OR_NONE, None, "variants trained in parallel, one thread each; default: one per core"),
 }
 COMPARE_RUNS: dict[str, Option] = {**POLICY_COMPARISON, "device": SOLVER_AND_DEVICE["device"]}
 COMMANDS: dict[str, Options] = {

@@ -73,6 +73,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from rich.console import Console
 
@@ -87,7 +88,7 @@ from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.image_cache import ImageCacheOptions
 from flowchunk.datasets.specs import require_observations, require_same_actions
 from flowchunk.datasets.symmetry import Symmetry
-from flowchunk.envs.contract import require_time_limit, specs_of
+from flowchunk.envs.contract import landmarks_of, require_time_limit, specs_of
 from flowchunk.envs.evaluation import evaluate_in
 from flowchunk.envs.simulation import MakeEnv, environment_maker
 from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
@@ -152,7 +153,8 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
     resume = check_folder(options)
     store = open_source(options)
     specs = task_specs(store, make_env, options)
-    policy = policy_config(options) if init_from is None else _load_policy(options, specs, store)
+    placed = _with_landmarks(options, make_env)
+    policy = policy_config(placed) if init_from is None else _load_policy(options, specs, store)
     evaluate = None
     if make_env is not None and episodes > 0:
         _require_valid_nfe(policy if isinstance(policy, PolicyConfig) else policy.config, evaluation["nfe"])
@@ -183,6 +185,31 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
 
         report_training(directory, options)
     return directory
+
+
+def _with_landmarks(options: dict[str, Any], make_env: MakeEnv | None) -> dict[str, Any]:
+    """The options with the landmarks of the policy's frame, if they are null, where the environment has them.
+
+    Raises ConfigurationError for those that are given elsewhere than the environment has them.
+    """
+    frame = options["policy"]["frame"] or {}
+    landmarks = dict(frame.get("landmarks") or {})
+    if make_env is None or not landmarks:
+        return options
+    env = make_env()
+    try:
+        known = landmarks_of(env)
+    finally:
+        env.close()
+    for name in landmarks.keys() & known.keys():
+        given, pose = landmarks[name], list(known[name])
+        if given is not None and not np.allclose(given, pose, atol=1e-3):
+            raise ConfigurationError(
+                f"policy.frame.landmarks.{name}={given}, but the environment has it at {pose}; leave it out, or change the "
+                "environment"
+            )
+        landmarks[name] = pose
+    return {**options, "policy": {**options["policy"], "frame": {**frame, "landmarks": landmarks}}}
 
 
 def _shown_to_policy(specs: Specs, make_env: MakeEnv | None, options: Mapping[str, Any]) -> Specs | DerivedSpecs:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,6 +73,7 @@ class Windows:
     observations: {key: (N, …)}, actions: (N, D), both over all frames. frames: (W,) the current frame k of each window.
     first, last: (W,) the first and last frame of its episode. images: those of the specification. image_transforms: applied
     to frames from N on. rest: (D,) the action after an episode's end; NaN (or None for all) repeats the last action.
+    of_windows: {key: (W, …)} what belongs to the window as a whole, such as where its object is to end.
     """
 
     observations: Mapping[str, Tensor]
@@ -85,6 +86,7 @@ class Windows:
     images: ImageTensors | None = None
     image_transforms: Mapping[str, ImageTransform] = field(default_factory=dict)
     rest: Tensor | None = None
+    of_windows: Mapping[str, Tensor] = field(default_factory=dict)
 
     __repr__ = shape_repr
 
@@ -97,7 +99,7 @@ class Windows:
         return memory_bytes(self)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """The windows at ``indices`` (B,): ``observation.KEY`` (B, To, …), ``action`` (B, H, D), ``mask`` (B, H).
+        """The windows at ``indices`` (B,): ``observation.KEY`` (B, To, …), ``action`` (B, H, D), ``mask`` (B, H), KEY (B, …).
 
         Images are uint8 (B, To, H, W, 3).
         """
@@ -113,7 +115,17 @@ class Windows:
         mask, actions = k + future <= last, self.actions[torch.minimum(k + future, last)]
         if self.rest is not None:
             actions = torch.where(mask[..., None] | self.rest.isnan(), actions, self.rest)
-        return {**batch, "action": actions, "mask": mask}
+        return {
+            **batch,
+            "action": actions,
+            "mask": mask,
+            **{key: values[indices] for key, values in self.of_windows.items()},
+        }
+
+    def batches(self, size: int) -> Iterator[dict[str, Tensor]]:
+        """All windows in order, in batches of at most ``size``."""
+        for indices in torch.split(torch.arange(len(self), device=self.frames.device), size):
+            yield self.batch(indices)
 
 
 def load_image_tensors(
@@ -200,7 +212,10 @@ def memory_bytes(*windows: Windows) -> int:
     sizes: dict[int, int] = {}
     for part in windows:
         images = () if part.images is None else part.images.in_memory
-        sizes |= {tensor.data_ptr(): tensor.nbytes for tensor in (*part.observations.values(), part.actions, *images)}
+        sizes |= {
+            tensor.data_ptr(): tensor.nbytes
+            for tensor in (*part.observations.values(), *part.of_windows.values(), part.actions, *images)
+        }
     return sum(sizes.values())
 
 

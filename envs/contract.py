@@ -70,6 +70,13 @@ def required(env: gymnasium.Env[Any, Any], name: Literal["observation_spec", "ac
     return env.get_wrapper_attr(name)
 
 
+def landmarks_of(env: gymnasium.Env[Any, Any]) -> dict[str, tuple[float, ...]]:
+    """Poses {NAME: (x, y, angle)} of what stands still in the environment's plane, such as its goal; it may have none."""
+    if not env.has_wrapper_attr("landmarks"):
+        return {}
+    return {name: tuple(map(float, pose)) for name, pose in env.get_wrapper_attr("landmarks").items()}
+
+
 def require_time_limit(env: gymnasium.Env[Any, Any]) -> None:
     """Raise SimulationError if a registered environment has no time limit: a policy that does not succeed never ends."""
     if env.spec is not None and env.spec.max_episode_steps is None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flowchunk.policy.generative_model import GenerativeModel, ModelConfig
     from flowchunk.policy.networks import NETWORKS
     from flowchunk.policy.normalizer import Normalizer, Scaling
+    from flowchunk.policy.planar_frame import PlanarFrame
     from flowchunk.policy.real_time_chunking import PREFIX_METHODS
     from flowchunk.policy.sampling import SamplingOptions
     from flowchunk.policy.training.config import TrainingConfig
@@ -48,6 +49,7 @@ else:
             "generative_model": ["GenerativeModel", "ModelConfig"],
             "networks": ["NETWORKS"],
             "normalizer": ["Normalizer", "Scaling"],
+            "planar_frame": ["PlanarFrame"],
             "diffusion.objectives": ["OBJECTIVES", "Objective"],
             "diffusion.paths": ["GaussianPath"],
             "diffusion.predictions": ["PREDICTIONS", "Prediction"],
@@ -80,6 +82,7 @@ __all__ = [
     "Objective",
     "ObservationHistory",
     "Outcomes",
+    "PlanarFrame",
     "Policy",
     "PolicyConfig",
     "Prediction",

@@ -29,9 +29,10 @@ from flowchunk.policy.generative_model import GenerativeModel, ModelConfig, shal
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.noise import PolicyNoise
 from flowchunk.policy.normalizer import Normalizer
+from flowchunk.policy.planar_frame import moved_landmarks, outside_the_frame, seen_in_training
 from flowchunk.policy.policy_inputs import action_tensor, observation_tensors, require_finite
 from flowchunk.policy.real_time_chunking import PREFIX_METHODS, TRAINED, check_continuation, objection
-from flowchunk.policy.relative_actions import References, find_references, reference_values
+from flowchunk.policy.relative_actions import find_coordinates
 from flowchunk.policy.sampling import SamplingOptions
 from flowchunk.policy.shapes import Chunk, Condition
 
@@ -47,9 +48,10 @@ class PolicyConfig(ModelConfig):
     n_action_steps: how many of them are executed before the next prediction. prefix_max: the longest prefix of already
     committed actions in training; 0 for none. mask_padding: exclude the padding after an episode's end, where the last
     action is held, from the loss. relative_to: for each action dimension the observed value, as KEY.NAME, that the network
-    predicts it relative to, or None; the policy itself takes and returns absolute actions. vision, vision_options: the image
-    encoder, see ``ObservationEncoder``. num_noise_samples: how many samples of noise and time each encoded observation is
-    trained with; by default 4 with images, which are expensive to encode, otherwise 1. For the others see ``ModelConfig``.
+    predicts it relative to, or None; the policy itself takes and returns absolute actions. frame: of an observed object, in
+    which the network sees and acts, see ``PlanarFrame``; None for the world. vision, vision_options: the image encoder, see
+    ``ObservationEncoder``. num_noise_samples: how many samples of noise and time each encoded observation is trained with; by
+    default 4 with images, which are expensive to encode, otherwise 1. For the others see ``ModelConfig``.
     Raises ConfigurationError for values out of range and options that do not fit together.
     """
 
@@ -60,6 +62,7 @@ class PolicyConfig(ModelConfig):
     prefix_max: int = 0
     mask_padding: bool = False
     relative_to: Sequence[str | None] | None = None
+    frame: Mapping[str, Any] | None = None
     vision: str | None = None
     vision_options: Mapping[str, Any] = field(default_factory=dict)
     num_noise_samples: int | None = None
@@ -116,21 +119,21 @@ class ChunkPolicy(nn.Module):
         super().__init__()
         self.action_limits = action_limits
         self.config, self.observation_spec, self.action_spec = config, observation_spec, action_spec
-        self.references: References | None = None
-        if config.relative_to is not None:
-            self.references = find_references(config.relative_to, observation_spec, action_spec.size)
+        self.coordinates = find_coordinates(config, observation_spec, action_spec)
+        self.frame = self.coordinates.frame
         self.encoder = ObservationEncoder(
-            observation_spec,
+            outside_the_frame(observation_spec, self.frame),
             observation_steps=config.observation_steps,
             vision=config.vision,
             options=config.vision_options,
         )
         shape = (config.horizon, action_spec.size)
+        framed = 0 if self.frame is None else self.frame.condition_size
         try:
             network = NETWORKS[config.network](
                 action_size=action_spec.size,
                 horizon=config.horizon,
-                condition_size=self.encoder.condition_size,
+                condition_size=self.encoder.condition_size + framed,
                 **config.network_options,
             )
         except (TypeError, ValueError) as error:
@@ -212,8 +215,8 @@ class ChunkPolicy(nn.Module):
         batch: ``observation.KEY`` (B, To, …) and ``action`` (B, H, D) in physical units, ``mask`` (B, H), False for padding.
         Each observation is encoded once, and used with all of its M noise samples.
         """
-        observation = {key: batch[f"observation.{key}"] for key in self.observation_spec.fields}
-        x_1 = self._relative(batch[ACTION], observation)
+        observation = seen_in_training(batch, self.observation_spec.fields)
+        x_1 = self.coordinates.encode(batch[ACTION], observation)
         condition = self.encode(observation, noise.augmentation if self.training else None)
         mask = batch["mask"] if self.config.mask_padding else torch.ones_like(batch["mask"])
         path, prefix_length = noise.path, noise.prefix_length
@@ -230,11 +233,13 @@ class ChunkPolicy(nn.Module):
     def encode(self, observation: Mapping[str, Tensor], augmentation: Mapping[str, Tensor] | None = None) -> Condition:
         """Observations {key: (B, To, …)} in physical units to the condition (B, C). augmentation: of images, in training."""
         values = {
-            key: value if self.observation_spec.fields[key].is_image else self.normalizer.normalize(key, value)
-            for key, value in observation.items()
+            key: observation[key] if field.is_image else self.normalizer.normalize(key, observation[key])
+            for key, field in self.observation_spec.fields.items()
         }
-        condition: Condition = self.encoder(values, augmentation)
-        return condition
+        parts = [self.encoder(values, augmentation)] if self.encoder.condition_size else []
+        if self.frame is not None:
+            parts.append(self.frame.encode(observation, self.normalizer))
+        return torch.cat(parts, dim=-1)
 
     # -- acting -------------------------------------------------------------------------------------------------------
 
@@ -287,20 +292,12 @@ class ChunkPolicy(nn.Module):
         condition = self.encode(observation)
         if any(actions is not None and actions.shape[1] for actions in (prefix, tail)):
             none = condition.new_empty(len(condition), 0, self.action_spec.size)
-            prefix, tail = (none if x is None else self._relative(x, observation) for x in (prefix, tail))
+            prefix, tail = (none if x is None else self.coordinates.encode(x, observation) for x in (prefix, tail))
             method = PREFIX_METHODS[self.prefix_method]
             actions = method(self.model, condition, prefix=prefix, tail=tail, sampling=sampling, generator=generator)
         else:
             actions = self.model.sample(condition, sampling=sampling, generator=generator)
-        return self._absolute(actions, observation)
-
-    def _relative(self, actions: Chunk, observation: Mapping[str, Tensor]) -> Chunk:
-        """Actions (B, h, D) relative to the observed values that ``relative_to`` names."""
-        return actions if self.references is None else actions - reference_values(observation, self.references)
-
-    def _absolute(self, actions: Chunk, observation: Mapping[str, Tensor]) -> Chunk:
-        """The inverse of ``_relative``."""
-        return actions if self.references is None else actions + reference_values(observation, self.references)
+        return self.coordinates.decode(actions, observation)
 
     def with_sampling(self, **options: Any) -> Self:
         """This policy with other ``SamplingOptions``, sharing its weights: ``policy.with_sampling(nfe=1)``.
@@ -319,9 +316,18 @@ class ChunkPolicy(nn.Module):
         """
         bound = shallow_copy(self)
         bound.config = replace(self.config, **options)
+        bound.coordinates = find_coordinates(bound.config, self.observation_spec, self.action_spec)
+        bound.frame = None if bound.coordinates.frame is None else bound.coordinates.frame.to(self.model.device)
         bound.model = shallow_copy(self.model)
         bound.model.objective = bound.config.make_objective(clip_sample_range=self.normalizer.max_abs(ACTION))
         return bound
+
+    def with_landmarks(self, poses: Mapping[str, Sequence[float]]) -> Self:
+        """This policy with landmarks [x, y, angle] of its frame elsewhere, such as a goal; it shares the weights.
+
+        Raises ConfigurationError for landmarks that it has not.
+        """
+        return self.with_options(frame=moved_landmarks(self.config.frame, poses))
 
     def out_of_range(self, observation: Mapping[str, np.ndarray]) -> dict[str, float]:
         """For each key that is no image, the fraction of values outside the range of the training data, or not finite."""

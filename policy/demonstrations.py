@@ -18,7 +18,8 @@ from flowchunk.datasets.symmetry import Symmetry
 from flowchunk.datasets.windows import Windows, load_image_tensors, load_windows, memory_bytes, split_episodes
 from flowchunk.policy.action_limits import ActionLimits
 from flowchunk.policy.normalizer import Mode, Normalizer, Scaling
-from flowchunk.policy.relative_actions import RelativeTo, find_references, relative_chunks
+from flowchunk.policy.planar_frame import FRAME, frame_features
+from flowchunk.policy.relative_actions import ActionCoordinates, encoded_chunks
 
 Specs = tuple[ObservationSpec, ActionSpec]
 
@@ -141,14 +142,14 @@ def fit_normalizer(
     options: DatasetOptions,
     windows: Windows,
     *,
-    relative_to: RelativeTo | None = None,
+    coordinates: ActionCoordinates | None = None,
 ) -> Normalizer:
-    """Fit every key in one pass over the store and over its mirror image, and relative actions to the windows' chunks.
+    """Fit every key in one pass over the store and over its mirror image.
 
-    Raises ConfigurationError if ``options.normalizer`` or ``relative_to`` name what is not there.
+    coordinates: of the actions; if they are not absolute, actions are fitted to the windows' chunks, and so is what is seen
+    in a frame. Raises ConfigurationError if ``options.normalizer`` names what is not there.
     """
-    observation_spec, action_spec = specs
-    wraps = {key: one.wraps for key, one in observation_spec.values.items()} | {ACTION: ()}
+    wraps = {key: one.wraps for key, one in specs[0].values.items()} | {ACTION: ()}
     modes, symmetry = options.normalizer, options.symmetry
     if unknown := modes.keys() - wraps.keys():
         raise ConfigurationError(f"dataset.normalizer names {sorted(unknown)}, but the keys are {sorted(wraps)}")
@@ -158,10 +159,12 @@ def fit_normalizer(
         return Scaling.fit(modes.get(key, "min_max"), blocks, identity=wraps[key])
 
     normalizer = Normalizer({key: fit(key) for key in wraps})
-    if relative_to is None:
+    if coordinates is None or coordinates.are_absolute:
         return normalizer
-    chunks = relative_chunks(windows, find_references(relative_to, observation_spec, action_spec.size))
-    return normalizer.with_scaling(ACTION, Scaling.fit("gaussian", chunks))
+    if coordinates.frame is not None:
+        features = Scaling.fit("gaussian", frame_features(windows, coordinates.frame))
+        normalizer = normalizer.with_scaling(FRAME, features)
+    return normalizer.with_scaling(ACTION, Scaling.fit("gaussian", encoded_chunks(windows, coordinates)))
 
 
 def demonstrated_limits(

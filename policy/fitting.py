@@ -32,6 +32,8 @@ from flowchunk.policy.demonstrations import (
 from flowchunk.policy.encoders.observation import check_vision
 from flowchunk.policy.encoders.transformers_backbone import read_architecture
 from flowchunk.policy.evaluation.open_loop import evaluate_on
+from flowchunk.policy.hindsight import with_hindsight
+from flowchunk.policy.relative_actions import find_coordinates
 from flowchunk.policy.training.config import TrainingConfig
 from flowchunk.policy.training.run import Plan, open_run
 from flowchunk.policy.training.trainer import Evaluate
@@ -88,6 +90,10 @@ def fit(
             device=run.accelerator.device,
             say=run.console.print,
         )
+    coordinates = find_coordinates(config, *matching)
+    if coordinates.frame is not None:
+        frame = coordinates.frame.to(run.accelerator.device)
+        data = Demonstrations(with_hindsight(data.training, frame), with_hindsight(data.validation, frame))
     if isinstance(policy, ChunkPolicy):
         model = copy.deepcopy(policy).train()
     else:
@@ -118,7 +124,10 @@ def new_policy(
     vision_weights: str | None = None,
 ) -> ChunkPolicy:
     """An untrained policy for these demonstrations, whose weights are a function of the seed. Raises ConfigurationError."""
-    normalizer = fit_normalizer(store, specs, dataset, data.training, relative_to=config.relative_to)
+    coordinates = find_coordinates(config, *specs)
+    if coordinates.frame is not None:
+        coordinates.frame.to(data.training.frames.device)
+    normalizer = fit_normalizer(store, specs, dataset, data.training, coordinates=coordinates)
     torch.manual_seed(seed)
     policy = ChunkPolicy(
         config, *specs, normalizer, action_limits=demonstrated_limits(store, specs[1], dataset.symmetry)

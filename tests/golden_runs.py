@@ -52,6 +52,7 @@ def record(folder: Path) -> dict[str, dict[str, list[float]]]:
     found = {}
     for name, (task, *options) in RUNS.items():
         options += [] if task == "task=images" else as_before_the_skip()
+        options += as_before_the_frame() if is_robot(task) else []
         paths = [f"output_dir={folder / name}", *([f"dataset.path={store}"] if is_robot(task) else [])]
         if status := main(["train", task, *paths, *COMMON, *options]):
             raise SystemExit(status)
@@ -66,6 +67,13 @@ def as_before_the_skip() -> list[str]:
     from flowchunk.policy.networks.mlp import MLP
 
     return ["network.skip=false"] if "skip" in signature(MLP).parameters else []
+
+
+def as_before_the_frame() -> list[str]:
+    """The option with which a policy of Push-T sees the world as in the first versions, where there is one."""
+    from flowchunk.policy.chunk_policy import PolicyConfig
+
+    return ["policy.frame=null", "evaluation.noise_scale=1"] if "frame" in signature(PolicyConfig).parameters else []
 
 
 def is_robot(task: str) -> bool:

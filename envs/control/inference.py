@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -24,13 +24,15 @@ TRIAL_TIME = 4.0  # s, after which slow policies are not tried any further
 class InferenceOptions:
     """What is predicted, and where; picklable.
 
-    sampling: options of ``ChunkPolicy.with_sampling``. threads: of torch; small networks are fastest on 1. delay_ms,
-    jitter_ms: added to each prediction, the second uniform to either side, to try what a slower network would do.
+    sampling: options of ``ChunkPolicy.with_sampling``. landmarks: poses for ``ChunkPolicy.with_landmarks``. threads: of
+    torch; small networks are fastest on 1. delay_ms, jitter_ms: added to each prediction, the second uniform to either side,
+    to try what a slower network would do.
     """
 
     checkpoint: str
     device: str = "cpu"
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    landmarks: Mapping[str, Sequence[float]] = field(default_factory=dict)
     threads: int = 1
     delay_ms: float = 0.0
     jitter_ms: float = 0.0
@@ -51,6 +53,7 @@ def run_inference(connection: Connection, options: InferenceOptions) -> None:
         torch.set_num_threads(options.threads)
         policy = ChunkPolicy.load(options.checkpoint, device=choose_device(options.device))
         policy = policy.with_sampling(**options.sampling)
+        policy = policy.with_landmarks(options.landmarks) if options.landmarks else policy
         generator = np.random.default_rng(options.seed)
         observation = any_observation(policy.observation_spec, policy.execution.observation_steps, generator)
         prefix = np.zeros((policy.longest_prefix, policy.action_spec.size), np.float32)

@@ -63,6 +63,7 @@ KEYPOINTS = np.array(
 )
 
 SUCCESS_COVERAGE = 0.95
+GOAL_POSE = (256.0, 256.0, math.pi / 4)  # x, y (px) and angle of the block, of the recordings
 
 PX_PAIR = ("px", "px")
 AGENT_FIELD = ObservationField((2,), ("agent_x", "agent_y"), PX_PAIR)
@@ -112,7 +113,7 @@ class PushT(gym.Env[dict[str, Any], np.ndarray]):
         self,
         *,
         observation: str = "state",
-        goal_pose: Sequence[float] = (256.0, 256.0, math.pi / 4),
+        goal_pose: Sequence[float] = GOAL_POSE,
         render_mode: str | None = None,
         render_size: int = 512,
         physics_step: float = 0.01,
@@ -144,6 +145,11 @@ class PushT(gym.Env[dict[str, Any], np.ndarray]):
             self.metadata = {**self.metadata, "render_modes": ["rgb_array"]}
 
     # Named physical quantities.
+
+    @property
+    def landmarks(self) -> dict[str, np.ndarray]:
+        """The pose (x, y in px, angle in rad) of the goal, for policies with a ``PlanarFrame``."""
+        return {"goal": self.goal_pose}
 
     def agent_position(self) -> np.ndarray:
         """x, y of the agent's center, (2,) px."""

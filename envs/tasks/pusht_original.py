@@ -16,6 +16,7 @@ from flowchunk.envs.episode_outcome import EpisodeOutcome
 from flowchunk.envs.spaces import action_space, checked_action
 from flowchunk.envs.tasks.pusht import (
     ACTION_SPEC,
+    GOAL_POSE,
     IMAGE_SIZE,
     OBSERVATION_SPECS,
     PLANE_SIZE,
@@ -53,6 +54,7 @@ class PushTOriginal(gym.Env[dict[str, Any], np.ndarray]):
         self.observation_spec, self.action_spec = OBSERVATION_SPECS[observation], ACTION_SPEC
         self.observation_space = pusht_observation_space(self.observation_spec)
         self.action_space = action_space(self.action_spec)
+        self.landmarks = {"goal": GOAL_POSE}
         self._outcome = EpisodeOutcome()
 
     def reset(

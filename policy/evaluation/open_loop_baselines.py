@@ -17,7 +17,6 @@ from flowchunk.datasets.windows import Windows
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.encoders.state import StateEncoder
 from flowchunk.policy.evaluation.open_loop import every_kth
-from flowchunk.policy.relative_actions import reference_values
 
 THUMBNAIL = (8, 8)  # pixels (height, width)
 MAX_IMAGE_CANDIDATES = 4096  # training windows that are compared by their images
@@ -61,25 +60,21 @@ def nearest_chunks(
 def mean_chunks(
     policy: ChunkPolicy, windows: Windows, indices: Tensor, training: Windows, *, block: int = 8192
 ) -> Tensor:
-    """The mean of all training chunks, padding after the ends of episodes included.
+    """The mean of all training chunks as the policy predicts them, padding after the ends of episodes included.
 
-    Of dimensions that the policy predicts relative to an observed value, the mean is relative to it too.
+    So where it predicts actions relative to an observed value, or in a frame, the mean is taken there, too.
     """
-    training = replace(training, images=None)
     total = torch.zeros(training.horizon, training.actions.shape[1], dtype=torch.float64)
-    for rows in torch.split(torch.arange(len(training), device=training.frames.device), block):
-        batch = training.batch(rows)
-        total += (batch["action"] - _reference(policy, batch)).cpu().double().sum(0)
+    for batch in replace(training, images=None).batches(block):
+        actions = batch["action"].to(policy.model.device)
+        total += policy.coordinates.encode(actions, _observation(policy, batch)).cpu().double().sum(0)
     batch = replace(windows, images=None).batch(indices)
-    return (total / len(training)).float() + _reference(policy, batch).cpu()
+    mean = (total / len(training)).float().to(policy.model.device).expand(len(indices), -1, -1)
+    return policy.coordinates.decode(mean, _observation(policy, batch)).cpu()
 
 
-def _reference(policy: ChunkPolicy, batch: Mapping[str, Tensor]) -> Tensor:
-    """What the policy predicts the actions of these windows relative to: (n, 1, D), or zeros (n, 1, 1)."""
-    if policy.references is None:
-        return torch.zeros_like(batch["action"][:, :1, :1])
-    observation = {key: batch[f"observation.{key}"] for key in policy.observation_spec.values}
-    return reference_values(observation, policy.references)
+def _observation(policy: ChunkPolicy, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: batch[f"observation.{key}"].to(policy.model.device) for key in policy.observation_spec.values}
 
 
 def _features(policy: ChunkPolicy, windows: Windows, indices: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ from flowchunk.policy.diffusion.solvers import SOLVERS
 from flowchunk.policy.diffusion.time_densities import TIME_DENSITIES
 from flowchunk.policy.fitting import with_architecture
 from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.policy.planar_frame import FRAME
+from flowchunk.policy.relative_actions import find_coordinates
 
 IMAGE_NETWORKS = ("local_conv", "patch_dit", "unet2d")
 ADAPTED = (
@@ -97,9 +99,17 @@ def argument(task: str, key: str, value: str) -> str:
     return f"{section}{key}={value}"
 
 
+def with_frame(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with landmarks somewhere; ``train`` takes them from the environment."""
+    frame = options["policy"]["frame"]
+    if frame is not None:
+        options["policy"]["frame"] = {**frame, "landmarks": {key: [0.1, 0.2, 0.3] for key in frame["landmarks"]}}
+    return options
+
+
 def act_once(task: str, *words: str) -> None:
     """One loss with its gradient, and one chunk, as the options' policy has them."""
-    options = read_options("train", [f"task={task}", "dataset.path=-", *words])
+    options = with_frame(read_options("train", [f"task={task}", "dataset.path=-", *words]))
     observation_spec, action_spec = specs(options["task"]["env_id"], options["env"].get("observation"))
     crop = options["vision"].get("crop")
     observation_spec = observation_spec.cropped(None if crop is None else tuple(crop))
@@ -111,6 +121,8 @@ def act_once(task: str, *words: str) -> None:
     config = with_architecture(policy_config(options), observation_spec)
     shape = (config.horizon, action_spec.size) if config.relative_to else (action_spec.size,)
     scalings["action"] = Scaling.fit("gaussian", [random.normal(size=(8, *shape))])
+    if (frame := find_coordinates(config, observation_spec, action_spec).frame) is not None:
+        scalings[FRAME] = Scaling.fit("gaussian", [random.normal(size=(8, frame.size))])
     policy = ChunkPolicy(config, observation_spec, action_spec, Normalizer(scalings))
     seen = {
         key: random.integers(0, 255, (2, config.observation_steps, *field.shape), dtype=np.uint8)

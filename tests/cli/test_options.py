@@ -219,6 +219,8 @@ def test_what_cannot_be_printed_is_refused(
 
 THEN = json.loads((Path(__file__).parent / "options_7c6bd63.json").read_text())
 """What each task came to before options were dataclasses and recipes were apart from tasks, at commit 7c6bd63."""
+CHANGED = {"pusht_state": {"network.width": 256, "training.steps": 6000, "evaluation.noise_scale": 0.5}}
+"""What a task has come to since: in the block's frame Push-T needs less."""
 INDEX_NAMES = {
     **{f"{key}.{index}": f"{key}.agent_{'xy'[index]}" for key in ("state", "agent_position") for index in range(2)},
     **{f"proprioception.{index}": f"proprioception.{joint}" for index, joint in enumerate(JOINTS)},
@@ -227,7 +229,9 @@ INDEX_NAMES = {
 SINCE = {
     *("network.expansion", "network.skip", "network.groups", "training.cuda_graphs"),
     *("dataset.observe", "dataset.exclude", "dataset.control_hz", "dataset.reference", "dataset.condition_on_task"),
-    *("dataset.stored_split", "dataset.image_size"),
+    *("dataset.stored_split", "dataset.image_size", "policy.frame"),
+    *("policy.frame.origin", "policy.frame.angle", "policy.frame.points", "policy.frame.actions", "policy.frame.fine"),
+    *("policy.frame.landmarks.goal", "policy.frame.hindsight"),
 }
 """Options that did not exist then."""
 
@@ -251,6 +255,7 @@ def test_a_task_alone_still_gives_its_recipe(words: str) -> None:
     now = flat(read_options(config, [f"task={task}", *more, *required]))
     if then.get("policy.relative_to") is not None:
         then["policy.relative_to"] = [entry and INDEX_NAMES[entry] for entry in then["policy.relative_to"]]
+    then |= CHANGED.get(words, {})
     assert {key: now.get(key) for key in then} == then
     assert {key for key in now if key not in then} <= SINCE
 
@@ -262,6 +267,13 @@ def test_a_recipe_can_be_left_out_or_be_another_ones() -> None:
     assert without["policy"]["n_action_steps"] == PolicyConfig.n_action_steps
     assert without["env"] == {"observation": "state"}
     assert read_options("train", [*chosen, "experiment=pusht_state"]) == read_options("train", chosen)
+
+
+@pytest.mark.parametrize(("objective", "expected"), [("flow", 0.5), ("flow_map", 0.5), ("mip", 1), ("regression", 1)])
+def test_a_recipes_noise_scale_is_for_objectives_that_start_from_noise(objective: str, expected: float) -> None:
+    chosen = ["task=pusht_state", "dataset.path=x", f"objective={objective}"]
+    assert read_options("train", chosen)["evaluation"]["noise_scale"] == expected
+    assert read_options("train", [*chosen, "evaluation.noise_scale=0.7"])["evaluation"]["noise_scale"] == 0.7
 
 
 def test_an_unknown_recipe_is_refused() -> None:

@@ -137,6 +137,7 @@ def test_a_dry_run_of_an_older_checkpoint_takes_limits_from_the_data(
         (["outcome=maybe"], "outcome=maybe: there are auto, robot, ask, none"),
         (["dry_run=true", "record=x.zarr"], "nothing is done that could be recorded"),
         (["safety.velocity_max=-1"], "safety.velocity_max=-1: expected a number of at least 0, or 2 of them"),
+        (["landmarks.gaol=[1,2,3]"], "the policy's frame has no landmark gaol; it has none"),
         (["safety.scale=2"], "both must be above 0 and at most 1"),
         (
             ["env_id=flowchunk/PickPlace-v1"],

@@ -20,6 +20,7 @@ from gymnasium.vector import AsyncVectorEnv
 import flowchunk.envs  # noqa: F401 -- registers the ids
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
 from flowchunk.datasets.specs import ActionSpec, ObservationSpec
+from flowchunk.envs.contract import landmarks_of
 from flowchunk.envs.tasks.pick_place_expert import PickPlaceExpert
 
 PUSHT, PUSHT_ORIGINAL, PICK_PLACE = "flowchunk/PushT-v1", "flowchunk/PushTOriginal-v1", "flowchunk/PickPlace-v1"
@@ -104,6 +105,22 @@ def start_of_pusht(env: Env, state: list[float]) -> dict[str, Any] | None:
         *agent, x, y, angle = state
         return {"reset_to_state": [*agent, x - 45 * math.sin(angle), y + 45 * math.cos(angle) - 45, angle]}
     return None
+
+
+def test_a_goal_among_the_landmarks_is_where_the_task_is_done(env: Env) -> None:
+    landmarks = landmarks_of(env)
+    start = start_of_pusht(env, [50.0, 50.0, *landmarks.get("goal", ())])
+    if start is None:
+        assert landmarks == {}
+        return
+    _, info = env.reset(seed=0, options=start)
+    assert info["coverage"] > 0.99
+
+
+def test_landmarks_follow_the_arguments() -> None:
+    env = gymnasium.make(PUSHT, goal_pose=[1.0, 2.0, 3.0])
+    assert landmarks_of(env) == {"goal": (1.0, 2.0, 3.0)}
+    env.close()
 
 
 def infos_of_progress(env: Env) -> Iterator[dict[str, Any]]:

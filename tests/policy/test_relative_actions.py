@@ -15,7 +15,7 @@ from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationFie
 from flowchunk.datasets.windows import Windows
 from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
 from flowchunk.policy.normalizer import Normalizer, Scaling
-from flowchunk.policy.relative_actions import find_references, reference_values, relative_chunks
+from flowchunk.policy.relative_actions import ActionCoordinates, encoded_chunks, find_references, reference_values
 
 OBSERVATION = ObservationSpec(
     {"state": ObservationField((3,), names=("x", "y", "z")), "hand": ObservationField((2, 2))}
@@ -42,7 +42,7 @@ def make_windows(frames: int = 40) -> Windows:
 
 def make_policy(windows: Windows, *, prefix_max: int = 2) -> ChunkPolicy:
     scalings = {key: Scaling.fit("min_max", [values.numpy()]) for key, values in windows.observations.items()}
-    scalings["action"] = Scaling.fit("gaussian", relative_chunks(windows, REFERENCES))
+    scalings["action"] = Scaling.fit("gaussian", encoded_chunks(windows, ActionCoordinates(REFERENCES)))
     options = {"width": 16, "blocks": 1}
     config = PolicyConfig(
         network_options=options, horizon=HORIZON, n_action_steps=2, prefix_max=prefix_max, relative_to=RELATIVE_TO
@@ -65,11 +65,11 @@ def test_relative_chunks_have_the_mean_and_std_of_the_normalizer() -> None:
     policy = make_policy(windows)
     batch = windows.batch(torch.arange(len(windows)))
     observation = {key: batch[f"observation.{key}"] for key in OBSERVATION.fields}
-    inner = policy.model.normalize(policy._relative(batch["action"], observation))
+    inner = policy.model.normalize(policy.coordinates.encode(batch["action"], observation))
     assert inner.shape == (len(windows), HORIZON, 3)
     np.testing.assert_allclose(inner.mean(0), 0.0, atol=1e-5)
     np.testing.assert_allclose(inner.std(0, correction=0), 1.0, atol=1e-5)
-    torch.testing.assert_close(policy._absolute(policy.model.denormalize(inner), observation), batch["action"])
+    torch.testing.assert_close(policy.coordinates.decode(policy.model.denormalize(inner), observation), batch["action"])
 
 
 def test_the_chunk_moves_with_its_reference() -> None:

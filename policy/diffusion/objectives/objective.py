@@ -28,11 +28,12 @@ class Objective(ABC):
 
     name: as in the option ``objective=``. path: from noise to data. time_density: of the times in training. valid_nfe: the
     numbers of network evaluations that it admits; None for any. takes_prefix: whether the first tokens of a chunk may be
-    given.
+    given. starts_from_noise: whether samples depend on x_0, so that its scale matters.
     """
 
     valid_nfe: ClassVar[tuple[int, ...] | None] = None
     takes_prefix: ClassVar[bool] = True
+    starts_from_noise: ClassVar[bool] = False
 
     def __init__(self, name: str, path: ProbabilityPath, time_density: TimeDensity) -> None:
         self.name, self.path, self.time_density = name, path, time_density
@@ -120,6 +121,7 @@ class IntegratedObjective(Objective):
     """An objective that is sampled by integrating along its path with a solver."""
 
     is_flow_map: ClassVar[bool] = False
+    starts_from_noise: ClassVar[bool] = True
 
     def sample(
         self,
