@@ -19,7 +19,7 @@ from flowchunk.cli.main import main as flowchunk
 OBJECTIVES = ("flow", "v", "data_prediction", "noise_prediction", "regression", "mip", "flow_map")
 NFE = (1, 2, 4, 10)
 DIFFUSERS = (("diffusers_ddpm", 100), ("diffusers_ddim", 16))
-NETWORK = ("network=mlp", "network.width=200", "network.blocks=4")
+NETWORK = ("network=mlp", "network.width=200", "network.blocks=4", "policy.frame=null", "evaluation.noise_scale=1")
 
 
 def train(dataset: Path, run: Path, *, objective: str, steps: int, seed: int, more: list[str]) -> None:

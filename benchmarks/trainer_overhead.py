@@ -25,7 +25,7 @@ from flowchunk.policy.training.trainer import Trainer
 
 
 def push_t_policy() -> ChunkPolicy:
-    """The default policy of task=pusht_state, untrained."""
+    """A policy with the default network on Push-T's states, untrained."""
     scalings = {
         key: Scaling.fit("min_max", [512 * np.random.default_rng(0).random((1000, size))]) for key, size in SIZES
     }
