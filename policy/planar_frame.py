@@ -49,6 +49,8 @@ class PlanarFrame(nn.Module):
     points: Tensor  # (P, 2) columns of x and y, the origin first
     angles: Tensor  # (A,) columns, the frame's own first
     landmark_poses: Tensor  # (L, 3)
+    kept: Tensor  # columns of other values
+    kept_angles: Tensor  # and of other angles
     pairs: Tensor  # (K, 2) action dimensions
     is_place: Tensor  # (K, 1) 1 for places, 0 for displacements
 
@@ -71,8 +73,8 @@ class PlanarFrame(nn.Module):
         columns = _columns(self.keys, fields)
         named = {columns[value] for value in [*sum(points, ()), *angles]}
         others = {value: column for value, column in columns.items() if column not in named}
-        self.kept = [column for value, column in others.items() if value.index not in fields[value.key].wraps]
-        self.kept_angles = [column for column in others.values() if column not in self.kept]
+        kept = [column for value, column in others.items() if value.index not in fields[value.key].wraps]
+        kept_angles = [column for column in others.values() if column not in kept]
         landmarks = dict(options.get("landmarks") or {})
         self.landmarks = {name: _landmark(name, pose) for name, pose in landmarks.items()}
         self.hindsight = _known_landmarks(options.get("hindsight") or (), self.landmarks)
@@ -85,6 +87,8 @@ class PlanarFrame(nn.Module):
         self._buffer("points", [[columns[x], columns[y]] for x, y in points], torch.long)
         self._buffer("angles", [columns[value] for value in angles], torch.long)
         self._buffer("landmark_poses", [list(pose) for pose in self.landmarks.values()] or np.empty((0, 3)))
+        self._buffer("kept", kept, torch.long)
+        self._buffer("kept_angles", kept_angles, torch.long)
         self._buffer("pairs", pairs, torch.long)
         self._buffer("is_place", [[0.0 if relative[x] else 1.0] for x, _ in pairs])
         self.fine = _fine(options.get("fine", ()))
@@ -93,7 +97,7 @@ class PlanarFrame(nn.Module):
         self.magnified = (
             2 * placed + turned + moved
         )  # of the first features: those that are 0 where nothing is left to do
-        self.size = self.magnified + turned + observation_steps * (len(self.kept) + 2 * len(self.kept_angles))
+        self.size = self.magnified + turned + observation_steps * (len(kept) + 2 * len(kept_angles))
 
     def _buffer(self, name: str, values: Any, dtype: torch.dtype = torch.float32) -> None:
         self.register_buffer(name, torch.as_tensor(np.array(values), dtype=dtype), persistent=False)
