@@ -72,9 +72,18 @@ def read_options(config: str, overrides: Sequence[str], *, all_given: bool = Tru
         by_default = _composed(
             config, [override for override in overrides if override.partition("=")[0] in _groups(config)]
         )
+        absent = _open_absent_sections(by_default, overrides)
         for override in overrides:
             _check(override, by_default, config)
-        composed = _composed(config, [_for_hydra(override, by_default) for override in overrides])
+        into_absent = [override for override in overrides if _section_of(override, absent)]
+        composed = _composed(
+            config, [_for_hydra(override, by_default) for override in overrides if override not in into_absent]
+        )
+        for override in into_absent:  # Hydra merges nothing into null
+            if OmegaConf.select(composed, section := _section_of(override, absent)) is None:
+                OmegaConf.update(composed, section, {}, merge=False)
+            parsed = OverridesParser.create().parse_override(_for_hydra(override, by_default))
+            OmegaConf.update(composed, parsed.key_or_group, parsed.value(), force_add=True)
         if all_given and (missing := OmegaConf.missing_keys(composed)):
             raise ConfigurationError(f"{', '.join(f'{key}=…' for key in sorted(missing))} must be given; see --help")
         content = OmegaConf.to_container(composed, resolve=True)
@@ -184,6 +193,31 @@ def _find(config: DictConfig, key: str) -> tuple[Node | None, bool]:
             return None, is_open
         node = node._get_node(part)
     return node, False
+
+
+def _open_absent_sections(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Sections of any keys that are null, but of which there are overrides; in ``config`` they are then empty."""
+    opened = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        parts = key.split(".")
+        for section in (".".join(parts[:length]) for length in range(1, len(parts) + 1)):
+            node, _ = _find(config, section)
+            is_absent = (
+                isinstance(node, DictConfig)
+                and node._is_none()
+                and any(get_origin(kind) is dict for kind in _types(node))
+            )
+            if is_absent and (section != key or value.startswith("{")):
+                OmegaConf.update(config, section, {}, merge=False)
+                opened.append(section)
+    return opened
+
+
+def _section_of(override: str, sections: Sequence[str]) -> str:
+    """The section among these that an override is of; empty if there is none."""
+    key = override.partition("=")[0]
+    return next((section for section in sections if key == section or key.startswith(f"{section}.")), "")
 
 
 def _is_open_section(node: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import gymnasium
@@ -16,6 +17,10 @@ if (
 ):  # before torch is loaded: workers that share cores slow each other down by spinning
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A shell starts jobs in the background with Ctrl-C ignored, which processes that tests interrupt would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Shapes in the signatures of these packages (see policy/shapes.py) are checked at every call of a test.
 install_import_hook(

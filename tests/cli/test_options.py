@@ -269,6 +269,41 @@ def test_a_recipe_can_be_left_out_or_be_another_ones() -> None:
     assert read_options("train", [*chosen, "experiment=pusht_state"]) == read_options("train", chosen)
 
 
+FRAME = {"origin": ["a.x", "a.y"], "angle": "a.z", "actions": [["x", "y"]]}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["policy.frame={origin: [a.x, a.y], angle: a.z, actions: [[x, y]]}"],
+        ["policy.frame.origin=[a.x,a.y]", "policy.frame.angle=a.z", "policy.frame.actions=[[x,y]]"],
+        ["policy.frame={origin: [a.x, a.y], angle: a.y, actions: [[x, y]]}", "policy.frame.angle=a.z"],
+    ],
+)
+def test_a_section_that_is_null_can_be_given_whole_or_by_its_keys(words: list[str]) -> None:
+    chosen = ["task=pickplace_state", "dataset.path=x"]
+    assert read_options("train", [*chosen, *words])["policy"]["frame"] == FRAME
+    assert read_options("train", chosen)["policy"]["frame"] is None
+    assert read_options("train", [*chosen, "policy.frame=null"])["policy"]["frame"] is None
+    mirror = ["dataset.symmetry.action={order: [0], sign: [1], offset: [0.5]}"]
+    found = read_options("train", [*chosen, *mirror])["dataset"]["symmetry"]
+    assert found == {"action": {"order": [0], "sign": [1], "offset": [0.5]}}
+
+
+def test_a_recipes_section_can_be_left_out_or_changed() -> None:
+    chosen = ["task=pusht_state", "dataset.path=x"]
+    assert read_options("train", [*chosen, "policy.frame=null"])["policy"]["frame"] is None
+    changed = read_options("train", [*chosen, "policy.frame.fine=[0.2]"])["policy"]["frame"]
+    assert changed["fine"] == [0.2]
+    assert changed["angle"] == "state.block_angle"
+
+
+@pytest.mark.parametrize("word", ["policy.frame=3", "policy.frame=text"])
+def test_a_value_is_no_section(word: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"policy\.frame="):
+        read_options("train", ["task=pickplace_state", "dataset.path=x", word])
+
+
 @pytest.mark.parametrize(("objective", "expected"), [("flow", 0.5), ("flow_map", 0.5), ("mip", 1), ("regression", 1)])
 def test_a_recipes_noise_scale_is_for_objectives_that_start_from_noise(objective: str, expected: float) -> None:
     chosen = ["task=pusht_state", "dataset.path=x", f"objective={objective}"]
