@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import zarr
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 if (
@@ -21,6 +22,10 @@ if (
 # A shell starts jobs in the background with Ctrl-C ignored, which processes that tests interrupt would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# On a busy machine any example may take long.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # Shapes in the signatures of these packages (see policy/shapes.py) are checked at every call of a test.
 install_import_hook(
