@@ -99,9 +99,9 @@ class Windows:
         return memory_bytes(self)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """The windows at ``indices`` (B,): ``observation.KEY`` (B, To, …), ``action`` (B, H, D), ``mask`` (B, H), KEY (B, …).
+        """The windows at ``indices`` (B,): ``observation.KEY`` (B, To, …), ``action`` (B, H, D), ``mask`` (B, H).
 
-        Images are uint8 (B, To, H, W, 3).
+        Images are uint8 (B, To, H, W, 3). Each key of ``of_windows`` is among them, (B, …).
         """
         k = self.frames[indices][:, None]
         first, last = self.first[indices][:, None], self.last[indices][:, None]

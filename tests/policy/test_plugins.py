@@ -249,3 +249,11 @@ def test_a_plugin_that_cannot_be_imported_is_named(site: Path) -> None:
         """,
     )
     assert "the solver 'broken' of the installed plug-in their_package:missing cannot be imported" in out
+
+
+def test_an_objective_says_whether_its_samples_start_from_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy(objective="regression")
+    with pytest.raises(ConfigurationError, match="does not start from noise"):
+        policy.with_sampling(noise_scale=0.5)
+    monkeypatch.setattr(type(policy.objective), "starts_from_noise", True)
+    assert policy.with_sampling(noise_scale=0.5).config.sampling.noise_scale == 0.5

@@ -112,7 +112,7 @@ class Objective(ABC):
             f"objective={self.name} has no solver, but solver={sampling.solver} was given; leave it out",
         )
         require(
-            sampling.noise_scale == 1,
+            self.starts_from_noise or sampling.noise_scale == 1,
             f"noise_scale={sampling.noise_scale}: objective={self.name} does not start from noise; leave it out",
         )
 
