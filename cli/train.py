@@ -154,7 +154,7 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
     store = open_source(options)
     specs = task_specs(store, make_env, options)
     placed = _with_landmarks(options, make_env)
-    policy = policy_config(placed) if init_from is None else _load_policy(options, specs, store)
+    policy = policy_config(placed) if init_from is None else _load_policy(placed, specs, store)
     evaluate = None
     if make_env is not None and episodes > 0:
         _require_valid_nfe(policy if isinstance(policy, PolicyConfig) else policy.config, evaluation["nfe"])
@@ -188,9 +188,9 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
 
 
 def _with_landmarks(options: dict[str, Any], make_env: MakeEnv | None) -> dict[str, Any]:
-    """The options with the landmarks of the policy's frame, if they are null, where the environment has them.
+    """The options with the landmarks of the policy's frame where the environment has them.
 
-    Raises ConfigurationError for those that are given elsewhere than the environment has them.
+    A checkpoint's may have been elsewhere. Raises ConfigurationError for those that are given elsewhere.
     """
     frame = options["policy"]["frame"] or {}
     landmarks = dict(frame.get("landmarks") or {})
@@ -201,9 +201,10 @@ def _with_landmarks(options: dict[str, Any], make_env: MakeEnv | None) -> dict[s
         known = landmarks_of(env)
     finally:
         env.close()
+    may_move = options["training"]["init_from"] is not None
     for name in landmarks.keys() & known.keys():
         given, pose = landmarks[name], list(known[name])
-        if given is not None and not np.allclose(given, pose, atol=1e-3):
+        if given is not None and not may_move and not np.allclose(given, pose, atol=1e-3):
             raise ConfigurationError(
                 f"policy.frame.landmarks.{name}={given}, but the environment has it at {pose}; leave it out, or change the "
                 "environment"
@@ -280,7 +281,7 @@ def _load_policy(options: Mapping[str, Any], specs: Specs, store: EpisodeSource)
     init_from = options["training"]["init_from"]
     policy = ChunkPolicy.load(init_from)
     require_specs_of(policy, specs, expected_by=str(init_from), got_from=str(store.path))
-    changes = {name: options["policy"][name] for name in CHANGEABLE if name in options["policy"]}
+    changes = {name: options["policy"][name] for name in (*CHANGEABLE, "frame") if name in options["policy"]}
     return policy.with_options(**changes, sampling=sampling_options(options))
 
 

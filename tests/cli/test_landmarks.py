@@ -57,6 +57,19 @@ def test_a_goal_elsewhere_is_where_the_policy_is_trained_for(
     assert train(pusht_store, tmp_path / "given", tiny, *given) == config
 
 
+def test_fine_tuning_takes_the_goal_from_its_environment(
+    trained_run: Path, pusht_store: Path, tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = (f"training.init_from={trained_run}", "env.goal_pose=[200,300,0.5]")
+    own = tuple(option for option in tiny if not option.startswith(("network", "policy")))
+    assert train(pusht_store, tmp_path / "run", own, *started)["frame"]["landmarks"] == {"goal": ELSEWHERE}
+    given = [*pusht(pusht_store, tmp_path / "given", *own), *started, "policy.frame.landmarks.goal=[200,300,0.5]"]
+    assert main(given) == 1
+    assert "was trained with policy.frame.landmarks.goal=[256.0, 256.0, 0.785" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
 def test_two_places_for_one_goal_are_refused(
     pusht_store: Path, tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
