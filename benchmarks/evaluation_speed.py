@@ -27,8 +27,9 @@ from flowchunk.datasets.errors import FlowchunkError
 from flowchunk.envs.contract import specs_of
 from flowchunk.envs.rollout import REPORT_SEED, Rollout, rollout
 from flowchunk.envs.simulation import environment_maker
-from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.policy.policy_config import PolicyConfig
 
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "pusht_state": ("flowchunk/PushT-v1", {}),

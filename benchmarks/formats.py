@@ -29,9 +29,9 @@ from flowchunk.datasets.image_cache import ImageCacheOptions
 from flowchunk.datasets.windows import Windows, load_image_tensors, load_windows
 from flowchunk.envs.contract import specs_of
 from flowchunk.envs.simulation import environment_maker
-from flowchunk.policy.chunk_policy import PolicyConfig
 from flowchunk.policy.demonstrations import DatasetOptions, Specs
 from flowchunk.policy.fitting import fit
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.training.config import TrainingConfig
 from flowchunk.policy.training.run_log import read_metrics
 

@@ -26,9 +26,10 @@ from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.symmetry import IMAGE_TRANSFORMS, Symmetry, ValueTransform
 from flowchunk.envs.contract import specs_of
 from flowchunk.envs.simulation import environment_maker
-from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import KIND, ChunkPolicy
 from flowchunk.policy.demonstrations import DatasetOptions, load_demonstrations
 from flowchunk.policy.fitting import new_policy
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.training.config import TrainingConfig
 from flowchunk.policy.training.run import make_accelerator
 from flowchunk.policy.training.trainer import Evaluate, Trainer

@@ -14,9 +14,10 @@ import numpy as np
 
 from flowchunk.envs.simulation import environment_maker
 from flowchunk.envs.tasks.pick_place import JOINTS
-from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.evaluation.latency import latency_ms
 from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.policy.policy_config import PolicyConfig
 
 CONFIG = PolicyConfig(
     vision="small_conv",

@@ -19,10 +19,11 @@ import numpy as np
 from trainer_overhead import SIZES
 
 from flowchunk.envs.tasks.pusht import ACTION_SPEC, OBSERVATION_SPECS
-from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.evaluation.latency import interleaved_ms, synthetic_observation
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.policy.policy_config import PolicyConfig
 
 COMMITTED, PLANNED = 4, 4
 TARGETS = {"trained": 1.05, "guided": 1.3, "noise_inversion": 3.1}

@@ -18,8 +18,9 @@ from accelerate import Accelerator
 
 from flowchunk.datasets.windows import Windows
 from flowchunk.envs.tasks.pusht import ACTION_SPEC, OBSERVATION_SPECS
-from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.training.config import TrainingConfig
 from flowchunk.policy.training.trainer import Trainer
 

@@ -145,11 +145,11 @@ def _calls(policy: ChunkPolicy, nfe: int) -> dict[str, Callable[[int], object]]:
     tensors = {key: torch.as_tensor(value, device=policy.model.device) for key, value in observation.items()}
     sampling = policy.with_sampling(nfe=nfe).config.sampling
     with torch.inference_mode():
-        condition = policy.encode(tensors)
+        condition = policy.encode(policy.with_estimates(tensors))
 
     @torch.inference_mode()
     def encode(seed: int) -> object:
-        return policy.encode(tensors).cpu()  # waits for the device
+        return policy.encode(policy.with_estimates(tensors)).cpu()  # waits for the device
 
     @torch.inference_mode()
     def sample(seed: int) -> object:

@@ -15,6 +15,7 @@ CHANGEABLE = (
     "time_density_options",
     "min_snr_gamma",
     "num_noise_samples",
+    "estimate_every",
     "prefix_max",
     "mask_padding",
 )
@@ -70,7 +71,7 @@ def _options_of(description: Mapping[str, Any]) -> dict[str, Any]:
             **(config.pop("vision_options", None) or {}),
         },
         "noise_scale": sampling.noise_scale,
-        "policy": {"frame": None, **config, "solver": sampling.solver, "eta": sampling.eta},
+        "policy": {"frame": None, "estimated": (), **config, "solver": sampling.solver, "eta": sampling.eta},
     }
 
 

@@ -63,7 +63,7 @@ def load_recordings(policy: ChunkPolicy, run: Path, dataset: Mapping[str, Any], 
     given = {name: value for name, value in dataset.items() if value != _default_dataset().get(name)}
     sources = {**trained_on["sources"], **dataset.get("sources", {})}
     store = _open(policy, {**trained_on, **given, "sources": sources}, training)
-    specs: Specs = (policy.observation_spec, policy.action_spec)
+    specs: Specs = (policy.data_spec, policy.action_spec)
     if training is not None and Path(trained_on["path"]).expanduser().resolve() == path.resolve():
         data = _demonstrations(policy, store, training, say)
         return Recordings(store, "held-out", data.validation, data.training)
@@ -75,6 +75,7 @@ def load_recordings(policy: ChunkPolicy, run: Path, dataset: Mapping[str, Any], 
         observation_steps=policy.config.observation_steps,
         horizon=policy.config.horizon,
         images=load_image_tensors(store, specs[0], cache, device=policy.model.device, say=say),
+        latest_only=policy.config.estimated,
         device=policy.model.device,
     )
     return Recordings(store, "all", windows, _training_windows(policy, run, training, say))
@@ -91,7 +92,7 @@ def _open(policy: ChunkPolicy, dataset: Mapping[str, Any], training: Mapping[str
         require_specs_of(policy, described, expected_by="the policy", got_from=str(store.path))
     else:
         _require_no_contradiction(policy, store)
-    matching_specs(store, DerivedSpecs(policy.observation_spec, policy.action_spec, {}))  # raises for missing arrays
+    matching_specs(store, DerivedSpecs(policy.data_spec, policy.action_spec, {}))  # raises for missing arrays
     return store
 
 
@@ -99,7 +100,7 @@ def _require_no_contradiction(policy: ChunkPolicy, store: EpisodeSource) -> None
     """Raise SpecMismatchError if the format says something else about the numbers than the policy: rate, names or tasks."""
     described = store.description
     said: list[tuple[str, Any, Any]] = [("control_hz", policy.action_spec.control_hz, described.control_hz)]
-    for key, field in policy.observation_spec.fields.items():
+    for key, field in policy.data_spec.fields.items():
         if key == TASK and store.tasks:
             said.append(("the tasks", field.names, distinct_names(store.tasks)))
         elif key in described.observations and key not in store.sources:
@@ -142,7 +143,7 @@ def _training_options(run: Path) -> dict[str, Any] | None:
 
 def _demonstrations(policy: ChunkPolicy, store: EpisodeSource, training: Mapping[str, Any], say: Say) -> Demonstrations:
     """The episodes of the training, split as they were then."""
-    specs: Specs = (policy.observation_spec, policy.action_spec)
+    specs: Specs = (policy.data_spec, policy.action_spec)
     return load_demonstrations(
         store,
         specs,
@@ -150,6 +151,7 @@ def _demonstrations(policy: ChunkPolicy, store: EpisodeSource, training: Mapping
         observation_steps=policy.config.observation_steps,
         horizon=policy.config.horizon,
         seed=training["seed"],
+        latest_only=policy.config.estimated,
         device=policy.model.device,
         say=say,
     )

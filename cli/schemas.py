@@ -24,7 +24,6 @@ from flowchunk.envs.control.safety import SafetyOptions
 from flowchunk.envs.evaluation import evaluate_in
 from flowchunk.envs.rollout import REPORT_SEED, SELECTION_SEED, rollout
 from flowchunk.envs.virtual_delay import VirtualDelay
-from flowchunk.policy.chunk_policy import PolicyConfig
 from flowchunk.policy.data_model import DataConfig
 from flowchunk.policy.demonstrations import DatasetOptions
 from flowchunk.policy.diffusion.objectives import objective_names
@@ -36,6 +35,7 @@ from flowchunk.policy.execution.strategies import STRATEGIES
 from flowchunk.policy.generative_model import ModelConfig
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.networks.image_networks import IMAGE_NETWORKS
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.real_time_chunking import PREFIX_METHODS
 from flowchunk.policy.sampling import SamplingOptions
 from flowchunk.policy.training.config import TrainingConfig
@@ -121,7 +121,18 @@ POLICY = section(
     "Policy",
     options_of(PolicyConfig, only=("observation_steps", "horizon", "n_action_steps")),
     _model_options(PolicyConfig),
-    options_of(PolicyConfig, only=("num_noise_samples", "prefix_max", "mask_padding", "relative_to", "frame")),
+    options_of(
+        PolicyConfig,
+        only=(
+            "num_noise_samples",
+            "prefix_max",
+            "mask_padding",
+            "relative_to",
+            "frame",
+            "estimated",
+            "estimate_every",
+        ),
+    ),
 )
 MODEL = section(
     "Model",

@@ -4,7 +4,7 @@ usage: flowchunk train task=TASK dataset.path=PATH [KEY=VALUE ...]
        flowchunk train task=DOMAIN [dataset=NAME] [KEY=VALUE ...]
 
 data of policies:
-  task=NAME                        pusht_state | pusht_keypoints | pusht_image | pickplace_state |
+  task=NAME                        pusht_state | pusht_keypoints | pusht_image | pusht_image_pose | pickplace_state |
                                    pickplace_image | adroit_door | fetch_pick_and_place | metaworld |
                                    robomimic | gym | own
                                    metaworld/NAME: one of its 50 tasks; robomimic/lift|can|square;
@@ -86,14 +86,16 @@ from flowchunk.datasets.derived_specs import DerivedSpecs
 from flowchunk.datasets.episode_source import ACTION, EpisodeSource
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.image_cache import ImageCacheOptions
-from flowchunk.datasets.specs import require_observations, require_same_actions
+from flowchunk.datasets.specs import ObservationSpec, require_observations, require_same_actions
 from flowchunk.datasets.symmetry import Symmetry
-from flowchunk.envs.contract import landmarks_of, require_time_limit, specs_of
+from flowchunk.envs.contract import landmarks_of, recorded_fields_of, require_time_limit, specs_of
 from flowchunk.envs.evaluation import evaluate_in
 from flowchunk.envs.simulation import MakeEnv, environment_maker
-from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.demonstrations import DatasetOptions, Specs
+from flowchunk.policy.encoders.value_estimator import split_estimated
 from flowchunk.policy.fitting import fit, require_specs_of
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.sampling import SamplingOptions
 
 ABOUT_DATA = ("task=", "task.", "env_id=", "env.", "dataset.", "device=", "training.init_from=", "policy.horizon=")
@@ -257,7 +259,8 @@ def dataset_options(options: Mapping[str, Any], specs: Specs, make_env: MakeEnv 
 def task_specs(store: EpisodeSource, make_env: MakeEnv | None, options: Mapping[str, Any]) -> Specs:
     """The specifications of the environment, or those of the data set and the options if make_env is None.
 
-    Raises SpecMismatchError if those of the data set differ from the environment's.
+    What the policy is to estimate is among them. Raises SpecMismatchError if those of the data set differ from the
+    environment's, ConfigurationError if it cannot be estimated.
     """
     if make_env is None:
         derived = specs_of_source(store, options)
@@ -265,7 +268,7 @@ def task_specs(store: EpisodeSource, make_env: MakeEnv | None, options: Mapping[
     env = make_env()
     try:
         require_time_limit(env)
-        specs = specs_of(env)
+        specs, recorded = specs_of(env), recorded_fields_of(env)
         if env.has_wrapper_attr("check_recordings"):
             env.get_wrapper_attr("check_recordings")(store)
     finally:
@@ -274,7 +277,11 @@ def task_specs(store: EpisodeSource, make_env: MakeEnv | None, options: Mapping[
         sides = {"expected_by": "the environment", "got_from": str(store.path)}
         require_same_actions(specs[1], store.action_spec, **sides)
         require_observations(specs[0], store.observation_spec, **sides)
-    return specs
+    known = {**(store.observation_spec or ObservationSpec({})).fields, **recorded.fields}
+    estimated = options.get("policy", {}).get("estimated", ())
+    held = ObservationSpec({**specs[0].fields, **{key: known[key] for key in estimated if key in known}})
+    split_estimated(held, estimated)  # raises for what nobody knows
+    return held, specs[1]
 
 
 def _load_policy(options: Mapping[str, Any], specs: Specs, store: EpisodeSource) -> ChunkPolicy:

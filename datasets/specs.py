@@ -6,7 +6,7 @@ shows both sides, because an unnoticed one (another unit, another rotation conve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import prod
 from typing import Any, Literal
@@ -88,6 +88,10 @@ class ObservationSpec:
     def values(self) -> dict[str, ObservationField]:
         """The fields that are not images: proprioception and the like."""
         return {key: field for key, field in self.fields.items() if not field.is_image}
+
+    def without(self, keys: Collection[str]) -> ObservationSpec:
+        """The same spec without these keys."""
+        return ObservationSpec({key: field for key, field in self.fields.items() if key not in keys})
 
     def cropped(self, crop: tuple[int, ...] | None) -> ObservationSpec:
         """The same spec with this (height, width) crop of each image. Raises SpecMismatchError if it is too large."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,7 +73,9 @@ class Windows:
     observations: {key: (N, …)}, actions: (N, D), both over all frames. frames: (W,) the current frame k of each window.
     first, last: (W,) the first and last frame of its episode. images: those of the specification. image_transforms: applied
     to frames from N on. rest: (D,) the action after an episode's end; NaN (or None for all) repeats the last action.
-    of_windows: {key: (W, …)} what belongs to the window as a whole, such as where its object is to end.
+    of_windows: {key: (W, …)} what belongs to the window as a whole, such as where its object is to end. latest_only: keys of
+    observations of which the current frame's stands for all To, because of them nothing else will be known. images_every:
+    only every k-th row of a batch has images, the first one and so on.
     """
 
     observations: Mapping[str, Tensor]
@@ -87,6 +89,8 @@ class Windows:
     image_transforms: Mapping[str, ImageTransform] = field(default_factory=dict)
     rest: Tensor | None = None
     of_windows: Mapping[str, Tensor] = field(default_factory=dict)
+    latest_only: Collection[str] = ()
+    images_every: int = 1
 
     __repr__ = shape_repr
 
@@ -101,17 +105,23 @@ class Windows:
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """The windows at ``indices`` (B,): ``observation.KEY`` (B, To, …), ``action`` (B, H, D), ``mask`` (B, H).
 
-        Images are uint8 (B, To, H, W, 3). Each key of ``of_windows`` is among them, (B, …).
+        Images are uint8 (B, To, H, W, 3), or of fewer rows, see ``images_every``. Each key of ``of_windows`` is among them,
+        (B, …).
         """
         k = self.frames[indices][:, None]
         first, last = self.first[indices][:, None], self.last[indices][:, None]
         past = torch.arange(1 - self.observation_steps, 1, device=k.device)
         future = torch.arange(self.horizon, device=k.device)
         observed = torch.maximum(k + past, first)
-        batch = {f"observation.{key}": values[observed] for key, values in self.observations.items()}
+        latest = k.expand_as(observed)
+        batch = {
+            f"observation.{key}": values[latest if key in self.latest_only else observed]
+            for key, values in self.observations.items()
+        }
         if self.images is not None:
+            with_images = observed[:: self.images_every]
             for key in self.images.tensors:
-                batch[f"observation.{key}"] = self.images.read(key, observed, self.image_transforms.get(key))
+                batch[f"observation.{key}"] = self.images.read(key, with_images, self.image_transforms.get(key))
         mask, actions = k + future <= last, self.actions[torch.minimum(k + future, last)]
         if self.rest is not None:
             actions = torch.where(mask[..., None] | self.rest.isnan(), actions, self.rest)
@@ -168,12 +178,13 @@ def load_windows(
     horizon: int,
     symmetry: Symmetry | None = None,
     images: ImageTensors | None = None,
+    latest_only: Collection[str] = (),
     device: torch.device | str = "cpu",
 ) -> Windows:
     """Read the spec's values into memory and cut ``episodes`` into windows.
 
     symmetry: appends the transform of every episode to the recorded ones. images: from ``load_image_tensors``, which several
-    ``Windows`` may share; by default they are loaded with the default options.
+    ``Windows`` may share; by default they are loaded with the default options. latest_only: see ``Windows``.
     Raises DatasetError if an array is missing, damaged, not finite, or not of the shape in the specs.
     """
     shapes = {key: field.shape for key, field in observation_spec.values.items()} | {ACTION: (action_spec.size,)}
@@ -197,6 +208,7 @@ def load_windows(
         images=images,
         image_transforms={} if symmetry is None else symmetry.image_transforms,
         rest=_rest(action_spec, device),
+        latest_only=frozenset(latest_only),
     )
 
 

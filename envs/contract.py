@@ -77,6 +77,14 @@ def landmarks_of(env: gymnasium.Env[Any, Any]) -> dict[str, tuple[float, ...]]:
     return {name: tuple(map(float, pose)) for name, pose in env.get_wrapper_attr("landmarks").items()}
 
 
+def recorded_fields_of(env: gymnasium.Env[Any, Any]) -> ObservationSpec:
+    """What recordings of it may hold besides what it observes, its attribute ``recorded_spec``; often nothing."""
+    if not env.has_wrapper_attr("recorded_spec"):
+        return ObservationSpec({})
+    spec: ObservationSpec = env.get_wrapper_attr("recorded_spec")
+    return spec
+
+
 def require_time_limit(env: gymnasium.Env[Any, Any]) -> None:
     """Raise SimulationError if a registered environment has no time limit: a policy that does not succeed never ends."""
     if env.spec is not None and env.spec.max_episode_steps is None:

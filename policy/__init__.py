@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from flowchunk.datasets.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+    from flowchunk.policy.chunk_policy import ChunkPolicy
     from flowchunk.policy.data_model import DataConfig, DataModel
     from flowchunk.policy.demonstrations import DatasetOptions
     from flowchunk.policy.diffusion.objectives import OBJECTIVES, Objective
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from flowchunk.policy.networks import NETWORKS
     from flowchunk.policy.normalizer import Normalizer, Scaling
     from flowchunk.policy.planar_frame import PlanarFrame
+    from flowchunk.policy.policy_config import PolicyConfig
     from flowchunk.policy.real_time_chunking import PREFIX_METHODS
     from flowchunk.policy.sampling import SamplingOptions
     from flowchunk.policy.training.config import TrainingConfig

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -21,15 +21,16 @@ from flowchunk.policy.action_limits import ActionLimits
 from flowchunk.policy.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
 from flowchunk.policy.diffusion.objectives import Objective
 from flowchunk.policy.diffusion.paths import Generators, row_generators
-from flowchunk.policy.diffusion.solvers import SOLVERS
 from flowchunk.policy.encoders.observation import ObservationEncoder
+from flowchunk.policy.encoders.value_estimator import split_estimated
 from flowchunk.policy.execution.executor import ChunkExecution
 from flowchunk.policy.flow import Loss
-from flowchunk.policy.generative_model import GenerativeModel, ModelConfig, shallow_copy
+from flowchunk.policy.generative_model import GenerativeModel, shallow_copy
 from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.noise import PolicyNoise
 from flowchunk.policy.normalizer import Normalizer
 from flowchunk.policy.planar_frame import moved_landmarks, outside_the_frame, seen_in_training
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.policy_inputs import action_tensor, observation_tensors, require_finite
 from flowchunk.policy.real_time_chunking import PREFIX_METHODS, TRAINED, check_continuation, objection
 from flowchunk.policy.relative_actions import find_coordinates
@@ -40,69 +41,13 @@ KIND = "chunk_policy"
 ACTION = "action"
 
 
-@dataclass(frozen=True, kw_only=True)
-class PolicyConfig(ModelConfig):
-    """What a chunk policy is made of; saved with it.
-
-    observation_steps: To, the latest observations that it is given. horizon: H, the number of predicted actions.
-    n_action_steps: how many of them are executed before the next prediction. prefix_max: the longest prefix of already
-    committed actions in training; 0 for none. mask_padding: exclude the padding after an episode's end, where the last
-    action is held, from the loss. relative_to: for each action dimension the observed value, as KEY.NAME, that the network
-    predicts it relative to, or None; the policy itself takes and returns absolute actions. frame: of an observed object, in
-    which the network sees and acts, see ``PlanarFrame``; None for the world. vision, vision_options: the image encoder, see
-    ``ObservationEncoder``. num_noise_samples: how many samples of noise and time each encoded observation is trained with; by
-    default 4 with images, which are expensive to encode, otherwise 1. For the others see ``ModelConfig``.
-    Raises ConfigurationError for values out of range and options that do not fit together.
-    """
-
-    time_density: str = "beta"
-    observation_steps: int = 2
-    horizon: int = 16
-    n_action_steps: int = 8
-    prefix_max: int = 0
-    mask_padding: bool = False
-    relative_to: Sequence[str | None] | None = None
-    frame: Mapping[str, Any] | None = None
-    vision: str | None = None
-    vision_options: Mapping[str, Any] = field(default_factory=dict)
-    num_noise_samples: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.network not in NETWORKS:
-            raise ConfigurationError(f"unknown network {self.network!r}; there are {', '.join(NETWORKS)}")
-        objective = self.make_objective()
-        if self.observation_steps < 1 or not 1 <= self.n_action_steps <= self.horizon:
-            raise ConfigurationError(
-                f"observation_steps={self.observation_steps}, horizon={self.horizon}, "
-                f"n_action_steps={self.n_action_steps}: expected 1 <= n_action_steps <= horizon and 1 <= observation_steps"
-            )
-        if not 0 <= self.prefix_max < self.horizon:
-            raise ConfigurationError(f"prefix_max={self.prefix_max} must be from 0 to horizon - 1 = {self.horizon - 1}")
-        if self.num_noise_samples is not None and self.num_noise_samples < 1:
-            raise ConfigurationError(f"num_noise_samples={self.num_noise_samples} must be at least 1")
-        if self.prefix_max and not objective.takes_prefix:
-            raise ConfigurationError(f"prefix_max={self.prefix_max}: objective={self.objective} cannot take a prefix")
-        method = self.sampling.prefix_method
-        if method is not None and (reason := objection(method, objective, self.sampling)) is not None:
-            raise ConfigurationError(f"prefix_method={method} {reason}")
-        solver = objective.solver_name(self.sampling)
-        if self.prefix_max and solver is not None and not SOLVERS[solver].keeps_prefix:
-            raise ConfigurationError(
-                f"prefix_max={self.prefix_max}: solver={solver} cannot keep a prefix; use ddim or ancestral"
-            )
-
-    @property
-    def noise_samples_per_observation(self) -> int:
-        """``num_noise_samples`` or its default."""
-        return self.num_noise_samples or (1 if self.vision is None else 4)
-
-
 class ChunkPolicy(nn.Module):
     """A policy from observation histories to chunks of actions, both in physical units.
 
     An encoder of observations, a ``GenerativeModel`` of chunks, and the specifications of observations and actions.
-    action_limits: how fast its demonstrations moved, for the safety of robots; None if unknown. Raises ConfigurationError or
-    SpecMismatchError if they do not fit together.
+    observation_spec: of all that its demonstrations hold (``data_spec``); its attribute of that name is what it observes, and
+    ``estimated_spec`` what it estimates. action_limits: how fast its demonstrations moved, for the safety of robots; None if
+    unknown. Raises ConfigurationError or SpecMismatchError if they do not fit together.
     """
 
     default_nfe = 4
@@ -118,14 +63,17 @@ class ChunkPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.action_limits = action_limits
-        self.config, self.observation_spec, self.action_spec = config, observation_spec, action_spec
-        self.coordinates = find_coordinates(config, observation_spec, action_spec)
+        self.config, self.action_spec = config, action_spec
+        self.observation_spec, self.estimated_spec = split_estimated(observation_spec, config.estimated)
+        self.data_spec = ObservationSpec({**self.observation_spec.fields, **self.estimated_spec.fields})
+        self.coordinates = find_coordinates(config, self.data_spec, action_spec)
         self.frame = self.coordinates.frame
         self.encoder = ObservationEncoder(
-            outside_the_frame(observation_spec, self.frame),
+            outside_the_frame(self.data_spec, self.frame),
             observation_steps=config.observation_steps,
             vision=config.vision,
             options=config.vision_options,
+            estimated=self.estimated_spec if config.estimated else None,
         )
         shape = (config.horizon, action_spec.size)
         framed = 0 if self.frame is None else self.frame.condition_size
@@ -215,31 +163,53 @@ class ChunkPolicy(nn.Module):
         batch: ``observation.KEY`` (B, To, …) and ``action`` (B, H, D) in physical units, ``mask`` (B, H), False for padding.
         Each observation is encoded once, and used with all of its M noise samples.
         """
-        observation = seen_in_training(batch, self.observation_spec.fields)
+        observation = seen_in_training(batch, self.data_spec.fields)
         x_1 = self.coordinates.encode(batch[ACTION], observation)
-        condition = self.encode(observation, noise.augmentation if self.training else None)
+        augmentation = noise.augmentation if self.training else None
+        condition = self.encode(observation, augmentation)
+        missed = self._estimation_errors(observation, augmentation)
         mask = batch["mask"] if self.config.mask_padding else torch.ones_like(batch["mask"])
         path, prefix_length = noise.path, noise.prefix_length
         if (repeats := self.config.noise_samples_per_observation) > 1:
-            x_1, condition, mask = (rows.repeat_interleave(repeats, dim=0) for rows in (x_1, condition, mask))
+            x_1, condition, mask, missed = (
+                rows.repeat_interleave(repeats, dim=0) for rows in (x_1, condition, mask, missed)
+            )
             path = path.map(lambda values: values.flatten(0, 1))
             prefix_length = None if prefix_length is None else prefix_length.flatten(0, 1)
         # If images are encoded, only their encoder runs in bfloat16: its 8 bits are too few for positions and actions.
         # Without images the network is all there is to speed up, so it stays under the autocast that training asked for.
         device = x_1.device.type
         with torch.autocast(device, enabled=self.config.vision is None and torch.is_autocast_enabled(device)):
-            return self.model.loss(x_1, noise=path, condition=condition, mask=mask, prefix_length=prefix_length)
+            loss = self.model.loss(x_1, noise=path, condition=condition, mask=mask, prefix_length=prefix_length)
+        return Loss(loss.errors + missed[:, None], loss.weight)
 
     def encode(self, observation: Mapping[str, Tensor], augmentation: Mapping[str, Tensor] | None = None) -> Condition:
-        """Observations {key: (B, To, …)} in physical units to the condition (B, C). augmentation: of images, in training."""
+        """Observations {key: (B, To, …)} in physical units to the condition (B, C). augmentation: of images, in training.
+
+        What the policy estimates is taken from the observation, too: true in training, and otherwise ``with_estimates``.
+        """
         values = {
             key: observation[key] if field.is_image else self.normalizer.normalize(key, observation[key])
-            for key, field in self.observation_spec.fields.items()
+            for key, field in self.data_spec.fields.items()
         }
         parts = [self.encoder(values, augmentation)] if self.encoder.condition_size else []
         if self.frame is not None:
             parts.append(self.frame.encode(observation, self.normalizer))
         return torch.cat(parts, dim=-1)
+
+    def _estimation_errors(
+        self, observation: Mapping[str, Tensor], augmentation: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        """(B,), see ``ValueEstimator.errors``; rows without images have that of the last with images. 0 without estimates."""
+        rows = max(len(values) for values in observation.values())
+        if self.encoder.estimator is None:
+            return torch.zeros(rows, device=self.model.device)
+        features = self.encoder.encode_images(observation, augmentation)
+        every = rows // len(features)
+        true = {key: observation[key][::every] for key in self.estimated_spec.fields}
+        with torch.autocast(features.device.type, enabled=False):
+            errors = self.encoder.estimator.errors(features.float(), true, self.normalizer)
+        return errors.repeat_interleave(every)
 
     # -- acting -------------------------------------------------------------------------------------------------------
 
@@ -289,6 +259,7 @@ class ChunkPolicy(nn.Module):
         tail: Tensor | None = None,
     ) -> Chunk:
         """``predict_chunk`` for tensors on the policy's device, which are not checked."""
+        observation = self.with_estimates(observation)
         condition = self.encode(observation)
         if any(actions is not None and actions.shape[1] for actions in (prefix, tail)):
             none = condition.new_empty(len(condition), 0, self.action_spec.size)
@@ -298,6 +269,15 @@ class ChunkPolicy(nn.Module):
         else:
             actions = self.model.sample(condition, sampling=sampling, generator=generator)
         return self.coordinates.decode(actions, observation)
+
+    def with_estimates(self, observation: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The observation {key: (B, To, …)} and what the policy estimates from its images, the same for all To steps."""
+        if self.encoder.estimator is None:
+            return observation
+        estimates = self.encoder.estimator(self.encoder.encode_images(observation), self.normalizer)
+        steps = self.config.observation_steps
+        repeated = {key: values[:, None].repeat_interleave(steps, dim=1) for key, values in estimates.items()}
+        return {**observation, **repeated}
 
     def with_sampling(self, **options: Any) -> Self:
         """This policy with other ``SamplingOptions``, sharing its weights: ``policy.with_sampling(nfe=1)``.
@@ -316,7 +296,7 @@ class ChunkPolicy(nn.Module):
         """
         bound = shallow_copy(self)
         bound.config = replace(self.config, **options)
-        bound.coordinates = find_coordinates(bound.config, self.observation_spec, self.action_spec)
+        bound.coordinates = find_coordinates(bound.config, self.data_spec, self.action_spec)
         bound.frame = None if bound.coordinates.frame is None else bound.coordinates.frame.to(self.model.device)
         bound.model = shallow_copy(self.model)
         bound.model.objective = bound.config.make_objective(clip_sample_range=self.normalizer.max_abs(ACTION))
@@ -371,6 +351,7 @@ class ChunkPolicy(nn.Module):
             "config": self.config.to_json(),
             "plugins": self.config.plugins(NETWORKS),
             "observation_spec": self.observation_spec.to_json(),
+            **({"estimated_spec": self.estimated_spec.to_json()} if self.config.estimated else {}),
             "action_spec": self.action_spec.to_json(),
             "normalizer": self.normalizer.to_json(),
             "valid_nfe": "any" if self.valid_nfe is None else list(self.valid_nfe),
@@ -386,7 +367,7 @@ class ChunkPolicy(nn.Module):
         try:
             policy = cls(
                 PolicyConfig.from_json(description["config"]),
-                ObservationSpec.from_json(description["observation_spec"]),
+                ObservationSpec.from_json({**description["observation_spec"], **description.get("estimated_spec", {})}),
                 ActionSpec.from_json(description["action_spec"]),
                 Normalizer.from_json(description["normalizer"]),
                 action_limits=None if limits is None else ActionLimits.from_json(limits),

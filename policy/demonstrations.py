@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -98,13 +98,14 @@ def load_demonstrations(
     observation_steps: int,
     horizon: int,
     seed: int,
+    latest_only: Collection[str] = (),
     device: torch.device | str = "cpu",
     say: Say | None = print,
 ) -> Demonstrations:
     """Split the episodes by the seed, and cut them into windows.
 
-    say: is told where images are kept, and which episodes are left out; None for silence. Raises DatasetError for data that
-    are damaged or not finite.
+    latest_only: see ``Windows``. say: is told where images are kept, and which episodes are left out; None for silence.
+    Raises DatasetError for data that are damaged or not finite.
     """
     images = load_image_tensors(store, specs[0], options.cache, device=device, say=say)
     usable = np.delete(np.arange(len(store.episode_ends)), [] if images is None else list(images.cache.dropped))
@@ -118,6 +119,7 @@ def load_demonstrations(
             horizon=horizon,
             symmetry=options.symmetry,
             images=images,
+            latest_only=latest_only,
             device=device,
         )
         for episodes in parts

@@ -18,8 +18,9 @@ import torch
 
 from flowchunk.datasets.derived_specs import DerivedSpecs
 from flowchunk.datasets.episode_source import EpisodeSource
+from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.specs import ObservationSpec, require_observations, require_same_actions
-from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import KIND, ChunkPolicy
 from flowchunk.policy.demonstrations import (
     DatasetOptions,
     Demonstrations,
@@ -31,8 +32,10 @@ from flowchunk.policy.demonstrations import (
 )
 from flowchunk.policy.encoders.observation import check_vision
 from flowchunk.policy.encoders.transformers_backbone import read_architecture
+from flowchunk.policy.encoders.value_estimator import split_estimated
 from flowchunk.policy.evaluation.open_loop import evaluate_on
 from flowchunk.policy.hindsight import with_hindsight
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.relative_actions import find_coordinates
 from flowchunk.policy.training.config import TrainingConfig
 from flowchunk.policy.training.run import Plan, open_run
@@ -75,10 +78,12 @@ def fit(
     matching = matching_specs(store, specs)
     if isinstance(policy, ChunkPolicy):
         require_specs_of(policy, matching, expected_by="the policy to fine-tune", got_from=str(store.path))
-        config, matching = policy.config, (policy.observation_spec, policy.action_spec)
+        config, matching = policy.config, (policy.data_spec, policy.action_spec)
     else:
         config = with_architecture(policy or PolicyConfig(), matching[0])
+        split_estimated(matching[0], config.estimated)  # raises before anything is read
     run = open_run(output_dir, training, device=device, resume=resume)
+    _require_whole_shares(config, training, processes=run.accelerator.num_processes)
     with run.accelerator.local_main_process_first():  # one of each machine expands images, the others find them
         data = load_demonstrations(
             store,
@@ -87,6 +92,7 @@ def fit(
             observation_steps=config.observation_steps,
             horizon=config.horizon,
             seed=training.seed,
+            latest_only=config.estimated,
             device=run.accelerator.device,
             say=run.console.print,
         )
@@ -100,7 +106,7 @@ def fit(
         model = new_policy(store, config, matching, dataset, data, seed=training.seed, vision_weights=vision_weights)
     run.train(
         model,
-        data.training,
+        replace(data.training, images_every=config.estimate_every),
         kind=KIND,
         plan=Plan(_networks(config), str(data), data.nbytes),
         validation=data.validation,
@@ -151,8 +157,19 @@ def with_architecture(config: PolicyConfig, observation_spec: ObservationSpec) -
 
 def require_specs_of(policy: ChunkPolicy, specs: Specs, *, expected_by: str, got_from: str) -> None:
     """Raise SpecMismatchError unless a policy can be trained on data of these specifications."""
-    require_observations(policy.observation_spec, specs[0], expected_by=expected_by, got_from=got_from)
+    require_observations(policy.data_spec, specs[0], expected_by=expected_by, got_from=got_from)
     require_same_actions(policy.action_spec, specs[1], expected_by=expected_by, got_from=got_from)
+
+
+def _require_whole_shares(config: PolicyConfig, training: TrainingConfig, *, processes: int) -> None:
+    """Raise ConfigurationError unless rows with images can be split as the batch is."""
+    rows = training.batch_size // (processes * training.num_micro_batches)
+    if rows % config.estimate_every:
+        raise ConfigurationError(
+            f"policy.estimate_every={config.estimate_every}: expected a divisor of the {rows} rows that are computed at once "
+            f"(training.batch_size={training.batch_size}, processes: {processes}, "
+            f"training.num_micro_batches={training.num_micro_batches})"
+        )
 
 
 def _held_out_error(data: Demonstrations) -> Evaluate | None:

@@ -182,7 +182,7 @@ def outside_the_frame(spec: ObservationSpec, frame: PlanarFrame | None) -> Obser
     """What the encoder of observations still has to encode."""
     if frame is None:
         return spec
-    return ObservationSpec({key: field for key, field in spec.fields.items() if key not in frame.keys})
+    return spec.without(frame.keys)
 
 
 def moved_landmarks(options: Mapping[str, Any] | None, poses: Mapping[str, Sequence[float]]) -> dict[str, Any]:

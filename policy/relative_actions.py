@@ -21,7 +21,7 @@ from flowchunk.policy.planar_frame import PlanarFrame
 
 if TYPE_CHECKING:
     from flowchunk.datasets.windows import Windows  # a policy that acts reads no data
-    from flowchunk.policy.chunk_policy import PolicyConfig
+    from flowchunk.policy.policy_config import PolicyConfig
 
 RelativeTo = Sequence[str | None]
 """For each action dimension an observed value, as KEY.NAME, or None."""

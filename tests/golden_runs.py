@@ -71,7 +71,7 @@ def as_before_the_skip() -> list[str]:
 
 def as_before_the_frame() -> list[str]:
     """The option with which a policy of Push-T sees the world as in the first versions, where there is one."""
-    from flowchunk.policy.chunk_policy import PolicyConfig
+    from flowchunk.policy.policy_config import PolicyConfig
 
     return ["policy.frame=null", "evaluation.noise_scale=1"] if "frame" in signature(PolicyConfig).parameters else []
 

@@ -75,6 +75,7 @@ KEYPOINT_FIELD = ObservationField(
     tuple(f"keypoint_{index}_{axis}" for index in range(len(KEYPOINTS)) for axis in "xy"),
     PX_PAIR * len(KEYPOINTS),
 )
+BLOCK_FIELD = ObservationField((3,), ("block_x", "block_y", "block_angle"), (*PX_PAIR, "rad"), wraps=(2,))
 IMAGE_SIZE = 96  # px, as in the demonstrations
 IMAGE_FIELD = ObservationField((IMAGE_SIZE, IMAGE_SIZE, 3), camera="top")
 OBSERVATION_SPECS = {
@@ -82,6 +83,8 @@ OBSERVATION_SPECS = {
     "keypoints": ObservationSpec({"keypoints": KEYPOINT_FIELD, "agent_position": AGENT_FIELD}),
     "image": ObservationSpec({"image": IMAGE_FIELD, "agent_position": AGENT_FIELD}),
 }
+RECORDED_SPEC = ObservationSpec({"block_pose": BLOCK_FIELD})
+"""What recordings may hold besides what is observed, for policies to estimate from images."""
 ACTION_SPEC = ActionSpec(
     tuple(
         ActionDimension(name, unit="px", coordinate_frame="world", low=0.0, high=PLANE_SIZE)
@@ -133,7 +136,7 @@ class PushT(gym.Env[dict[str, Any], np.ndarray]):
         self._physics_steps_per_period = round(SERVO_PERIOD / physics_step)
         self._outcome = EpisodeOutcome()
 
-        self.observation_spec = OBSERVATION_SPECS[observation]
+        self.observation_spec, self.recorded_spec = OBSERVATION_SPECS[observation], RECORDED_SPEC
         self.action_spec = ACTION_SPEC
         self.observation_space = pusht_observation_space(self.observation_spec)
         self.action_space = action_space(self.action_spec)

@@ -20,6 +20,7 @@ from flowchunk.envs.tasks.pusht import (
     IMAGE_SIZE,
     OBSERVATION_SPECS,
     PLANE_SIZE,
+    RECORDED_SPEC,
     SUCCESS_COVERAGE,
     pusht_observation_space,
 )
@@ -52,6 +53,7 @@ class PushTOriginal(gym.Env[dict[str, Any], np.ndarray]):
         )
         self.render_mode, self.render_size = render_mode, render_size
         self.observation_spec, self.action_spec = OBSERVATION_SPECS[observation], ACTION_SPEC
+        self.recorded_spec = RECORDED_SPEC
         self.observation_space = pusht_observation_space(self.observation_spec)
         self.action_space = action_space(self.action_spec)
         self.landmarks = {"goal": GOAL_POSE}

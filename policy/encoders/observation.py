@@ -1,4 +1,7 @@
-"""From everything that a robot observes to one condition vector: images by a vision network, values unchanged."""
+"""From everything that a robot observes to one condition vector: images by a vision network, values unchanged.
+
+Or images are what other values are estimated from, see ``ValueEstimator``; then these stand in the condition, not the images.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from flowchunk.policy.encoders.small_conv import SmallConv
 from flowchunk.policy.encoders.state import StateEncoder
 from flowchunk.policy.encoders.timm_backbone import TimmBackbone
 from flowchunk.policy.encoders.transformers_backbone import TransformersBackbone
+from flowchunk.policy.encoders.value_estimator import ValueEstimator
 from flowchunk.policy.shapes import Condition, Images
 
 VISION: dict[str, Callable[..., Any]] = {
@@ -31,7 +35,8 @@ ESCAPE_PREFIX = "camera:"  # of modules whose camera has a name that torch does 
 class ObservationEncoder(nn.Module):
     """Observations {key: (B, To, …)}, images as uint8 and values normalized, to a condition (B, condition_size).
 
-    vision: the vision network, a name in ``VISION``. options: its arguments, and
+    estimated: values that its ``estimator`` learns to know from the images, which then are no part of the condition. vision:
+    the vision network, a name in ``VISION``. options: its arguments, and
     - share_weights: whether all cameras share the weights of one network (default: each has its own);
     - image_steps: of how many of the latest steps images are encoded (default: of all To, as for values);
     - color_jitter: the largest relative change of brightness, contrast and saturation in training (default: 0).
@@ -45,6 +50,7 @@ class ObservationEncoder(nn.Module):
         observation_steps: int,
         vision: str | None = None,
         options: Mapping[str, Any] | None = None,
+        estimated: ObservationSpec | None = None,
     ) -> None:
         super().__init__()
         self.images = observation_spec.images
@@ -56,11 +62,13 @@ class ObservationEncoder(nn.Module):
         self._check_options(observation_steps)
         self.state = StateEncoder(ObservationSpec(observation_spec.values), observation_steps=observation_steps)
         self.cameras = nn.ModuleDict()
-        self.condition_size = self.state.condition_size
+        self.features = 0  # of all images
         for key, field in self.images.items():
             if not self.shares_weights or not self.cameras:
                 network = self.cameras[_module_name(key)] = _make_network(str(vision), field, arguments)
-            self.condition_size += self.image_steps * network.features
+            self.features += self.image_steps * network.features
+        self.estimator = None if estimated is None else ValueEstimator(self.features, estimated)
+        self.condition_size = self.state.condition_size + (0 if self.estimator else self.features)
 
     def sample_augmentation(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """For each image of a training step the position of its crop (B, 2), and the factors of its color jitter (B, 3)."""
@@ -79,7 +87,15 @@ class ObservationEncoder(nn.Module):
         augmentation: from ``sample_augmentation``, in training; without it crops are centered and colors do not change.
         """
         parts = [self.state(observation)] if self.state.condition_size else []
-        parts += [self._encode_images(key, observation[key], augmentation or {}) for key in self.images]
+        if self.images and self.estimator is None:
+            parts.append(self.encode_images(observation, augmentation))
+        return torch.cat(parts, dim=-1)
+
+    def encode_images(
+        self, observation: Mapping[str, Tensor], augmentation: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The features (B, features) of all images. augmentation: of B rows, or k · B if only every k-th row has images."""
+        parts = [self._encode_images(key, observation[key], augmentation or {}) for key in self.images]
         return torch.cat(parts, dim=-1)
 
     def camera(self, key: str) -> nn.Module:
@@ -93,12 +109,13 @@ class ObservationEncoder(nn.Module):
 
     def _encode_images(self, key: str, images: Images, augmentation: Mapping[str, Tensor]) -> Tensor:
         """Images (B, To, H, W, 3), uint8, to (B, image_steps · features)."""
-        images = images[:, -self.image_steps :]
+        images, rows = images[:, -self.image_steps :], len(images)
         if (size := self.images[key].crop) is not None:
-            images = crop_images(images, size, augmentation.get(f"crop.{key}"))
+            positions = augmentation.get(f"crop.{key}")
+            images = crop_images(images, size, None if positions is None else positions[:: len(positions) // rows])
         images = images.permute(0, 1, 4, 2, 3).float() / 255  # channels last in memory, which is fast for convolutions
         if (factors := augmentation.get(f"color.{key}")) is not None:
-            images = jitter_colors(images, factors)
+            images = jitter_colors(images, factors[:: len(factors) // rows])
         features: Tensor = self.camera(key)(images.flatten(0, 1))
         return features.reshape(len(images), -1)
 

@@ -74,7 +74,7 @@ def mean_chunks(
 
 
 def _observation(policy: ChunkPolicy, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: batch[f"observation.{key}"].to(policy.model.device) for key in policy.observation_spec.values}
+    return {key: batch[f"observation.{key}"].to(policy.model.device) for key in policy.data_spec.values}
 
 
 def _features(policy: ChunkPolicy, windows: Windows, indices: Tensor) -> Tensor:

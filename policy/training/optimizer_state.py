@@ -13,7 +13,7 @@ from torch import Tensor
 from flowchunk.datasets.errors import CheckpointError
 
 PREFIX = "optimizer."
-DATA_KEYS = ("observation_spec", "action_spec", "normalizer", "samples")
+DATA_KEYS = ("observation_spec", "estimated_spec", "action_spec", "normalizer", "samples")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

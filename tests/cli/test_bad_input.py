@@ -90,7 +90,7 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     "no closing bracket": (lambda at: at.train("env.goal_pose=[1,2"), ["[1,2"]),
     "unknown task": (
         lambda at: ["train", "task=pushd", f"dataset.path={at.pusht}"],
-        ["'pushd'", "pickplace_image, pickplace_state, pusht_image, pusht_keypoints, pusht_state"],
+        ["'pushd'", "pickplace_image, pickplace_state, pusht_image, pusht_image_pose, pusht_keypoints, pusht_state"],
     ),
     "no task": (
         lambda at: ["train", f"dataset.path={at.pusht}"],

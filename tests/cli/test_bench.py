@@ -16,8 +16,9 @@ from flowchunk.cli import bench
 from flowchunk.cli.bench import admissible_action_steps, delay_steps
 from flowchunk.cli.main import main
 from flowchunk.datasets.specs import ObservationField, ObservationSpec
-from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.evaluation.latency import interleaved_ms, latency_ms, synthetic_observation, torch_threads
+from flowchunk.policy.policy_config import PolicyConfig
 from tests.policy.small_policies import ACTION, HORIZON, make_policy
 
 UNTRAINED = ["guided", "guided_vjp", "noise_inversion"]

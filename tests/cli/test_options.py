@@ -20,9 +20,9 @@ from flowchunk.cli.train import policy_config
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.envs.tasks.pick_place import JOINTS
 from flowchunk.policy.checkpoint import find_checkpoint
-from flowchunk.policy.chunk_policy import PolicyConfig
 from flowchunk.policy.devices import choose_device
 from flowchunk.policy.encoders.observation import VISION
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.training.config import TrainingConfig
 
 NAMES = [
@@ -229,7 +229,7 @@ INDEX_NAMES = {
 SINCE = {
     *("network.expansion", "network.skip", "network.groups", "training.cuda_graphs"),
     *("dataset.observe", "dataset.exclude", "dataset.control_hz", "dataset.reference", "dataset.condition_on_task"),
-    *("dataset.stored_split", "dataset.image_size", "policy.frame"),
+    *("dataset.stored_split", "dataset.image_size", "policy.frame", "policy.estimated", "policy.estimate_every"),
     *("policy.frame.origin", "policy.frame.angle", "policy.frame.points", "policy.frame.actions", "policy.frame.fine"),
     *("policy.frame.landmarks.goal", "policy.frame.hindsight"),
 }

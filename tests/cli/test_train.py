@@ -19,10 +19,11 @@ from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.envs.rollout import Episode, Rollout
 from flowchunk.envs.simulation import environment_maker
-from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.devices import choose_device
 from flowchunk.policy.fitting import fit
 from flowchunk.policy.networks import NETWORKS
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.training.config import TrainingConfig
 from tests.cli.training_commands import description, metrics, pickplace, pusht
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +199,13 @@ def test_the_mirrored_image_is_that_of_the_mirrored_state() -> None:
     env.close()
     assert np.mean(errors) < 1.5  # measured: 0.53, the worst 0.72; unmirrored 4.04
     assert np.mean(errors) < 0.4 * np.mean(unmirrored)
+
+
+def test_only_every_kth_row_of_a_batch_has_images(tmp_path: Path) -> None:
+    windows = load(record(tmp_path / "some.zarr", IMAGES, LENGTHS), tmp_path / "cache")
+    indices = torch.tensor([33, 1, 44, 0])
+    whole, half = (replace(windows, images_every=every).batch(indices) for every in (1, 2))
+    images = next(key for key in whole if whole[key].dtype == torch.uint8)
+    assert [len(batch[images]) for batch in (whole, half)] == [4, 2]
+    assert torch.equal(half[images], whole[images][::2])
+    assert torch.equal(half["action"], whole["action"])

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
-from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.sampling import SamplingOptions
 
 HORIZON, STEPS = 8, 2

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.datasets.windows import Windows
-from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import KIND, ChunkPolicy
 from flowchunk.policy.data_model import DataConfig, DataModel
 from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.training.config import TrainingConfig
 from flowchunk.policy.training.run_log import read_metrics
 from flowchunk.policy.training.trainer import Trainer

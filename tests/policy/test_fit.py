@@ -22,10 +22,11 @@ from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.datasets.symmetry import Symmetry, ValueTransform
 from flowchunk.policy.checkpoint import read_description
-from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.demonstrations import DatasetOptions, load_demonstrations
 from flowchunk.policy.evaluation.open_loop import evaluate_on
 from flowchunk.policy.fitting import fit
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.training.config import TrainingConfig
 from flowchunk.policy.training.run import make_accelerator, open_run
 from flowchunk.policy.training.run_log import read_metrics

@@ -12,11 +12,11 @@ import torch
 from flowchunk.datasets.formats.zarr_store import Store
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.windows import memory_bytes
-from flowchunk.policy.chunk_policy import PolicyConfig
 from flowchunk.policy.demonstrations import DatasetOptions
 from flowchunk.policy.fitting import fit
 from flowchunk.policy.hindsight import with_hindsight
 from flowchunk.policy.planar_frame import FRAME, LANDMARKS, seen_in_training
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.training.config import TrainingConfig
 from flowchunk.policy.training.run_log import read_metrics
 from tests.policy.test_planar_frame import ACTION, HORIZON, OBSERVATION, OPTIONS, make_frame, make_policy, make_windows

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
-from flowchunk.policy.chunk_policy import KIND, ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import KIND, ChunkPolicy
 from flowchunk.policy.noise import PathNoise, PolicyNoise
 from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.training.config import TrainingConfig
 from flowchunk.policy.training.prefetch import Prefetched
 from flowchunk.policy.training.trainer import Trainer

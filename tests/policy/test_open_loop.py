@@ -16,7 +16,7 @@ from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.image_cache import ImageCache
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.datasets.windows import ImageTensors, Windows
-from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.evaluation.open_loop import (
     OpenLoopError,
     action_std,
@@ -27,6 +27,7 @@ from flowchunk.policy.evaluation.open_loop import (
 )
 from flowchunk.policy.evaluation.open_loop_baselines import hold_chunks, mean_chunks, nearest_chunks
 from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.policy.policy_config import PolicyConfig
 
 ACTION = ActionSpec((ActionDimension("lift", "m", "world"), ActionDimension("grip", "mm", "world")), control_hz=10.0)
 STATE = ObservationSpec({"state": ObservationField((2,), names=("height", "angle"), wraps=(1,))})

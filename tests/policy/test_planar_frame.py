@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.datasets.windows import Windows
-from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.evaluation.open_loop_baselines import mean_chunks
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.planar_frame import (
@@ -26,6 +26,7 @@ from flowchunk.policy.planar_frame import (
     frame_features,
     rotated,
 )
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.relative_actions import encoded_chunks, find_coordinates
 
 OBSERVATION = ObservationSpec(

@@ -13,8 +13,9 @@ from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.observed_values import ObservedValue
 from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
 from flowchunk.datasets.windows import Windows
-from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.relative_actions import ActionCoordinates, encoded_chunks, find_references, reference_values
 
 OBSERVATION = ObservationSpec(

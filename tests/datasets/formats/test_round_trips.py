@@ -18,9 +18,9 @@ from flowchunk.datasets.formats import open_dataset
 from flowchunk.datasets.formats.writing import TARGETS
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.datasets.windows import load_windows
-from flowchunk.policy.chunk_policy import PolicyConfig
 from flowchunk.policy.demonstrations import DatasetOptions, load_demonstrations
 from flowchunk.policy.fitting import new_policy
+from flowchunk.policy.policy_config import PolicyConfig
 from tests.datasets.formats.episodes import ACTIONS, LENGTHS, OBSERVATIONS, TASK_TEXTS, everything, write
 from tests.datasets.formats.foreign import FRAMES, write_lerobot_3, write_robomimic
 

@@ -21,8 +21,9 @@ from flowchunk.envs.control.watchdog import WatchdogOptions
 from flowchunk.envs.robots.simulated import SimulatedRobot
 from flowchunk.envs.tasks.pusht import ACTION_SPEC, OBSERVATION_SPECS
 from flowchunk.policy.action_limits import ActionLimits
-from flowchunk.policy.chunk_policy import ChunkPolicy, PolicyConfig
+from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.normalizer import Normalizer, Scaling
+from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.sampling import SamplingOptions
 from tests.envs.control.faults import read_log
 

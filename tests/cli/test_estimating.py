@@ -1,0 +1,118 @@
+"""Policies from images that estimate where the block lies, from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from flowchunk.cli.main import main
+from flowchunk.datasets.formats.zarr_store import Store
+from flowchunk.envs.control.safety import PolicyFacts
+from flowchunk.envs.tasks.pusht import RECORDED_SPEC
+from flowchunk.policy.checkpoint import find_checkpoint
+from flowchunk.policy.chunk_policy import ChunkPolicy
+from tests.cli.test_images import TINY, weights
+
+LENGTHS = (14, 10, 12)
+
+
+@pytest.fixture(autouse=True)
+def cached_here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never in the home directory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random pushing, as diffusion_policy records it: images, and the state of pusher and block."""
+    path = tmp_path_factory.mktemp("stores") / "recorded.zarr"
+    seen, known = (gymnasium.make("flowchunk.envs:flowchunk/PushT-v1", observation=kind) for kind in ("image", "state"))
+    seen.action_space.seed(0)
+    images, states, actions = [], [], []
+    for seed, length in enumerate(LENGTHS):
+        image, state = seen.reset(seed=seed)[0]["image"], known.reset(seed=seed)[0]["state"]
+        for _ in range(length):
+            images.append(image)
+            states.append(state)
+            actions.append(seen.action_space.sample())
+            image, state = seen.step(actions[-1])[0]["image"], known.step(actions[-1])[0]["state"]
+    seen.close()
+    known.close()
+    root = zarr.open_group(path, mode="w", zarr_format=2)
+    for name, rows in (("img", images), ("state", states), ("action", actions)):
+        values = np.stack(rows).astype(np.float32)
+        root.create_array(f"data/{name}", shape=values.shape, chunks=(16, *values.shape[1:]), dtype="f4")[:] = values
+    root.create_array("meta/episode_ends", data=np.cumsum(LENGTHS))
+    return path
+
+
+def train(store: Path, run: Path, *more: str) -> list[str]:
+    return ["train", "task=pusht_image_pose", f"dataset.path={store}", f"output_dir={run}", *TINY, *more]
+
+
+@pytest.fixture(scope="module")
+def run(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        assert main(train(recorded, folder)) == 0
+    return folder
+
+
+def test_a_policy_learns_to_see_the_block_and_acts_without_being_told(run: Path, tmp_path: Path) -> None:
+    policy = ChunkPolicy.load(run)
+    assert policy.estimated_spec == RECORDED_SPEC
+    assert set(policy.observation_spec.fields) == {"image", "agent_position"}
+    assert set(PolicyFacts.of_checkpoint(find_checkpoint(run)).observation_spec.fields) == {"image", "agent_position"}
+    options = ["episodes=2", "video=0", "env.max_episode_steps=6", "env.goal_pose=[200,300,0.5]"]
+    assert main(["eval", str(run), f"output_dir={tmp_path / 'eval'}", *options]) == 0
+
+
+def test_what_is_estimated_is_converted_with_the_data(recorded: Path, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ours.zarr"
+    assert main(["data", "convert", str(recorded), str(out), "task=pusht_image_pose"]) == 0
+    spec = Store.open(out).observation_spec
+    assert spec is not None
+    assert spec.fields["block_pose"] == RECORDED_SPEC.fields["block_pose"]
+    assert main(train(out, tmp_path / "run")) == 0
+    found = weights(tmp_path / "run")
+    assert all(torch.equal(values, found[name]) for name, values in weights(run).items())
+
+
+def test_fine_tuning_goes_on_estimating(recorded: Path, run: Path, tmp_path: Path) -> None:
+    options = [f"training.init_from={run}", "env.goal_pose=[200,300,0.5]", "dataset.symmetry=null"]
+    own = [option for option in TINY if not option.startswith(("network", "policy", "vision"))]
+    command = ["train", "task=pusht_image_pose", f"dataset.path={recorded}", f"output_dir={tmp_path / 'run'}"]
+    assert main([*command, *own, *options]) == 0
+    policy = ChunkPolicy.load(tmp_path / "run")
+    assert policy.estimated_spec == RECORDED_SPEC
+    assert policy.frame is not None
+    assert policy.frame.landmarks == {"goal": (200.0, 300.0, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["dataset.sources.block_pose=poses"], "has no array data/poses"),
+        (
+            ["policy.estimated=[cube]"],
+            "policy.estimated=['cube']: expected keys of the demonstrations that are not images",
+        ),
+        (
+            ["policy.estimated=[]", "policy.estimate_every=1"],
+            "but got 'block_pose.block_x'; there are agent_position.agent_x",
+        ),
+        (["env.observation=state"], "no images to estimate them from"),
+    ],
+)
+def test_poses_that_nobody_recorded_are_refused(
+    options: list[str], message: str, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(train(recorded, tmp_path / "run", *options)) == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
