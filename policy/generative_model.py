@@ -20,6 +20,7 @@ from flowchunk.policy.diffusion.paths import Generators
 from flowchunk.policy.diffusion.predictions import PREDICTIONS
 from flowchunk.policy.diffusion.solvers import SOLVERS
 from flowchunk.policy.flow import Loss, Velocity, with_guidance
+from flowchunk.policy.networks.conditioning import embedded_once
 from flowchunk.policy.noise import PathNoise
 from flowchunk.policy.normalizer import Normalizer
 from flowchunk.policy.registry import Registry
@@ -183,16 +184,17 @@ class GenerativeModel(nn.Module):
         if sampling.guidance != 1.0:
             network = with_guidance(network, guidance=sampling.guidance, unconditional=unconditional)
             nfe = nfe // 2
-        x_1 = self.objective.sample(
-            network,
-            x_0,
-            nfe=nfe,
-            sampling=sampling,
-            condition=condition,
-            prefix=None if prefix is None else self.normalize(prefix),
-            generator=generator,
-            callback=None if callback is None else lambda t, x: callback(t, self.denormalize(x)),
-        )
+        with embedded_once(self.network, condition):
+            x_1 = self.objective.sample(
+                network,
+                x_0,
+                nfe=nfe,
+                sampling=sampling,
+                condition=condition,
+                prefix=None if prefix is None else self.normalize(prefix),
+                generator=generator,
+                callback=None if callback is None else lambda t, x: callback(t, self.denormalize(x)),
+            )
         return self.denormalize(x_1)
 
     def starting_noise(self, batch_size: int, *, sampling: SamplingOptions, generator: Generators) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,8 @@ class TimeAndCondition(nn.Module):
     forward(t (B,) or (B, H), condition (B, C), t_end like t or None) -> (B, width) or (B, H, width)
     """
 
+    held: tuple[Tensor, Tensor] | None = None  # a condition that will come again, and its embedding
+
     def __init__(self, condition_size: int, width: int, *, time_features: int = 64) -> None:
         super().__init__()
         self.time_features = time_features
@@ -30,9 +34,26 @@ class TimeAndCondition(nn.Module):
     def forward(self, t: Tensor, condition: Tensor, t_end: Tensor | None = None) -> Tensor:
         length = torch.zeros_like(t) if t_end is None else t_end - t
         features = [sinusoidal_embedding(instant, self.time_features) for instant in (t, length)]
-        condition = self.condition(condition)
+        embedded = self.held[1] if self.held is not None and self.held[0] is condition else self.condition(condition)
         time = self.time(torch.cat(features, dim=-1))
-        return time + (condition if t.ndim == 1 else condition[:, None])
+        return time + (embedded if t.ndim == 1 else embedded[:, None])
+
+
+@contextmanager
+def embedded_once(network: nn.Module, condition: Tensor) -> Iterator[None]:
+    """Let a network with an ``embedding`` embed this condition once for all evaluations in the block.
+
+    Within it the condition must not change.
+    """
+    embedding = getattr(network, "embedding", None)
+    if not isinstance(embedding, TimeAndCondition):
+        yield
+        return
+    embedding.held = condition, embedding.condition(condition)
+    try:
+        yield
+    finally:
+        embedding.held = None
 
 
 class AdaptiveLayerNorm(nn.Module):

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from flowchunk.policy.flow import flow_matching_loss
 from flowchunk.policy.networks import NETWORKS
-from flowchunk.policy.networks.conditioning import sinusoidal_embedding, time_per_sample
+from flowchunk.policy.networks.conditioning import (
+    TimeAndCondition,
+    embedded_once,
+    sinusoidal_embedding,
+    time_per_sample,
+)
 
 SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"width": 32, "blocks": 2},
@@ -168,3 +173,28 @@ def test_chunks_of_more_values_than_the_width_need_the_skip(skip: bool) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert loss < 0.3 if skip else loss > 0.7
+
+
+@each_network
+def test_a_held_condition_is_embedded_once_and_the_same(name: str) -> None:
+    network = make(name)
+    x, t, condition = inputs()
+    times = torch.linspace(0.0, 0.9, 4)[:, None].expand(-1, len(x))
+    embedding: TimeAndCondition = network.embedding  # type: ignore[assignment]
+    embedded: list[int] = []
+    embedding.condition.register_forward_hook(lambda *_: embedded.append(1))
+    with torch.no_grad():
+        expected = [network(x, t, condition) for t in times]
+        other = network(x, t, condition + 1)
+        assert len(embedded) == 5
+        with embedded_once(network, condition):
+            found = [network(x, t, condition) for t in times]
+            assert len(embedded) == 6
+            assert torch.equal(network(x, t, condition + 1), other), "another condition is embedded as ever"
+        assert embedding.held is None
+    assert all(map(torch.equal, found, expected))
+
+
+def test_networks_without_an_embedding_embed_nothing() -> None:
+    with embedded_once(nn.Linear(2, 2), torch.zeros(1, 2)):
+        pass
