@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from flowchunk.datasets.errors import ConfigurationError
@@ -22,3 +24,12 @@ def choose_device(name: str) -> torch.device:
     if there <= int(number or 0):
         raise ConfigurationError(f"device={name}: this machine has {there} such devices; give device=auto or cpu")
     return torch.device(name)
+
+
+def lacks_bfloat16(device: torch.device) -> bool:
+    """Whether this is a processor without instructions for bfloat16, on which it is many times slower than float32."""
+    if device.type != "cpu":
+        return False
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.11
+    known = [capabilities[name] for name in ("avx512_bf16", "amx_bf16") if name in capabilities]
+    return bool(known) and not any(known)

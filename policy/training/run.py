@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 from flowchunk.datasets.errors import ConfigurationError
-from flowchunk.policy.devices import choose_device
+from flowchunk.policy.devices import choose_device, lacks_bfloat16
 from flowchunk.policy.training.config import PRECISIONS, TrainingConfig
 from flowchunk.policy.training.sample_order import seeded_generator
 from flowchunk.policy.training.trainer import Data, Evaluate, Trainer
@@ -100,6 +100,12 @@ class TrainingRun:
             f"{steps:,} steps of {self.config.batch_size}: about {seconds / 60:.1f} minutes without evaluations"
             + (" (timed before compiling, which takes minutes and then saves some)" if self.config.compile else "")
         )
+        if self.config.precision == "bf16" and lacks_bfloat16(self.accelerator.device):
+            self.console.print(
+                "training.precision=bf16: this processor has no instructions for bfloat16, so convolutions are about ten "
+                "times slower than with training.precision=fp32",
+                style="yellow",
+            )
 
 
 def open_run(

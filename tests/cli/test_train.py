@@ -239,3 +239,22 @@ def test_a_data_set_of_unknown_rate_is_refused(
     assert "does not say at which rate it was recorded" in message
     assert "dataset.control_hz=10" in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("lacks", "precision", "is_said"), [(True, "bf16", True), (False, "bf16", False), (True, "fp32", False)]
+)
+def test_bfloat16_without_instructions_for_it_is_warned_about(
+    lacks: bool,
+    precision: str,
+    is_said: bool,
+    pusht_store: Path,
+    tmp_path: Path,
+    tiny: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flowchunk.policy.training.run.lacks_bfloat16", lambda device: lacks)
+    more = (*tiny, "device=cpu", f"training.precision={precision}")
+    assert main(pusht(pusht_store, tmp_path / "run", *more)) == 0
+    assert ("training.precision=bf16: this processor" in " ".join(capsys.readouterr().out.split())) == is_said
