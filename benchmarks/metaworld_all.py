@@ -84,7 +84,7 @@ def main() -> None:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     env = ["env.one_hot=true"]
     if options.observation == "image":
-        env += ["env.observation=image", "hardware=cpu"]
+        env += ["env.observation=image", "hardware=cpu", "vision.image_steps=1"]
     parts = collect(options.output_dir, options.tasks, options.demonstrations, env[:2])
     if options.separate:
         run_dirs = [options.output_dir / f"{options.objective}-{task}" for task in options.tasks]
