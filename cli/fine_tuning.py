@@ -35,6 +35,7 @@ def with_checkpoint(options: Mapping[str, Any], given: Collection[str]) -> dict[
     for name in (*CHANGEABLE, *SAMPLING):
         if any(key == f"policy.{name}" or key.startswith(f"policy.{name}.") for key in given):
             policy[name] = options["policy"][name]
+    policy["frame"] = _with_given_landmarks(policy["frame"], options["policy"]["frame"], given)
     evaluation = dict(options["evaluation"])
     if "evaluation.noise_scale" not in given:
         evaluation["noise_scale"] = kept["noise_scale"]
@@ -55,6 +56,19 @@ def with_checkpoint(options: Mapping[str, Any], given: Collection[str]) -> dict[
     return tuned
 
 
+def _with_given_landmarks(
+    frame: Mapping[str, Any] | None, requested: Mapping[str, Any] | None, given: Collection[str]
+) -> Mapping[str, Any] | None:
+    """The checkpoint's frame with landmarks that were given, and null for the others: where the environment has them."""
+    if not frame or not frame.get("landmarks"):
+        return frame
+    asked = dict((requested or {}).get("landmarks") or {})
+    poses = {
+        name: asked.get(name) if f"policy.frame.landmarks.{name}" in given else None for name in frame["landmarks"]
+    }
+    return {**frame, "landmarks": poses}
+
+
 def _options_of(description: Mapping[str, Any]) -> dict[str, Any]:
     config = dict(description["config"])
     sampling = SamplingOptions(**config.pop("sampling"))
@@ -71,7 +85,14 @@ def _options_of(description: Mapping[str, Any]) -> dict[str, Any]:
             **(config.pop("vision_options", None) or {}),
         },
         "noise_scale": sampling.noise_scale,
-        "policy": {"frame": None, "estimated": (), **config, "solver": sampling.solver, "eta": sampling.eta},
+        "policy": {
+            "frame": None,
+            "estimated": (),
+            "estimate_every": 1,
+            **config,
+            "solver": sampling.solver,
+            "eta": sampling.eta,
+        },
     }
 
 

@@ -116,7 +116,7 @@ def _image_defaults(specs: DerivedSpecs, hardware: str, given: Collection[str]) 
         size = (round(size[0] * scale), round(size[1] * scale))
         before = "x".join(map(str, next(iter(sizes))))
         derived["dataset.image_size"] = (f"[{size[0]},{size[1]}]", f"images are {before} pixels; scaled for speed")
-    if len(sizes) == 1:
+    if len(sizes) == 1 and "policy.estimated" not in given:  # where a crop lies says where everything else does
         crop = tuple(int(side * CROPPED) for side in size)
         derived["vision.crop"] = (f"[{crop[0]},{crop[1]}]", "random crops of 7/8 in training")
     return derived

@@ -89,7 +89,8 @@ def _open(policy: ChunkPolicy, dataset: Mapping[str, Any], training: Mapping[str
     if is_described:  # others are held to the policy's shapes
         specs = specs_of_source(store, options)
         described = (specs.observation_spec, specs.action_spec)
-        require_specs_of(policy, described, expected_by="the policy", got_from=str(store.path))
+        side = "the open-loop evaluation of the policy" if policy.config.estimated else "the policy"
+        require_specs_of(policy, described, expected_by=side, got_from=str(store.path))
     else:
         _require_no_contradiction(policy, store)
     matching_specs(store, DerivedSpecs(policy.data_spec, policy.action_spec, {}))  # raises for missing arrays

@@ -190,9 +190,9 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
 
 
 def _with_landmarks(options: dict[str, Any], make_env: MakeEnv | None) -> dict[str, Any]:
-    """The options with the landmarks of the policy's frame where the environment has them.
+    """The options with the landmarks of the policy's frame, if they are null, where the environment has them.
 
-    A checkpoint's may have been elsewhere. Raises ConfigurationError for those that are given elsewhere.
+    Raises ConfigurationError for those that are given elsewhere than the environment has them.
     """
     frame = options["policy"]["frame"] or {}
     landmarks = dict(frame.get("landmarks") or {})
@@ -203,10 +203,9 @@ def _with_landmarks(options: dict[str, Any], make_env: MakeEnv | None) -> dict[s
         known = landmarks_of(env)
     finally:
         env.close()
-    may_move = options["training"]["init_from"] is not None
     for name in landmarks.keys() & known.keys():
         given, pose = landmarks[name], list(known[name])
-        if given is not None and not may_move and not np.allclose(given, pose, atol=1e-3):
+        if given is not None and not np.allclose(given, pose, atol=1e-3):
             raise ConfigurationError(
                 f"policy.frame.landmarks.{name}={given}, but the environment has it at {pose}; leave it out, or change the "
                 "environment"
@@ -288,7 +287,10 @@ def _load_policy(options: Mapping[str, Any], specs: Specs, store: EpisodeSource)
     init_from = options["training"]["init_from"]
     policy = ChunkPolicy.load(init_from)
     require_specs_of(policy, specs, expected_by=str(init_from), got_from=str(store.path))
-    changes = {name: options["policy"][name] for name in (*CHANGEABLE, "frame") if name in options["policy"]}
+    changes = {name: options["policy"][name] for name in CHANGEABLE if name in options["policy"]}
+    landmarks = (options["policy"]["frame"] or {}).get("landmarks") or {}
+    if poses := {name: pose for name, pose in landmarks.items() if pose is not None}:
+        policy = policy.with_landmarks(poses)
     return policy.with_options(**changes, sampling=sampling_options(options))
 
 

@@ -17,6 +17,7 @@ from flowchunk.envs.contract import (
     OUTCOME,
     TaskEnv,
     observation_spec_of,
+    recorded_fields_of,
     require_outcome,
     require_time_limit,
     specs_of,
@@ -37,6 +38,7 @@ def check_task_env(make_env: Callable[[], gymnasium.Env[Any, Any]]) -> None:
     try:
         require_time_limit(env)
         observation_spec, action_spec = specs_of(env)
+        recorded_fields_of(env)
         _check_spaces(env, observation_spec, action_spec)
         _check_gymnasium(env)
         check_isolation(make_env)

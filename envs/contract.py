@@ -78,10 +78,13 @@ def landmarks_of(env: gymnasium.Env[Any, Any]) -> dict[str, tuple[float, ...]]:
 
 
 def recorded_fields_of(env: gymnasium.Env[Any, Any]) -> ObservationSpec:
-    """What recordings of it may hold besides what it observes, its attribute ``recorded_spec``; often nothing."""
-    if not env.has_wrapper_attr("recorded_spec"):
-        return ObservationSpec({})
-    spec: ObservationSpec = env.get_wrapper_attr("recorded_spec")
+    """What recordings of it may hold besides what it observes, its attribute ``recorded_spec``; often nothing.
+
+    Raises SimulationError if it is something else.
+    """
+    spec = env.get_wrapper_attr("recorded_spec") if env.has_wrapper_attr("recorded_spec") else ObservationSpec({})
+    if not isinstance(spec, ObservationSpec):
+        raise SimulationError(f"expected recorded_spec of the environment {env} to be an ObservationSpec, got {spec!r}")
     return spec
 
 

@@ -23,7 +23,7 @@ class TimeAndCondition(nn.Module):
     forward(t (B,) or (B, H), condition (B, C), t_end like t or None) -> (B, width) or (B, H, width)
     """
 
-    held: tuple[Tensor, Tensor] | None = None  # a condition that will come again, and its embedding
+    held: tuple[Tensor, list[Tensor]] | None = None  # a condition that comes again, and its embedding once it is known
 
     def __init__(self, condition_size: int, width: int, *, time_features: int = 64) -> None:
         super().__init__()
@@ -34,9 +34,18 @@ class TimeAndCondition(nn.Module):
     def forward(self, t: Tensor, condition: Tensor, t_end: Tensor | None = None) -> Tensor:
         length = torch.zeros_like(t) if t_end is None else t_end - t
         features = [sinusoidal_embedding(instant, self.time_features) for instant in (t, length)]
-        embedded = self.held[1] if self.held is not None and self.held[0] is condition else self.condition(condition)
+        embedded = self._embedded(condition)
         time = self.time(torch.cat(features, dim=-1))
         return time + (embedded if t.ndim == 1 else embedded[:, None])
+
+    def _embedded(self, condition: Tensor) -> Tensor:
+        held = self.held
+        if held is None or held[0] is not condition:
+            embedded: Tensor = self.condition(condition)
+            return embedded
+        if not held[1]:
+            held[1].append(self.condition(condition))
+        return held[1][0]
 
 
 @contextmanager
@@ -49,7 +58,7 @@ def embedded_once(network: nn.Module, condition: Tensor) -> Iterator[None]:
     if not isinstance(embedding, TimeAndCondition):
         yield
         return
-    embedding.held = condition, embedding.condition(condition)
+    embedding.held = condition, []
     try:
         yield
     finally:

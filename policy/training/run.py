@@ -102,8 +102,8 @@ class TrainingRun:
         )
         if self.config.precision == "bf16" and lacks_bfloat16(self.accelerator.device):
             self.console.print(
-                "training.precision=bf16: this processor has no instructions for bfloat16, so convolutions are about ten "
-                "times slower than with training.precision=fp32",
+                "training.precision=bf16: this processor has no instructions for bfloat16, which makes it many times slower "
+                "than training.precision=fp32",
                 style="yellow",
             )
 

@@ -16,6 +16,8 @@ from flowchunk.envs.control.safety import PolicyFacts
 from flowchunk.envs.tasks.pusht import RECORDED_SPEC
 from flowchunk.policy.checkpoint import find_checkpoint
 from flowchunk.policy.chunk_policy import ChunkPolicy
+from flowchunk.policy.flow import Loss
+from flowchunk.policy.noise import PolicyNoise
 from tests.cli.test_images import TINY, weights
 
 LENGTHS = (14, 10, 12)
@@ -71,6 +73,57 @@ def test_a_policy_learns_to_see_the_block_and_acts_without_being_told(run: Path,
     assert set(PolicyFacts.of_checkpoint(find_checkpoint(run)).observation_spec.fields) == {"image", "agent_position"}
     options = ["episodes=2", "video=0", "env.max_episode_steps=6", "env.goal_pose=[200,300,0.5]"]
     assert main(["eval", str(run), f"output_dir={tmp_path / 'eval'}", *options]) == 0
+
+
+def test_only_some_rows_have_images_and_poses_have_no_history(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+    loss = ChunkPolicy.loss
+
+    def watched(self: ChunkPolicy, batch: dict[str, torch.Tensor], noise: PolicyNoise) -> Loss:
+        seen.append(batch)
+        return loss(self, batch, noise)
+
+    monkeypatch.setattr(ChunkPolicy, "loss", watched)
+    assert main(train(recorded, tmp_path / "run", "policy.estimate_every=4", "dataset.validation_fraction=0.4")) == 0
+    batches = [batch for batch in seen if len(batch["observation.image"]) != len(batch["action"])]
+    assert len(batches) >= 4
+    assert {(len(batch["observation.image"]), len(batch["action"])) for batch in batches} == {(2, 8)}
+    assert len(batches) < len(seen), "validation has all images"
+    for batch in seen:
+        poses, positions = batch["observation.block_pose"], batch["observation.agent_position"]
+        assert torch.equal(poses, poses[:, -1:].expand_as(poses))
+    assert not torch.equal(positions, positions[:, -1:].expand_as(positions))
+
+
+def test_rows_with_images_must_fit_the_batch(
+    recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["policy.estimate_every=4", "training.num_micro_batches=4"]
+    assert main(train(recorded, tmp_path / "run", *more)) == 1
+    assert "policy.estimate_every=4: expected a divisor of the 2 rows" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_open_loop_errors_need_recorded_poses(
+    recorded: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without = tmp_path / "without.zarr"
+    assert main(["data", "convert", str(recorded), str(without), "task=pusht_image"]) == 0
+    assert main(["eval", str(run), f"dataset.path={without}", f"output_dir={tmp_path / 'open'}"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the open-loop evaluation of the policy needs the observation 'block_pose'" in said
+
+
+def test_own_data_with_estimates_are_not_cropped(recorded: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ours.zarr"
+    assert main(["data", "convert", str(recorded), str(out), "task=pusht_image_pose"]) == 0
+    command = ["train", "task=own", f"dataset.path={out}", f"output_dir={tmp_path / 'run'}", *TINY]
+    assert main([*command, "policy.estimated=[block_pose]"]) == 0
+    policy = ChunkPolicy.load(tmp_path / "run")
+    assert policy.estimated_spec == RECORDED_SPEC
+    assert policy.observation_spec.fields["image"].crop is None
 
 
 def test_what_is_estimated_is_converted_with_the_data(recorded: Path, run: Path, tmp_path: Path) -> None:

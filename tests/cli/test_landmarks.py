@@ -63,11 +63,14 @@ def test_fine_tuning_takes_the_goal_from_its_environment(
     started = (f"training.init_from={trained_run}", "env.goal_pose=[200,300,0.5]")
     own = tuple(option for option in tiny if not option.startswith(("network", "policy")))
     assert train(pusht_store, tmp_path / "run", own, *started)["frame"]["landmarks"] == {"goal": ELSEWHERE}
-    given = [*pusht(pusht_store, tmp_path / "given", *own), *started, "policy.frame.landmarks.goal=[200,300,0.5]"]
-    assert main(given) == 1
-    assert "was trained with policy.frame.landmarks.goal=[256.0, 256.0, 0.785" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    again = train(pusht_store, tmp_path / "run", own, *started, "training.resume=true")
+    assert again["frame"]["landmarks"] == {"goal": ELSEWHERE}
+    given = "policy.frame.landmarks.goal=[200,300,0.5]"
+    assert train(pusht_store, tmp_path / "given", own, *started, given)["frame"]["landmarks"] == {"goal": ELSEWHERE}
+    other = [*pusht(pusht_store, tmp_path / "other", *own), *started, "policy.frame.landmarks.goal=[256,256,0.5]"]
+    assert main(other) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "policy.frame.landmarks.goal=[256, 256, 0.5], but the environment has it at [200.0, 300.0, 0.5]" in said
 
 
 def test_two_places_for_one_goal_are_refused(

@@ -195,6 +195,23 @@ def test_a_held_condition_is_embedded_once_and_the_same(name: str) -> None:
     assert all(map(torch.equal, found, expected))
 
 
-def test_networks_without_an_embedding_embed_nothing() -> None:
-    with embedded_once(nn.Linear(2, 2), torch.zeros(1, 2)):
-        pass
+class Projecting(nn.Module):
+    """Of a plug-in: it embeds something else than the condition that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.embedding = nn.Linear(CONDITION, 16), TimeAndCondition(16, 16)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor, *, t_end: Tensor | None = None) -> Tensor:
+        return x * self.embedding(t, self.project(condition)).sum()
+
+
+def test_other_networks_are_let_alone() -> None:
+    x, t, condition = inputs()
+    network = Projecting()
+    with torch.no_grad():
+        expected = network(x, t, condition)
+        with embedded_once(network, condition):
+            assert torch.equal(network(x, t, condition), expected)
+        with embedded_once(nn.Linear(2, 2), torch.zeros(1, 2)):
+            pass

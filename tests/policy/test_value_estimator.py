@@ -48,7 +48,7 @@ def make_normalizer() -> Normalizer:
     )
 
 
-def make_policy(**changes: Any) -> ChunkPolicy:
+def make_policy(crop: tuple[int, int] | None = None, **changes: Any) -> ChunkPolicy:
     defaults: dict[str, Any] = {
         "network_options": {"width": 16, "blocks": 1},
         "horizon": HORIZON,
@@ -58,7 +58,7 @@ def make_policy(**changes: Any) -> ChunkPolicy:
         "estimated": ESTIMATED,
     }
     torch.manual_seed(1)
-    policy = ChunkPolicy(PolicyConfig(**(defaults | changes)), DATA, ACTION, make_normalizer())
+    policy = ChunkPolicy(PolicyConfig(**(defaults | changes)), DATA.cropped(crop), ACTION, make_normalizer())
     for parameter in policy.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape)
     return policy
@@ -184,7 +184,8 @@ def test_chunks_are_learned_from_true_values() -> None:
 
 
 def test_estimates_are_learned_from_the_rows_that_have_images() -> None:
-    policy, batch = make_policy(vision_options={"widths": [8, 8], "keypoints": 3, "color_jitter": 0.3}), make_batch()
+    jittered = {"widths": [8, 8], "keypoints": 3, "color_jitter": 0.3}
+    policy, batch = make_policy(crop=(16, 16), vision_options=jittered), make_batch()
     observation = {key: batch[f"observation.{key}"] for key in DATA.fields}
     noise = policy.sample_noise(ROWS, torch.Generator().manual_seed(0))
     every = policy._estimation_errors(observation, noise.augmentation)
@@ -197,6 +198,20 @@ def test_estimates_are_learned_from_the_rows_that_have_images() -> None:
         for half in range(2)
     ]
     torch.testing.assert_close(policy.loss(fewer, noise).sums()[0], halves[0] + halves[1])
+    augmented = policy.loss(batch, noise).errors
+    plain = policy.eval().loss(batch, noise).errors
+    assert (augmented - plain).abs().max() > 1e-4, "in training images are augmented"
+
+
+def test_estimates_are_not_computed_in_bfloat16() -> None:
+    policy, batch = make_policy(), make_batch()
+    observation = {key: batch[f"observation.{key}"] for key in DATA.fields}
+    features = policy.encoder.encode_images(observation)
+    assert policy.encoder.estimator is not None
+    exact = policy.encoder.estimator.errors(features, observation, policy.normalizer)
+    policy.encoder.encode_images = lambda *_: features  # type: ignore[method-assign]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(policy._estimation_errors(observation, None), exact)
 
 
 @pytest.mark.parametrize(
