@@ -19,6 +19,8 @@ from flowchunk.cli.train import policy_config
 from flowchunk.cli.train_generative import domain_options, fit_normalizer, generative_config
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.recorder import StoreWriter
+from flowchunk.datasets.specs import ObservationSpec
+from flowchunk.envs.contract import recorded_fields_of, specs_of
 from flowchunk.envs.simulation import environment_maker
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.data_model import DataModel
@@ -86,10 +88,12 @@ def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def specs(env_id: str, observation: str | None) -> tuple[Any, Any]:
+def specs(env_id: str, observation: str | None, estimated: tuple[str, ...]) -> tuple[Any, Any]:
     env = environment_maker(env_id, {} if observation is None else {"observation": observation})()
     try:
-        return env.get_wrapper_attr("observation_spec"), env.get_wrapper_attr("action_spec")
+        observation_spec, action_spec = specs_of(env)
+        recorded = {key: recorded_fields_of(env).fields[key] for key in estimated}
+        return ObservationSpec({**observation_spec.fields, **recorded}), action_spec
     finally:
         env.close()
 
@@ -110,7 +114,8 @@ def with_frame(options: dict[str, Any]) -> dict[str, Any]:
 def act_once(task: str, *words: str) -> None:
     """One loss with its gradient, and one chunk, as the options' policy has them."""
     options = with_frame(read_options("train", [f"task={task}", "dataset.path=-", *words]))
-    observation_spec, action_spec = specs(options["task"]["env_id"], options["env"].get("observation"))
+    estimated = tuple(options["policy"]["estimated"])
+    observation_spec, action_spec = specs(options["task"]["env_id"], options["env"].get("observation"), estimated)
     crop = options["vision"].get("crop")
     observation_spec = observation_spec.cropped(None if crop is None else tuple(crop))
     random = np.random.default_rng(0)
@@ -169,7 +174,7 @@ def generate_once(task: str, *words: str) -> None:
 
 def refusal(task: str, key: str, value: str) -> str | None:
     """What is said where a switch alone does not go with a task's defaults: why, or what goes; None where it goes."""
-    is_flat, is_seen = task in ("obstacle", "torus", "toy2d"), task.endswith("_image")
+    is_flat, is_seen = task in ("obstacle", "torus", "toy2d"), "_image" in task
     if task == "torus" and key == "objective" and value not in ("flow", "flow_map"):
         return "on angles there are flow, flow_map"
     if task == "torus" and key == "schedule":
