@@ -121,18 +121,8 @@ POLICY = section(
     "Policy",
     options_of(PolicyConfig, only=("observation_steps", "horizon", "n_action_steps")),
     _model_options(PolicyConfig),
-    options_of(
-        PolicyConfig,
-        only=(
-            "num_noise_samples",
-            "prefix_max",
-            "mask_padding",
-            "relative_to",
-            "frame",
-            "estimated",
-            "estimate_every",
-        ),
-    ),
+    options_of(PolicyConfig, only=("num_noise_samples", "prefix_max", "mask_padding", "relative_to")),
+    options_of(PolicyConfig, only=("frame", "estimated", "estimate_every")),
 )
 MODEL = section(
     "Model",
