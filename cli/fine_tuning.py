@@ -63,10 +63,9 @@ def _with_given_landmarks(
     if not frame or not frame.get("landmarks"):
         return frame
     asked = dict((requested or {}).get("landmarks") or {})
-    poses = {
-        name: asked.get(name) if f"policy.frame.landmarks.{name}" in given else None for name in frame["landmarks"]
-    }
-    return {**frame, "landmarks": poses}
+    section = "policy.frame.landmarks"  # given whole, or by its keys
+    said = [name for name in frame["landmarks"] if {section, f"{section}.{name}"} & set(given)]
+    return {**frame, "landmarks": {name: asked.get(name) if name in said else None for name in frame["landmarks"]}}
 
 
 def _options_of(description: Mapping[str, Any]) -> dict[str, Any]:

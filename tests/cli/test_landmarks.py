@@ -67,6 +67,8 @@ def test_fine_tuning_takes_the_goal_from_its_environment(
     assert again["frame"]["landmarks"] == {"goal": ELSEWHERE}
     given = "policy.frame.landmarks.goal=[200,300,0.5]"
     assert train(pusht_store, tmp_path / "given", own, *started, given)["frame"]["landmarks"] == {"goal": ELSEWHERE}
+    whole = "policy.frame.landmarks={goal: [200,300,0.5]}"
+    assert train(pusht_store, tmp_path / "whole", own, *started, whole)["frame"]["landmarks"] == {"goal": ELSEWHERE}
     other = [*pusht(pusht_store, tmp_path / "other", *own), *started, "policy.frame.landmarks.goal=[256,256,0.5]"]
     assert main(other) == 1
     said = " ".join(capsys.readouterr().err.split())

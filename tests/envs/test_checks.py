@@ -149,3 +149,12 @@ def test_each_breach_is_named(name: str) -> None:
     make_env, message = BROKEN[name]
     with pytest.raises(SimulationError, match=message):
         check_task_env(make_env)
+
+
+@pytest.mark.parametrize("spec", [None, {"pose": (3,)}])
+def test_what_recordings_hold_is_a_specification(spec: Any) -> None:
+    class Recorded(Point):
+        recorded_spec = spec
+
+    with pytest.raises(SimulationError, match=r"recorded_spec of the environment .* to be an ObservationSpec, got"):
+        check_task_env(Recorded)
