@@ -2,7 +2,7 @@
 
 Every environment needs a Dict observation space, a Box action space, and in the ``info`` of each step ``score``, the best
 score so far in [0, 1], and ``is_success``. To be compared with policies and data sets, it needs ``observation_spec`` and
-``action_spec``; to be recorded on video, ``render_mode="rgb_array"`` and ``chunk_to_pixels``.
+``action_spec``; to be recorded on video, ``render_mode="rgb_array"``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ class TaskEnv(Protocol):
     """An environment with a task: what training, evaluation and robots require of it. ``check_task_env`` tests yours.
 
     Observations are dictionaries of arrays as in ``observation_spec``, actions arrays (D,) as in ``action_spec``; the info of
-    each step has ``score``, the best so far in [0, 1], and ``is_success``. Optional are ``chunk_to_pixels(chunk)``, for
-    videos, ``hold_action() -> (D,)``, the action that keeps it where it is, and ``start_options(source, episode)``, for
-    replays: the options of ``reset`` with which an episode of the ``EpisodeSource`` starts again.
+    each step has ``score``, the best so far in [0, 1], and ``is_success``. Optional are ``chunk_to_pixels(chunk)``, which
+    draws chunks into videos, ``hold_action() -> (D,)``, the action that keeps it where it is, and
+    ``start_options(source, episode)``, for replays: the options of ``reset`` with which an episode of the ``EpisodeSource``
+    starts again.
     """
 
     observation_spec: ObservationSpec
@@ -41,7 +42,6 @@ class TaskEnv(Protocol):
 PURPOSES = {
     "observation_spec": "an ObservationSpec of flowchunk.datasets.specs, which names every observation and its units",
     "action_spec": "an ActionSpec of flowchunk.datasets.specs, which names every action and its unit",
-    "chunk_to_pixels": "a method that converts a chunk (H, D) to pixel coordinates (H, 2) in the rendered image, for videos",
 }
 OUTCOME = ("score", "is_success")
 
@@ -63,7 +63,7 @@ def specs_of(env: gymnasium.Env[Any, Any]) -> tuple[ObservationSpec, ActionSpec]
     return observation_spec_of(env), action_spec_of(env)
 
 
-def required(env: gymnasium.Env[Any, Any], name: Literal["observation_spec", "action_spec", "chunk_to_pixels"]) -> Any:
+def required(env: gymnasium.Env[Any, Any], name: Literal["observation_spec", "action_spec"]) -> Any:
     """An attribute of the environment or of one that it wraps. Raises SimulationError if there is none."""
     if not env.has_wrapper_attr(name):
         raise SimulationError(f"expected the environment {env} to have {name}, got none; give it {PURPOSES[name]}")

@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw
 
 from flowchunk.datasets.errors import SimulationError
 from flowchunk.datasets.specs import ObservationField
-from flowchunk.envs.contract import required
 
 FIRST, LAST = np.array([255, 210, 40]), np.array([220, 30, 90])
 CROP = (255, 0, 200)
@@ -30,7 +29,7 @@ class VideoRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
     images: observations to show beside the scene, with the outline of the policy's crop. chunks: (S, H, D), the latest
     predictions, of which the first is executed; set it before each chunk. ``pop_images`` returns the rendered images, so
     that a long video need not be held in memory. ``step`` raises SimulationError if the environment was not created with
-    ``render_mode="rgb_array"``, or has no ``chunk_to_pixels``.
+    ``render_mode="rgb_array"``.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], *, images: Mapping[str, ObservationField]) -> None:
@@ -56,14 +55,17 @@ def render_chunks(env: gymnasium.Env[Any, Any], chunks: np.ndarray) -> np.ndarra
     """Render the environment, (height, width, 3) uint8, with chunks (S, H, D) drawn in from yellow (now) to red.
 
     The first chunk, which is executed, is drawn as dots; the others as thin lines below them. Points behind the camera (NaN)
-    are left out. Raises SimulationError if the environment does not render to arrays.
+    are left out. An environment without ``chunk_to_pixels`` shows only its scene. Raises SimulationError if the environment
+    does not render to arrays.
     """
     scene = env.render()
     if not isinstance(scene, np.ndarray):
         raise SimulationError("a video needs an environment created with render_mode='rgb_array'")
+    if not env.has_wrapper_attr("chunk_to_pixels"):
+        return scene
     image = Image.fromarray(scene)
     pen = ImageDraw.Draw(image, "RGBA")
-    executed, *others = [required(env, "chunk_to_pixels")(chunk) for chunk in chunks]
+    executed, *others = [env.get_wrapper_attr("chunk_to_pixels")(chunk) for chunk in chunks]
     colors = (FIRST + np.linspace(0, 1, len(executed))[:, None] * (LAST - FIRST)).astype(int).tolist()
     radius = max(2.0, scene.shape[0] / 160)
     for points in others:
