@@ -1,9 +1,10 @@
 """Adroit's door from 25 human demonstrations: flow on three seeds, regression and MIP on one, with one network.
 
 usage: python benchmarks/adroit_door.py door-v0_demos.hdf5 OUTPUT_DIR [--steps 6000] [--width 256] [--episodes 200]
+           [--objectives flow regression mip] [--options network.skip=false …]
 
 Each training chooses its best checkpoint on the selection seeds; 200 episodes from seed 100000 are reported. Resumable: what
-is trained or evaluated is not done again. Writes OUTPUT_DIR/results.md.
+is trained or evaluated is not done again. Writes OUTPUT_DIR/results.md. --options are any of the command ``train``.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ def run(*arguments: str) -> None:
         raise SystemExit(status)
 
 
-def train(run_dir: Path, mapping: Path, objective: str, seed: int, *, steps: int, width: int) -> float:
+def train(run_dir: Path, mapping: Path, objective: str, seed: int, *, steps: int, more: list[str]) -> float:
     """Minutes of training, unless it is trained."""
     minutes = run_dir / "minutes.txt"
     if not minutes.exists():
         started = time.perf_counter()
-        options = [f"objective={objective}", f"seed={seed}", f"network.width={width}", f"training.steps={steps}"]
+        options = [f"objective={objective}", f"seed={seed}", f"training.steps={steps}", *more]
         resume = f"training.resume={'true' if run_dir.exists() else 'false'}"
         places = [f"dataset.path={mapping}", f"output_dir={run_dir}"]
         run("train", "task=adroit_door", *places, *options, f"training.evaluate_every={steps // 3}", resume)
@@ -53,6 +54,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--objectives", nargs="+", default=["flow", "regression", "mip"])
+    parser.add_argument("--options", nargs="+", default=[])
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     mapping = options.output_dir / "door.yaml"
@@ -62,9 +65,10 @@ def main() -> None:
         "| objective | seed | score | success | minutes of training, evaluations included |",
         "|---|---|---|---|---|",
     ]
-    for objective, seed in RUNS:
+    for objective, seed in [run for run in RUNS if run[0] in options.objectives]:
         run_dir = options.output_dir / f"{objective}-{seed}"
-        minutes = train(run_dir, mapping, objective, seed, steps=options.steps, width=options.width)
+        more = [f"network.width={options.width}", *options.options]
+        minutes = train(run_dir, mapping, objective, seed, steps=options.steps, more=more)
         file = run_dir / "eval" / "eval.json"
         if not file.exists():
             run("eval", str(run_dir), f"episodes={options.episodes}", "video=0")

@@ -99,6 +99,7 @@ class _Page:
         description = self.files.description
         found: Content = {
             "observations": description.get("observation_spec", {}),
+            "estimated": description.get("estimated_spec", {}),
             "actions": description.get("action_spec", {}),
             "normalizer": {
                 key: scaling.get("mode", "") for key, scaling in (description.get("normalizer") or {}).items()
@@ -129,7 +130,12 @@ class _Page:
             self.missing["quality"] = (
                 "nothing was evaluated during training; evaluation.episodes=N of flowchunk train adds it"
             )
-        return {"loss": loss_plot(entries), "quality": quality, "episodes": episodes}
+        return {
+            "loss": loss_plot(entries),
+            "quality": quality,
+            "episodes": episodes,
+            "estimates": self.files.estimation_errors(),
+        }
 
     def sweep(self) -> Content | None:
         """Success against nfe and n_action_steps."""

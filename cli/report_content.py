@@ -12,7 +12,9 @@ from flowchunk.cli.compare_evaluations import REPORT, read_report
 from flowchunk.cli.eval import video_name
 from flowchunk.cli.runs import CONFIG, read_config
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
+from flowchunk.datasets.specs import ObservationSpec
 from flowchunk.policy.checkpoint import DESCRIPTION, find_checkpoint, find_run, read_description
+from flowchunk.policy.evaluation.estimation_error import ESTIMATION_ERROR
 from flowchunk.policy.training.run_log import METRICS, read_metrics
 
 LARGEST_VIDEO = 5 * 2**20
@@ -64,6 +66,16 @@ class RunFiles:
         """The episodes of each evaluation during training; 0 if they are unknown."""
         of_training = self.training.get("evaluation") or (self.options or {}).get("evaluation") or {}
         return int(of_training.get("episodes", 0))
+
+    def estimation_errors(self) -> list[Content]:
+        """Name, unit and median error of each value that the policy estimates, as far as they were measured."""
+        metrics = self.training.get("metrics") or {}
+        rows = []
+        for key, field in ObservationSpec.from_json(self.description.get("estimated_spec", {})).fields.items():
+            for index, name in enumerate(field.names or range(field.size)):
+                error = metrics.get(f"{ESTIMATION_ERROR}.{key}.{name}")
+                rows.append({"name": f"{key}.{name}", "unit": "".join(field.units[index : index + 1]), "error": error})
+        return [row for row in rows if row["error"] is not None]
 
     @property
     def videos(self) -> Path:

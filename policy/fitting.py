@@ -33,6 +33,7 @@ from flowchunk.policy.demonstrations import (
 from flowchunk.policy.encoders.observation import check_vision
 from flowchunk.policy.encoders.transformers_backbone import read_architecture
 from flowchunk.policy.encoders.value_estimator import split_estimated
+from flowchunk.policy.evaluation.estimation_error import with_estimation_errors
 from flowchunk.policy.evaluation.open_loop import evaluate_on
 from flowchunk.policy.hindsight import with_hindsight
 from flowchunk.policy.policy_config import PolicyConfig
@@ -64,10 +65,10 @@ def fit(
     specifications and normalizer. specs: (observation, action), by default those stored with the data, or those of
     ``derive_specs(store)``; a crop in them is what the policy is shown. vision_weights: a file or a name that a new image
     encoder starts from. evaluate: measures a policy; its ``score`` (higher is better) chooses the best. Without it the
-    open-loop action error on the held-out episodes does, see ``evaluate_on``; without those, the best is the last. device:
-    auto, cpu, cuda, cuda:N or mps. resume: continue the run that ``output_dir`` holds, bit for bit on the CPU. metadata:
-    remembered by the checkpoints; ``flowchunk eval`` looks there for ``env_id`` and ``env``. write_run_files: called with the
-    folder before the first step.
+    open-loop action error on the held-out episodes does, see ``evaluate_on``; without those, the best is the last. What the
+    policy estimates is measured on them, too, see ``with_estimation_errors``. device: auto, cpu, cuda, cuda:N or mps. resume:
+    continue the run that ``output_dir`` holds, bit for bit on the CPU. metadata: remembered by the checkpoints; ``flowchunk
+    eval`` looks there for ``env_id`` and ``env``. write_run_files: called with the folder before the first step.
 
     Writes ``checkpoints/{last,best}``, ``metrics.jsonl`` and ``tensorboard`` into ``output_dir``; nothing before data and
     policy fit together. Raises SpecMismatchError for specifications that are not the data's, ConfigurationError for options
@@ -110,7 +111,7 @@ def fit(
         kind=KIND,
         plan=Plan(_networks(config), str(data), data.nbytes),
         validation=data.validation,
-        evaluate=_held_out_error(data) if evaluate is None else evaluate,
+        evaluate=_held_out_errors(data, config, evaluate),
         metadata=metadata,
         wandb=wandb,
         write_run_files=write_run_files,
@@ -172,8 +173,12 @@ def _require_whole_shares(config: PolicyConfig, training: TrainingConfig, *, pro
         )
 
 
-def _held_out_error(data: Demonstrations) -> Evaluate | None:
-    return evaluate_on(data.validation, data.training) if len(data.validation) else None
+def _held_out_errors(data: Demonstrations, config: PolicyConfig, evaluate: Evaluate | None) -> Evaluate | None:
+    """``evaluate``, by default the action error, and the errors of what is estimated; without held-out episodes as it is."""
+    if not len(data.validation):
+        return evaluate
+    evaluate = evaluate or evaluate_on(data.validation, data.training)
+    return with_estimation_errors(evaluate, data.validation) if config.estimated else evaluate
 
 
 def _networks(config: PolicyConfig) -> str:

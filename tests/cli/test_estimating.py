@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import gymnasium
@@ -18,6 +19,7 @@ from flowchunk.policy.checkpoint import find_checkpoint
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.flow import Loss
 from flowchunk.policy.noise import PolicyNoise
+from flowchunk.policy.training.run_log import read_metrics
 from tests.cli.test_images import TINY, weights
 
 LENGTHS = (14, 10, 12)
@@ -73,6 +75,33 @@ def test_a_policy_learns_to_see_the_block_and_acts_without_being_told(run: Path,
     assert set(PolicyFacts.of_checkpoint(find_checkpoint(run)).observation_spec.fields) == {"image", "agent_position"}
     options = ["episodes=2", "video=0", "env.max_episode_steps=6", "env.goal_pose=[200,300,0.5]"]
     assert main(["eval", str(run), f"output_dir={tmp_path / 'eval'}", *options]) == 0
+
+
+def test_the_errors_of_estimates_are_logged_and_on_the_page(recorded: Path, tmp_path: Path) -> None:
+    assert main(train(recorded, tmp_path / "run", "dataset.validation_fraction=0.4")) == 0
+    errors = {
+        name: [
+            entry[f"estimation_error.block_pose.{name}"] for entry in read_metrics(tmp_path / "run") if "score" in entry
+        ]
+        for name in ("block_x", "block_y", "block_angle")
+    }
+    assert all(len(values) > 0 and min(values) > 0 for values in errors.values())
+    assert main(["report", str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    best = ChunkPolicy.load(tmp_path / "run")
+    assert best.estimated_spec == RECORDED_SPEC
+    assert "block_pose (estimated)" in page
+    for name, unit in (("block_x", "px"), ("block_y", "px"), ("block_angle", "rad")):
+        row = re.search(rf"<td>block_pose.{name}</td><td>([^<]+)</td><td class=\"left\">{unit}<", page)
+        assert row is not None
+        assert float(row[1]) in [pytest.approx(value, rel=0.01) for value in errors[name]]
+
+
+def test_without_held_out_episodes_there_are_no_errors_of_estimates(recorded: Path, tmp_path: Path) -> None:
+    assert main(train(recorded, tmp_path / "run", "dataset.validation_fraction=0")) == 0
+    assert not [
+        name for entry in read_metrics(tmp_path / "run") for name in entry if name.startswith("estimation_error")
+    ]
 
 
 def test_only_some_rows_have_images_and_poses_have_no_history(

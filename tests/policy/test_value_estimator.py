@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationFie
 from flowchunk.datasets.windows import Windows
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.encoders.value_estimator import HUBER_DELTA, ValueEstimator, split_estimated
+from flowchunk.policy.evaluation.estimation_error import median_estimation_errors
 from flowchunk.policy.normalizer import Normalizer, Scaling
 from flowchunk.policy.planar_frame import FRAME
 from flowchunk.policy.policy_config import PolicyConfig
@@ -116,6 +117,45 @@ def test_estimates_are_the_inverse_of_what_is_learned() -> None:
     torch.testing.assert_close(found["box"][..., 1:], observation["box"][..., 1:])
     torch.testing.assert_close(found["height"], observation["height"])
     assert policy._estimation_errors(observation, None).abs().max() < 1e-9
+
+
+def windows(rows: dict[str, Tensor]) -> Windows:
+    """Held-out windows, the rows of one batch."""
+
+    class Held:
+        def batch(self, indices: Tensor) -> dict[str, Tensor]:
+            return {key: values[indices] for key, values in rows.items()}
+
+    return cast("Windows", Held())
+
+
+def test_estimates_are_measured_against_what_was_recorded_and_angles_the_shorter_way() -> None:
+    policy, batch = make_policy(), make_batch(rows=5)
+    know(policy, batch)
+    off = torch.tensor([0.0, 0.5, 1.0, 1.5, 6.0])  # 0.28 the other way round
+    box, height = (batch[f"observation.{key}"].clone() for key in ESTIMATED)
+    box[:, -1, 0] += off
+    box[:, -1, 2] -= off
+    height[:, -1] += 2 * off
+    held = windows({**batch, "observation.box": box, "observation.height": height})
+    errors = median_estimation_errors(policy, held, torch.arange(5))
+    expected = {"box.angle": 0.5, "box.x": 0.0, "box.y": 1.0, "box.width": 0.0, "height.0": 2.0}
+    assert errors == pytest.approx(expected, abs=1e-4)
+
+
+def test_estimates_are_measured_at_the_indices_in_batches_of_any_size() -> None:
+    policy, held = make_policy(), windows(make_batch())
+    some, all_rows = torch.tensor([4, 1, 0]), torch.arange(ROWS)
+    errors = median_estimation_errors(policy, held, some)
+    assert errors != pytest.approx(median_estimation_errors(policy, held, all_rows), rel=0.01)
+    assert errors == pytest.approx(median_estimation_errors(policy, held, some, batch_size=2), rel=1e-3)
+    chosen = windows(held.batch(some))
+    assert errors == pytest.approx(median_estimation_errors(policy, chosen, torch.arange(3)), rel=1e-3)
+
+
+def test_a_policy_that_estimates_nothing_has_no_such_errors() -> None:
+    policy = make_policy(estimated=(), estimate_every=1)
+    assert median_estimation_errors(policy, windows(make_batch()), torch.arange(ROWS)) == {}
 
 
 def test_the_error_of_an_estimate_is_hubers() -> None:
