@@ -81,6 +81,7 @@ def _options_of(description: Mapping[str, Any]) -> dict[str, Any]:
             "name": config.pop("vision", None),
             "crop": crop,
             "weights": None,
+            "pretrain_steps": None,
             **(config.pop("vision_options", None) or {}),
         },
         "noise_scale": sampling.noise_scale,

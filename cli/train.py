@@ -35,6 +35,7 @@ model:
   vision=NAME                      image encoder: small_conv | resnet18 | timm | transformers
                                    vision.crop=[84,84]  vision.weights=PATH|NAME
                                    vision.image_steps=1  vision.share_weights=true …
+  vision.pretrain_steps=4000       learn keypoints from the images alone before, and keep them
   policy.solver=NAME  policy.time_density=beta|uniform|logit_normal|mode
   policy.observation_steps=2  policy.horizon=16  policy.n_action_steps=8
   policy.num_noise_samples=4       noise samples per encoded observation in each step
@@ -101,6 +102,7 @@ from flowchunk.policy.sampling import SamplingOptions
 ABOUT_DATA = ("task=", "task.", "env_id=", "env.", "dataset.", "device=", "training.init_from=", "policy.horizon=")
 """Options that are needed before others can be derived from the data set."""
 MISSING = "???"
+OUTSIDE_THE_ENCODER = ("crop", "weights", "pretrain_steps")  # options of vision that are not its arguments
 
 
 def run(arguments: list[str]) -> None:
@@ -169,6 +171,7 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
         specs=_shown_to_policy(specs, make_env, options),
         dataset=dataset_options(options, specs, make_env),
         vision_weights=options["vision"].get("weights"),
+        vision_pretrain_steps=options["vision"].get("pretrain_steps"),
         evaluate=evaluate,
         device=options["device"],
         resume=resume,
@@ -226,7 +229,7 @@ def policy_config(options: Mapping[str, Any]) -> PolicyConfig:
         "network": network.pop("name"),
         "network_options": network,
         "vision": vision.pop("name"),
-        "vision_options": {key: value for key, value in vision.items() if key not in ("crop", "weights")},
+        "vision_options": {key: value for key, value in vision.items() if key not in OUTSIDE_THE_ENCODER},
         "objective": options["objective"],
         "schedule": options["schedule"],
         "sampling": sampling_options(options),

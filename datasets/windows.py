@@ -121,7 +121,7 @@ class Windows:
         if self.images is not None:
             with_images = observed[:: self.images_every]
             for key in self.images.tensors:
-                batch[f"observation.{key}"] = self.images.read(key, with_images, self.image_transforms.get(key))
+                batch[f"observation.{key}"] = self.read_images(key, with_images)
         mask, actions = k + future <= last, self.actions[torch.minimum(k + future, last)]
         if self.rest is not None:
             actions = torch.where(mask[..., None] | self.rest.isnan(), actions, self.rest)
@@ -131,6 +131,12 @@ class Windows:
             "mask": mask,
             **{key: values[indices] for key, values in self.of_windows.items()},
         }
+
+    def read_images(self, key: str, frames: Tensor) -> Tensor:
+        """The images of frames (B, To), uint8 (B, To, H, W, 3), transformed from frame N on."""
+        if self.images is None:
+            raise AssertionError("these windows have no images")
+        return self.images.read(key, frames, self.image_transforms.get(key))
 
     def batches(self, size: int) -> Iterator[dict[str, Tensor]]:
         """All windows in order, in batches of at most ``size``."""

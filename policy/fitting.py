@@ -19,6 +19,7 @@ import torch
 from flowchunk.datasets.derived_specs import DerivedSpecs
 from flowchunk.datasets.episode_source import EpisodeSource
 from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.progress import progress_if_slow
 from flowchunk.datasets.specs import ObservationSpec, require_observations, require_same_actions
 from flowchunk.policy.chunk_policy import KIND, ChunkPolicy
 from flowchunk.policy.demonstrations import (
@@ -39,7 +40,8 @@ from flowchunk.policy.hindsight import with_hindsight
 from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.relative_actions import find_coordinates
 from flowchunk.policy.training.config import TrainingConfig
-from flowchunk.policy.training.run import Plan, open_run
+from flowchunk.policy.training.keypoints import encode_images_once, learn_keypoints, require_keypoints
+from flowchunk.policy.training.run import Plan, TrainingRun, open_run
 from flowchunk.policy.training.trainer import Evaluate
 
 
@@ -52,6 +54,7 @@ def fit(
     specs: Specs | DerivedSpecs | None = None,
     dataset: DatasetOptions | None = None,
     vision_weights: str | None = None,
+    vision_pretrain_steps: int | None = None,
     evaluate: Callable[[ChunkPolicy], Mapping[str, float]] | None = None,
     device: str = "auto",
     resume: bool = False,
@@ -64,7 +67,8 @@ def fit(
     policy: what to make (by default ``PolicyConfig()``), or a policy to fine-tune: a copy of it is trained, with the same
     specifications and normalizer. specs: (observation, action), by default those stored with the data, or those of
     ``derive_specs(store)``; a crop in them is what the policy is shown. vision_weights: a file or a name that a new image
-    encoder starts from. evaluate: measures a policy; its ``score`` (higher is better) chooses the best. Without it the
+    encoder starts from. vision_pretrain_steps: learn its keypoints from images alone before, and keep them, see
+    ``learn_keypoints``. evaluate: measures a policy; its ``score`` (higher is better) chooses the best. Without it the
     open-loop action error on the held-out episodes does, see ``evaluate_on``; without those, the best is the last. What the
     policy estimates is measured on them, too, see ``with_estimation_errors``. device: auto, cpu, cuda, cuda:N or mps. resume:
     continue the run that ``output_dir`` holds, bit for bit on the CPU. metadata: remembered by the checkpoints; ``flowchunk
@@ -83,6 +87,8 @@ def fit(
     else:
         config = with_architecture(policy or PolicyConfig(), matching[0])
         split_estimated(matching[0], config.estimated)  # raises before anything is read
+    if vision_pretrain_steps is not None:
+        _require_learnable_keypoints(config, vision_pretrain_steps, is_new=not isinstance(policy, ChunkPolicy))
     run = open_run(output_dir, training, device=device, resume=resume)
     _require_whole_shares(config, training, processes=run.accelerator.num_processes)
     with run.accelerator.local_main_process_first():  # one of each machine expands images, the others find them
@@ -105,6 +111,8 @@ def fit(
         model = copy.deepcopy(policy).train()
     else:
         model = new_policy(store, config, matching, dataset, data, seed=training.seed, vision_weights=vision_weights)
+    if vision_pretrain_steps is not None:
+        data = _with_keypoints(model, data, run, steps=vision_pretrain_steps)
     run.train(
         model,
         replace(data.training, images_every=config.estimate_every),
@@ -118,6 +126,33 @@ def fit(
     )
     run.accelerator.wait_for_everyone()
     return ChunkPolicy.load(run.directory, device=run.accelerator.device)
+
+
+def _require_learnable_keypoints(config: PolicyConfig, steps: int, *, is_new: bool) -> None:
+    """Raise ConfigurationError unless the keypoints of such a policy can be learned before it is trained."""
+    if steps < 1:
+        raise ConfigurationError(f"vision.pretrain_steps={steps} must be at least 1, or null")
+    if not is_new:
+        raise ConfigurationError(
+            f"vision.pretrain_steps={steps}: the policy to fine-tune has an image encoder already; leave it out"
+        )
+    require_keypoints(config.vision)
+
+
+def _with_keypoints(policy: ChunkPolicy, data: Demonstrations, run: TrainingRun, *, steps: int) -> Demonstrations:
+    """The demonstrations with their images encoded by keypoints that are learned now, or were when the run began."""
+    encoder, is_visible = policy.encoder, run.accelerator.is_main_process
+    if run.is_resumed:
+        encoder.load_state_dict(ChunkPolicy.load(run.directory / "checkpoints" / "last").encoder.state_dict())
+        encoder.to(run.accelerator.device)
+    else:
+        with progress_if_slow("learning keypoints", steps, visible=is_visible) as advance:
+            explained = learn_keypoints(encoder, data.training, steps=steps, seed=run.config.seed, advance=advance)
+        run.console.print(f"{explained:.0%} of the variance of the images can be reconstructed from the keypoints")
+    encoder.cameras.requires_grad_(False)
+    frames = len(data.training) + len(data.validation)
+    with progress_if_slow("encoding images", frames, visible=is_visible) as advance:
+        return Demonstrations(*encode_images_once(encoder, data.training, data.validation, advance=advance))
 
 
 def new_policy(

@@ -29,6 +29,7 @@ VISION: dict[str, Callable[..., Any]] = {
     "transformers": TransformersBackbone,
 }
 NEED_IMAGE_SIZE = ("timm", "transformers")
+KEYPOINT_ENCODERS = ("small_conv", "resnet18")  # their features are positions of keypoints
 ESCAPE_PREFIX = "camera:"  # of modules whose camera has a name that torch does not allow
 
 
@@ -95,8 +96,33 @@ class ObservationEncoder(nn.Module):
         self, observation: Mapping[str, Tensor], augmentation: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """The features (B, features) of all images. augmentation: of B rows, or k · B if only every k-th row has images."""
-        parts = [self._encode_images(key, observation[key], augmentation or {}) for key in self.images]
+        parts = [self.encode_camera(key, observation[key], augmentation or {}) for key in self.images]
         return torch.cat(parts, dim=-1)
+
+    def encode_camera(
+        self, key: str, images: Images | Tensor, augmentation: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The features (B, image_steps · features) of one camera's images (B, To, H, W, 3), uint8.
+
+        Or of images that were encoded before, one by one, and are their features (B, To, features).
+        """
+        if images.is_floating_point():
+            return images[:, -self.image_steps :].flatten(1)
+        given, rows = augmentation or {}, len(images)
+        cropped = self.crop(key, images[:, -self.image_steps :], given)
+        if (factors := given.get(f"color.{key}")) is not None:
+            cropped = jitter_colors(cropped, factors[:: len(factors) // rows])
+        features: Tensor = self.camera(key)(cropped.flatten(0, 1))
+        return features.reshape(rows, -1)
+
+    def crop(self, key: str, images: Images, augmentation: Mapping[str, Tensor]) -> Tensor:
+        """What the network of this camera is shown of images (B, T, H, W, 3), uint8: (B, T, 3, h, w) in [0, 1]."""
+        if (size := self.images[key].crop) is not None:
+            positions = augmentation.get(f"crop.{key}")
+            images = crop_images(
+                images, size, None if positions is None else positions[:: len(positions) // len(images)]
+            )
+        return images.permute(0, 1, 4, 2, 3).float() / 255  # channels last in memory, which is fast for convolutions
 
     def camera(self, key: str) -> nn.Module:
         """The network that encodes the images of this key."""
@@ -106,18 +132,6 @@ class ObservationEncoder(nn.Module):
         """Initialize every vision network with these weights. Raises CheckpointError or ConfigurationError if it cannot."""
         for network in self.cameras.values():
             network.load_weights(weights)  # type: ignore[operator]  # every one in VISION has it
-
-    def _encode_images(self, key: str, images: Images, augmentation: Mapping[str, Tensor]) -> Tensor:
-        """Images (B, To, H, W, 3), uint8, to (B, image_steps · features)."""
-        images, rows = images[:, -self.image_steps :], len(images)
-        if (size := self.images[key].crop) is not None:
-            positions = augmentation.get(f"crop.{key}")
-            images = crop_images(images, size, None if positions is None else positions[:: len(positions) // rows])
-        images = images.permute(0, 1, 4, 2, 3).float() / 255  # channels last in memory, which is fast for convolutions
-        if (factors := augmentation.get(f"color.{key}")) is not None:
-            images = jitter_colors(images, factors[:: len(factors) // rows])
-        features: Tensor = self.camera(key)(images.flatten(0, 1))
-        return features.reshape(len(images), -1)
 
     def _check_options(self, observation_steps: int) -> None:
         if not 1 <= self.image_steps <= observation_steps:

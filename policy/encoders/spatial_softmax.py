@@ -22,11 +22,11 @@ class SpatialSoftmax(nn.Module):
         maps = self.maps(features).float()  # positions need more than the 8 bits of bfloat16
         weights = (maps.flatten(2) * self.sharpness).softmax(-1).view_as(maps)  # (N, keypoints, h, w)
         height, width = maps.shape[-2:]
-        x = (weights.sum(2) * _axis(width, maps.device)).sum(-1)
-        y = (weights.sum(3) * _axis(height, maps.device)).sum(-1)
+        x = (weights.sum(2) * axis(width, maps.device)).sum(-1)
+        y = (weights.sum(3) * axis(height, maps.device)).sum(-1)
         return torch.stack([x, y], dim=-1).flatten(1)
 
 
-def _axis(size: int, device: torch.device) -> Tensor:
+def axis(size: int, device: torch.device) -> Tensor:
     """(size,) centers of equal cells of [-1, 1]."""
     return (torch.arange(size, device=device) + 0.5) * (2 / size) - 1

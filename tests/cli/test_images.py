@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -17,9 +16,9 @@ from safetensors.torch import load_file
 from flowchunk.cli.main import main
 from flowchunk.cli.options import read_options
 from flowchunk.datasets.formats.zarr_store import Store
-from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.training.trainer import Trainer
+from tests.cli.recorded_images import LENGTHS, record_images
 
 TINY = (
     "network.width=16",
@@ -34,27 +33,11 @@ TINY = (
     "evaluation.episodes=0",
     "device=cpu",
 )
-LENGTHS = (24, 10, 20)
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of three episodes of random pushing, with images from above."""
-    path, env = (
-        tmp_path_factory.mktemp("stores") / "images.zarr",
-        gymnasium.make("flowchunk.envs:flowchunk/PushT-v1", observation="image"),
-    )
-    env.action_space.seed(0)
-    spec, actions = env.get_wrapper_attr("observation_spec"), env.get_wrapper_attr("action_spec")
-    with StoreWriter(path, observation_spec=spec, action_spec=actions) as writer:
-        for seed, length in enumerate(LENGTHS):
-            frames, done = [env.reset(seed=seed)[0]], []
-            for _ in range(length):
-                done.append(env.action_space.sample())
-                frames.append(env.step(done[-1])[0])
-            writer.add_episode({key: np.stack([f[key] for f in frames[:-1]]) for key in frames[0]}, np.stack(done))
-    env.close()
-    return path
+    return record_images(tmp_path_factory.mktemp("stores") / "images.zarr")
 
 
 @pytest.fixture(scope="module")

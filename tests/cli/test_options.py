@@ -231,7 +231,7 @@ SINCE = {
     *("dataset.observe", "dataset.exclude", "dataset.control_hz", "dataset.reference", "dataset.condition_on_task"),
     *("dataset.stored_split", "dataset.image_size", "policy.frame", "policy.estimated", "policy.estimate_every"),
     *("policy.frame.origin", "policy.frame.angle", "policy.frame.points", "policy.frame.actions", "policy.frame.fine"),
-    *("policy.frame.landmarks.goal", "policy.frame.hindsight"),
+    *("policy.frame.landmarks.goal", "policy.frame.hindsight", "vision.pretrain_steps"),
 }
 """Options that did not exist then."""
 
