@@ -77,7 +77,7 @@ def learn_keypoints(
     return float(torch.stack(explained[-max(1, steps // 10) :]).mean())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode_images_once(
     encoder: ObservationEncoder, *parts: Windows, advance: Advance = lambda _: None
 ) -> list[Windows]:
