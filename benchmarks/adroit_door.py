@@ -1,7 +1,7 @@
 """Adroit's door from 25 human demonstrations: flow on three seeds, regression and MIP on one, with one network.
 
-usage: python benchmarks/adroit_door.py door-v0_demos.hdf5 OUTPUT_DIR [--steps 6000] [--width 256] [--episodes 200]
-           [--objectives flow regression mip] [--options network.skip=false …]
+usage: python benchmarks/adroit_door.py door-v0_demos.hdf5 OUTPUT_DIR [--steps 4000] [--episodes 200]
+           [--objectives flow regression mip] [--options network.width=256 network.skip=true …]
 
 Each training chooses its best checkpoint on the selection seeds; 200 episodes from seed 100000 are reported. Resumable: what
 is trained or evaluated is not done again. Writes OUTPUT_DIR/results.md. --options are any of the command ``train``.
@@ -51,8 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demonstrations", type=Path)
     parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--objectives", nargs="+", default=["flow", "regression", "mip"])
     parser.add_argument("--options", nargs="+", default=[])
@@ -67,8 +66,7 @@ def main() -> None:
     ]
     for objective, seed in [run for run in RUNS if run[0] in options.objectives]:
         run_dir = options.output_dir / f"{objective}-{seed}"
-        more = [f"network.width={options.width}", *options.options]
-        minutes = train(run_dir, mapping, objective, seed, steps=options.steps, more=more)
+        minutes = train(run_dir, mapping, objective, seed, steps=options.steps, more=options.options)
         file = run_dir / "eval" / "eval.json"
         if not file.exists():
             run("eval", str(run_dir), f"episodes={options.episodes}", "video=0")
