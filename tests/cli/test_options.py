@@ -312,7 +312,7 @@ def test_a_recipes_noise_scale_is_for_objectives_that_start_from_noise(objective
 
 
 def test_an_unknown_recipe_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="unknown experiment 'none_such'; there are images, none, obstacle"):
+    with pytest.raises(ConfigurationError, match="unknown experiment 'none_such'; there are adroit_door, images, none"):
         read_options("train", ["task=pusht_state", "dataset.path=x", "experiment=none_such"])
 
 
@@ -326,7 +326,7 @@ def test_a_number_is_no_choice(key: str) -> None:
 
 
 def test_every_image_encoder_is_a_choice() -> None:
-    assert {*choices("vision")} == {*VISION, "none"}
+    assert {*choices("vision")} == {*VISION, "none", "small_conv_narrow"}
 
 
 def test_defaults_are_those_of_the_dataclasses() -> None:
