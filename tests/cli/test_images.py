@@ -210,7 +210,10 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("vision=eyes", "unknown vision 'eyes'; there are none, resnet18, small_conv, timm, transformers"),
+        (
+            "vision=eyes",
+            "unknown vision 'eyes'; there are none, resnet18, small_conv, small_conv_narrow, timm, transformers",
+        ),
         ("hardware=tpu", "unknown hardware 'tpu'; there are cpu, gpu, none"),
         ("vision.crop=[97,84]", "crop=(97, 84) must be (height, width) in pixels and fit into images of (96, 96)"),
         ("vision.crop=84", "vision.crop=84 must be a list"),
@@ -249,9 +252,8 @@ def test_an_image_encoder_needs_images(pusht_store: Path, tmp_path: Path, capsys
 def test_images_need_an_image_encoder(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", "task=pusht_image", f"dataset.path={recorded}", f"output_dir={tmp_path / 'run'}", "vision=none"]
     assert main(command) == 1
-    assert "the recipe is for observations with images: choose vision=resnet18|small_conv|timm|transformers" in said(
-        capsys
-    )
+    encoders = "resnet18|small_conv|small_conv_narrow|timm|transformers"
+    assert f"the recipe is for observations with images: choose vision={encoders}" in said(capsys)
     assert main([*command, "experiment=none"]) == 1
     assert "the observation has images (image): choose vision=small_conv|resnet18" in said(capsys)
 
