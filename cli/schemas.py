@@ -355,7 +355,7 @@ SIZE_ARGUMENTS = ("action_size", "horizon", "condition_size", "channels", "size"
 ENCODER: dict[str, Option] = {
     "crop": Option(list[int] | None, None, "[height, width]: random crops in training, the center otherwise"),
     "weights": Option(PATH_OR_NONE, None, "pretrained weights: a file or a name (IMAGENET1K_V1, pretrained)"),
-    "pretrain_steps": Option(INT_OR_NONE, None, "steps in which keypoints are learned from the images alone, before"),
+    "pretrain_steps": Option(INT_OR_NONE, None, "steps in which keypoints are learned from only the images, before"),
     "share_weights": Option(bool, False, "one encoder for all cameras"),
     "image_steps": Option(INT_OR_NONE, None, "number of latest time steps with images; default: observation_steps"),
     "color_jitter": Option(

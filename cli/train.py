@@ -35,7 +35,7 @@ model:
   vision=NAME                      image encoder: small_conv | resnet18 | timm | transformers
                                    vision.crop=[84,84]  vision.weights=PATH|NAME
                                    vision.image_steps=1  vision.share_weights=true …
-  vision.pretrain_steps=4000       learn keypoints from the images alone before, and keep them
+  vision.pretrain_steps=4000       learn keypoints from only the images before, and keep them
   policy.solver=NAME  policy.time_density=beta|uniform|logit_normal|mode
   policy.observation_steps=2  policy.horizon=16  policy.n_action_steps=8
   policy.num_noise_samples=4       noise samples per encoded observation in each step

@@ -67,7 +67,7 @@ def fit(
     policy: what to make (by default ``PolicyConfig()``), or a policy to fine-tune: a copy of it is trained, with the same
     specifications and normalizer. specs: (observation, action), by default those stored with the data, or those of
     ``derive_specs(store)``; a crop in them is what the policy is shown. vision_weights: a file or a name that a new image
-    encoder starts from. vision_pretrain_steps: learn its keypoints from images alone before, and keep them, see
+    encoder starts from. vision_pretrain_steps: learn its keypoints from only images before, and keep them, see
     ``learn_keypoints``. evaluate: measures a policy; its ``score`` (higher is better) chooses the best. Without it the
     open-loop action error on the held-out episodes does, see ``evaluate_on``; without those, the best is the last. What the
     policy estimates is measured on them, too, see ``with_estimation_errors``. device: auto, cpu, cuda, cuda:N or mps. resume:

@@ -1,4 +1,4 @@
-"""Keypoints learned from the demonstrations' images alone, before the policy: images then cost no more than states.
+"""Keypoints learned from only the demonstrations' images, before the policy: images then cost no more than states.
 
 A policy that is trained through its image encoder finds out from actions what matters in an image, which takes long, and
 pays for a convolution in every step. Instead the encoder learns keypoints from which the images can be reconstructed (Jakab

@@ -88,7 +88,7 @@ def test_a_video_without_specs_names_what_is_missing() -> None:
         record(Unspecified)
 
 
-def test_a_video_without_chunk_to_pixels_shows_the_scene_alone() -> None:
+def test_a_video_without_chunk_to_pixels_shows_only_the_scene() -> None:
     images = record(Reach)
     assert [image.shape for image in images] == [(64, 64, 3)] * 2
     assert not np.any(images), "nothing is drawn into the black scene"

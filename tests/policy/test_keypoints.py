@@ -1,4 +1,4 @@
-"""Keypoints that are learned from images alone, and images that are encoded once."""
+"""Keypoints that are learned from only images, and images that are encoded once."""
 
 from __future__ import annotations
 
