@@ -17,7 +17,12 @@ from flowchunk.datasets.symmetry import ImageTransform
 from flowchunk.datasets.windows import ImageTensors, Windows
 from flowchunk.policy.encoders.heatmap_decoder import DEVIATION, HeatmapDecoder
 from flowchunk.policy.encoders.observation import ObservationEncoder
-from flowchunk.policy.training.keypoints import encode_images_once, learn_keypoints, require_keypoints
+from flowchunk.policy.training.keypoints import (
+    _unexplained,
+    encode_images_once,
+    learn_keypoints,
+    require_keypoints,
+)
 
 SIDE, FRAMES, SQUARE = 16, 240, 5
 TINY: dict[str, Any] = {"widths": [8, 8], "keypoints": 4}
@@ -94,6 +99,15 @@ def test_keypoints_follow_what_moves() -> None:
     found = [unexplained_variance(features, places().astype(float)) for features in (before, after)]
     assert found[1] < 0.02
     assert found[1] < found[0] / 4
+
+
+def test_what_is_explained_is_how_images_differ_from_their_mean() -> None:
+    encoder, images = make_encoder(), moving_square().read_images("image", torch.arange(8)[:, None])
+    shown = encoder.crop("image", images, {})[:, 0]
+    for decoded, missed in ((shown - shown.mean(0), 0.0), (torch.zeros_like(shown), 1.0)):
+        decoder = nn.Module()
+        decoder.forward = lambda _, decoded=decoded: decoded
+        assert float(_unexplained(encoder, "image", images, {}, decoder)) == pytest.approx(missed, abs=1e-6)
 
 
 def weights(encoder: ObservationEncoder) -> Tensor:
