@@ -10,10 +10,14 @@ import torch
 from torch import Tensor, nn
 
 
-def sinusoidal_embedding(t: Tensor, size: int, *, shortest: float = 4e-3, longest: float = 4.0) -> Tensor:
-    """Sines and cosines of t in [0, 1] with geometric periods, ``(*t.shape, size)``; size must be even."""
-    periods = shortest * (longest / shortest) ** torch.linspace(0.0, 1.0, size // 2, device=t.device)
-    angles = t[..., None] * (2 * math.pi / periods).to(t.dtype)
+def geometric_frequencies(size: int, *, shortest: float = 4e-3, longest: float = 4.0) -> Tensor:
+    """(size / 2,) angular frequencies of geometric periods, for ``sinusoidal_embedding``; size must be even."""
+    return 2 * math.pi / (shortest * (longest / shortest) ** torch.linspace(0.0, 1.0, size // 2))
+
+
+def sinusoidal_embedding(t: Tensor, frequencies: Tensor) -> Tensor:
+    """Sines and cosines of t in [0, 1] with F frequencies, ``(*t.shape, 2 · F)``."""
+    angles = t[..., None] * frequencies.to(t.dtype)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
@@ -23,19 +27,20 @@ class TimeAndCondition(nn.Module):
     forward(t (B,) or (B, H), condition (B, C), t_end like t or None) -> (B, width) or (B, H, width)
     """
 
+    frequencies: Tensor
     held: tuple[Tensor, list[Tensor]] | None = None  # a condition that comes again, and its embedding once it is known
 
     def __init__(self, condition_size: int, width: int, *, time_features: int = 64) -> None:
         super().__init__()
-        self.time_features = time_features
+        self.register_buffer("frequencies", geometric_frequencies(time_features), persistent=False)
         self.time = nn.Sequential(nn.Linear(2 * time_features, width), nn.SiLU(), nn.Linear(width, width))
         self.condition = nn.Sequential(nn.Linear(condition_size, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor, condition: Tensor, t_end: Tensor | None = None) -> Tensor:
         length = torch.zeros_like(t) if t_end is None else t_end - t
-        features = [sinusoidal_embedding(instant, self.time_features) for instant in (t, length)]
+        features = sinusoidal_embedding(torch.stack([t, length], dim=-1), self.frequencies)
         embedded = self._embedded(condition)
-        time = self.time(torch.cat(features, dim=-1))
+        time = self.time(features.flatten(-2))
         return time + (embedded if t.ndim == 1 else embedded[:, None])
 
     def _embedded(self, condition: Tensor) -> Tensor:

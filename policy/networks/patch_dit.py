@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- the name that every torch user reads at a glance
 from torch import Tensor, nn
 
-from flowchunk.policy.networks.conditioning import sinusoidal_embedding
+from flowchunk.policy.networks.conditioning import geometric_frequencies, sinusoidal_embedding
 from flowchunk.policy.networks.dit import DiT
 from flowchunk.policy.shapes import Condition, Data, Times
 
@@ -60,6 +60,6 @@ class PatchDiT(nn.Module):
 def grid_positions(side: int, width: int) -> Tensor:
     """Sines and cosines of row and column, (side², width), with periods from 2 patches to 4 sides."""
     position = torch.arange(side) / side
-    axis = sinusoidal_embedding(position, width // 2, shortest=2 / side, longest=4.0)  # (side, width / 2)
+    axis = sinusoidal_embedding(position, geometric_frequencies(width // 2, shortest=2 / side))  # (side, width / 2)
     rows, columns = axis[:, None].expand(-1, side, -1), axis.expand(side, -1, -1)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)

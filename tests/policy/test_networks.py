@@ -13,6 +13,7 @@ from flowchunk.policy.networks import NETWORKS
 from flowchunk.policy.networks.conditioning import (
     TimeAndCondition,
     embedded_once,
+    geometric_frequencies,
     sinusoidal_embedding,
     time_per_sample,
 )
@@ -153,7 +154,7 @@ def test_the_time_of_a_sample_is_that_of_its_unknown_tokens() -> None:
 
 def test_the_embedding_distinguishes_times() -> None:
     t = torch.linspace(0, 1, 101)
-    features = sinusoidal_embedding(t, 32)
+    features = sinusoidal_embedding(t, geometric_frequencies(32))
     assert features.shape == (101, 32)
     distances = torch.cdist(features, features) + 10 * torch.eye(101)
     assert distances.min() > 0.1
