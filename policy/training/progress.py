@@ -11,8 +11,12 @@ from rich.progress import Progress, TextColumn
 
 @contextmanager
 def training_progress(steps: int, done: int, *, visible: bool) -> Iterator[Callable[[int, float], None]]:
-    """A progress bar with the loss and the time left; yields ``advance(step, loss)``."""
-    columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.4f}"))
+    """A progress bar with the loss, once there is one, and the time left; yields ``advance(step, loss)``."""
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[loss]}"))
     with Progress(*columns, disable=not visible) as progress:
-        task = progress.add_task("training", total=steps, completed=done, loss=math.nan)
-        yield lambda step, loss: progress.update(task, completed=step, loss=loss)
+        task = progress.add_task("training", total=steps, completed=done, loss="")
+
+        def advance(step: int, loss: float) -> None:
+            progress.update(task, completed=step, loss="" if math.isnan(loss) else f"loss {loss:.4f}")
+
+        yield advance

@@ -154,7 +154,7 @@ class Trainer:
             while self.step < self.config.steps:
                 norm = self.train_step()
                 advance(self.step, loss)
-                if self.step % self.config.log_every == 0:
+                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
                     self.require_finite()
                     loss = self.pop_mean_loss()
                     speed = (self.step - start) / (time.perf_counter() - started)

@@ -274,5 +274,5 @@ def test_metadata_are_in_the_checkpoint(tmp_path: Path) -> None:
 
 def test_the_optimizer_gets_the_learning_rate(straight: Trainer) -> None:
     logged = {entry["step"]: entry["learning_rate"] for entry in read_metrics(straight.output_dir) if "loss" in entry}
-    assert logged == {step: CONFIG.learning_rate_at(step - 1) for step in range(3, 20, 3)}
+    assert logged == {step: CONFIG.learning_rate_at(step - 1) for step in (*range(3, 20, 3), 20)}
     assert straight.optimizer.param_groups[0]["lr"] == CONFIG.learning_rate_at(CONFIG.steps - 1)
