@@ -324,6 +324,7 @@ def record_videos(console: Console, evaluation: PolicyEvaluation, folder: Path, 
             seed=seed,
             nfe=options["nfe"],
             observation_spec=policy.observation_spec,
+            delay=VirtualDelay(**options["delay"]),
         )
         try:
             write_video(folder / video_name(seed), frames, fps=policy.action_spec.control_hz)

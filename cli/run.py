@@ -143,25 +143,33 @@ class Episodes:
 
     def run(self) -> None:
         """Run them until one is stopped."""
-        writer = self._writer()
-        with self._signals, writer or nullcontext():
-            self._view = LiveView(self.console, self.session.log, dry_run=self.options["dry_run"])
-            loop = self.session.loop(self.preflight, check=self._check)
-            for number in range(self.options["episodes"]):
-                seed = self.options["seed"] + number
-                self._wait_for_scene(number)
-                recording = None if writer is None else Recording()
-                with self._keyboard, self._view:
-                    began = time.monotonic()
-                    end = loop.run_episode(seed=seed, seconds=self.options["seconds"], recording=recording)
-                if writer is not None and recording is not None and recording.actions:
-                    _record(writer, recording)
-                is_stopped = end.cause in ("stopped", "key", *self._signals.received)
-                stopped = (end.reason or end.cause) if is_stopped else None
-                outcome = None if is_stopped else self._outcome(end, number)
-                self.report.add_episode(seed, end, outcome, time.monotonic() - began, stopped)
-                if is_stopped:
-                    return
+        with self._signals:
+            try:
+                with self._writer() or nullcontext() as writer:
+                    self._run(writer)
+            except DatasetError as error:
+                if self.report.stopped is None:
+                    raise
+                self.console.print(f"note: {error}", markup=False, soft_wrap=True)  # the stop is what has to be said
+
+    def _run(self, writer: StoreWriter | None) -> None:
+        self._view = LiveView(self.console, self.session.log, dry_run=self.options["dry_run"])
+        loop = self.session.loop(self.preflight, check=self._check)
+        for number in range(self.options["episodes"]):
+            seed = self.options["seed"] + number
+            self._wait_for_scene(number)
+            recording = None if writer is None else Recording()
+            with self._keyboard, self._view:
+                began = time.monotonic()
+                end = loop.run_episode(seed=seed, seconds=self.options["seconds"], recording=recording)
+            if writer is not None and recording is not None and recording.actions:
+                _record(writer, recording)
+            is_stopped = end.cause in ("stopped", "key", *self._signals.received)
+            stopped = (end.reason or end.cause) if is_stopped else None
+            outcome = None if is_stopped else self._outcome(end, number)
+            self.report.add_episode(seed, end, outcome, time.monotonic() - began, stopped)
+            if is_stopped:
+                return
 
     def _writer(self) -> StoreWriter | None:
         if self.options["record"] is None:

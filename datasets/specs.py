@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from math import prod
 from typing import Any, Literal
 
-from flowchunk.datasets.errors import SpecMismatchError
+from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
 
 Reference = Literal["absolute", "delta", "relative"]
 Quantity = Literal["position", "displacement", "velocity", "effort"]
+CONTINUOUS_ROTATIONS = ("rotation_6d", "matrix")  # all others jump somewhere
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,24 @@ class ActionSpec:
     def names(self) -> tuple[str, ...]:
         """The names of the dimensions."""
         return tuple(dimension.name for dimension in self.dimensions)
+
+    def require_blendable(self, what: str) -> None:
+        """Raise ConfigurationError if actions must not be averaged or interpolated, number by number.
+
+        Absolute rotations must not, except in 6D and as matrices: numbers of two that are nearly the same may be far apart,
+        such as axis-angle's at half a turn, and what lies between them is somewhere else. what: would do so, for the message.
+        """
+        jumping = [
+            one
+            for one in self.dimensions
+            if one.quantity == "position" and one.rotation not in (None, *CONTINUOUS_ROTATIONS)
+        ]
+        if jumping:
+            raise ConfigurationError(
+                f"{what}: {[one.name for one in jumping]} are a rotation in {jumping[0].rotation}, whose numbers jump where "
+                "the rotation does not, so that the robot would turn the long way; leave that option out, or train with "
+                "rotation_6d (flowchunk data edit … rotation=rotation_6d)"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """A value that ``json.dumps`` accepts and ``from_json`` turns back into an equal spec."""

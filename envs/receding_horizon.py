@@ -40,7 +40,7 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
     followed by what the old chunk plans after them, and how many of either: ``prefix_length`` and ``tail_length``.
 
     ``score`` and ``is_success`` in ``info`` are converted by ``contract.with_outcome``. Raises ConfigurationError for spaces
-    other than Dict and Box, and for a delay that the execution does not admit.
+    other than Dict and Box, and for a delay or actions that the execution does not admit.
     """
 
     execution: ChunkExecution
@@ -70,6 +70,8 @@ class RecedingHorizon(gymnasium.Wrapper[Observation, np.ndarray, Observation, np
             )
         self.execution, self.delay = execution, delay or VirtualDelay()
         execution.check_delay(self.delay.steps)
+        if env.has_wrapper_attr("action_spec"):
+            execution.check_actions(env.get_wrapper_attr("action_spec"))
         self._chunk_shape = (execution.horizon, *space.shape)
         low, high = (np.broadcast_to(bound, self._chunk_shape) for bound in (space.low, space.high))
         self.action_space = Box(low, high, dtype=space.dtype.type)

@@ -139,6 +139,7 @@ def record_episode(
     nfe: int | None = None,
     samples: int = 8,
     observation_spec: ObservationSpec | None = None,
+    delay: VirtualDelay | None = None,
 ) -> Iterator[np.ndarray]:
     """Run the episode of this seed again and yield an image (height, width, 3) of every step, with chunks drawn in.
 
@@ -146,35 +147,35 @@ def record_episode(
 
     samples: chunks predicted for each observation, to show what else the policy might have done; the first, with the same
     noise as in ``rollout``, is executed. observation_spec: the policy's, whose images are shown with their crops; by default
-    the environment's. Raises ConfigurationError if ``samples`` is below 1, SimulationError if the environment cannot render.
+    the environment's. delay: as in ``rollout``. Raises ConfigurationError if ``samples`` is below 1, SimulationError if the
+    environment cannot render.
     """
     if samples < 1:
         raise ConfigurationError(f"samples={samples} must be at least 1: the first is executed")
-    return _record(policy, make_env, execution, seed=seed, nfe=nfe, samples=samples, observation_spec=observation_spec)
+    return _record(policy, make_env, execution, seed, nfe, samples, observation_spec, delay)
 
 
 def _record(
     policy: Policy,
     make_env: Callable[[], gymnasium.Env[Any, Any]],
     execution: ChunkExecution,
-    *,
     seed: int,
     nfe: int | None,
     samples: int,
     observation_spec: ObservationSpec | None,
+    delay: VirtualDelay | None,
 ) -> Iterator[np.ndarray]:
     """The generator of ``record_episode``, which checks its arguments before the first image is requested."""
     scene = make_env()
     try:
         recorder = VideoRecorder(scene, images=(observation_spec or observation_spec_of(scene)).images)
-        env = RecedingHorizon(recorder, execution)
-        observation, _ = env.reset(seed=seed)
-        over, rounds = False, 0
-        while not over:
-            batch = {key: np.repeat(value[None], samples, axis=0) for key, value in observation.items()}
-            recorder.chunks = policy.predict_chunk(batch, nfe=nfe, seed=noise_seeds(seed, rounds, samples))
-            observation, _, terminated, truncated, _ = env.step(recorder.chunks[0])
-            over, rounds = terminated or truncated, rounds + 1
+        env = RecedingHorizon(recorder, execution, delay=delay)
+        latest, rounds = EnvStep(*env.reset(seed=seed)), 0
+        while not latest.is_over:
+            seeds = noise_seeds(seed, rounds, samples)
+            recorder.chunks = np.stack(_predict(policy, [latest] * samples, nfe=nfe, seeds=seeds))
+            observation, _, terminated, truncated, info = env.step(recorder.chunks[0])
+            latest, rounds = EnvStep(observation, info, terminated or truncated), rounds + 1
             yield from recorder.pop_images()
     finally:
         scene.close()

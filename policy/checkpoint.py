@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     registry.kind: registry for registry in (PREDICTIONS, OBJECTIVES, SOLVERS, NETWORKS, IMAGE_NETWORKS)
 }
 READ_TRIES = 5
+SHARD = re.compile(r"#\d{5}$")  # the end of the name of a part of a tensor
 SHARD_BYTES = 15 * 2**20 - 2**16  # room for the header
 
 
@@ -130,6 +132,10 @@ def _description(directory: Path) -> dict[str, Any]:
 
 def _require_plugins(description: Mapping[str, Any], directory: Path) -> None:
     for plugin in description.get("plugins", []):
+        if not {"kind", "name", "module"} <= plugin.keys() or plugin["kind"] not in REGISTRIES:
+            raise CheckpointError(
+                f"{directory / DESCRIPTION} names a plug-in that is none: {plugin}; copy the checkpoint again"
+            )
         if plugin["name"] not in REGISTRIES[plugin["kind"]]:
             raise CheckpointError(
                 f"{directory} needs the {plugin['kind']} {plugin['name']!r} of the plug-in {plugin['module']}, which is not "
@@ -227,11 +233,13 @@ def load_tensors(directory: Path, files: Mapping[str, list[str]]) -> dict[str, T
             raise CheckpointError(f"{directory / file} is damaged ({error}); copy it again") from error
         if missing := set(names) - pieces.keys():
             raise CheckpointError(f"{directory / file} lacks {sorted(missing)}; copy it again")
-    tensors = {name: value for name, value in pieces.items() if "#" not in name}
+    tensors: dict[str, Tensor] = {}
     split: dict[str, list[Tensor]] = {}
     for name, value in pieces.items():
-        if "#" in name:
-            split.setdefault(name.partition("#")[0], []).append(value)
+        if SHARD.search(name):
+            split.setdefault(SHARD.sub("", name), []).append(value)
+        else:
+            tensors[name] = value
     return tensors | {name: torch.cat(parts) for name, parts in split.items()}
 
 

@@ -18,7 +18,7 @@ import torch
 
 from flowchunk.datasets.derived_specs import DerivedSpecs
 from flowchunk.datasets.episode_source import EpisodeSource
-from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.errors import CheckpointError, ConfigurationError
 from flowchunk.datasets.progress import progress_if_slow
 from flowchunk.datasets.specs import ObservationSpec, require_observations, require_same_actions
 from flowchunk.policy.chunk_policy import KIND, ChunkPolicy
@@ -143,7 +143,11 @@ def _with_keypoints(policy: ChunkPolicy, data: Demonstrations, run: TrainingRun,
     """The demonstrations with their images encoded by keypoints that are learned now, or were when the run began."""
     encoder, is_visible = policy.encoder, run.accelerator.is_main_process
     if run.is_resumed:
-        encoder.load_state_dict(ChunkPolicy.load(run.directory / "checkpoints" / "last").encoder.state_dict())
+        trained = ChunkPolicy.load(run.directory / "checkpoints" / "last")
+        try:
+            encoder.load_state_dict(trained.encoder.state_dict())
+        except RuntimeError as error:
+            raise CheckpointError(f"{run.directory} does not fit this training run: {error}") from error
         encoder.to(run.accelerator.device)
     else:
         with progress_if_slow("learning keypoints", steps, visible=is_visible) as advance:

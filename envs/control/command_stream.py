@@ -47,6 +47,8 @@ class CommandStream:
                 f"rate={self.rate:g}: {displaced} are displacements per control step, which cannot be interpolated; give "
                 f"rate={self.control_hz:g}, or train with absolute actions"
             )
+        if self.rate != self.control_hz:
+            self.action_spec.require_blendable(f"rate={self.rate:g} of {self.control_hz:g} actions per second")
         self._targets: np.ndarray | None = None
         self._planned: np.ndarray | None = None  # as it was given; None if the commands have left it
         self._start, self._last_time = 0.0, -np.inf

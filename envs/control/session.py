@@ -98,6 +98,7 @@ class ControlSession:
         self._expected_seconds = seconds
         method = self._inference_options.sampling.get("prefix_method")
         execution = choose_execution(ready.execution, self._changes, delay, prefix_method=method)
+        execution.check_actions(self._watchdog_options.action_spec)
         return Preflight(
             robot,
             execution,

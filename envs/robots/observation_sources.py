@@ -33,9 +33,12 @@ class Source:
         return (self.image,) if self.image is not None else tuple(dict.fromkeys(key for key, _ in self.places))
 
     def gather(self, measured: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The observation of the policy. measured: {key of the robot: array}. Images remain uint8, values become float32."""
+        """The observation of the policy, a copy. measured: {key of the robot: array}, which a driver may reuse afterwards.
+
+        Images remain uint8, values become float32.
+        """
         if self.image is not None:
-            return measured[self.image]
+            return measured[self.image].copy()
         numbers = [measured[key].reshape(-1)[index] for key, index in self.places]
         return np.array(numbers, dtype=np.float32).reshape(self.shape)
 

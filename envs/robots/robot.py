@@ -16,7 +16,8 @@ class Reading:
     """The newest measurement of every key, and when it was made.
 
     values: {key: array of the shape in the observation spec}; images are uint8 RGB (height, width, 3). times: {key: seconds
-    of ``time.monotonic()``}; a key whose sensor brought nothing new keeps its old value and its old time.
+    of ``time.monotonic()``}; a key whose sensor brought nothing new keeps its old value and its old time. The arrays may be
+    reused in the next ``observe``, but must not change before.
     """
 
     values: Mapping[str, np.ndarray]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
+from flowchunk.datasets.specs import ActionSpec
 from flowchunk.policy.execution.strategies import STRATEGIES, PlacedChunk
 
 DELAYS_REMEMBERED = 10
@@ -52,6 +53,13 @@ class ChunkExecution:
         if self.reanchor_steps < 0:
             raise ConfigurationError(f"reanchor_steps={self.reanchor_steps} must be at least 0")
         self.check_delay(self.delay)
+
+    def check_actions(self, spec: ActionSpec) -> None:
+        """Raise ConfigurationError if such actions cannot be executed so, see ``ActionSpec.require_blendable``."""
+        if STRATEGIES[self.strategy].blends:
+            spec.require_blendable(f"strategy={self.strategy}")
+        if self.reanchor_steps:
+            spec.require_blendable(f"reanchor_steps={self.reanchor_steps}")
 
     def check_delay(self, delay: int) -> None:
         """Raise ConfigurationError unless predictions may take so many control steps."""

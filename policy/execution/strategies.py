@@ -53,16 +53,18 @@ class Strategy:
     target: the action for a step, from the chunks so far, oldest first. waits: whether the robot holds still until the new
     chunk is there, so that no action of the old one is executed meanwhile. commits: whether the actions that will be executed
     meanwhile are given to the policy as a prefix, which the new chunk continues (real-time chunking, 2506.07339, 2512.05964).
+    blends: whether actions are averaged.
     """
 
     target: Callable[[Sequence[PlacedChunk], int], np.ndarray | None]
     waits: bool = False
     commits: bool = False
+    blends: bool = False
 
 
 STRATEGIES: dict[str, Strategy] = {
     "synchronous": Strategy(newest, waits=True),
     "asynchronous": Strategy(newest),
-    "temporal_ensemble": Strategy(temporal_ensemble),
+    "temporal_ensemble": Strategy(temporal_ensemble, blends=True),
     "real_time": Strategy(newest, commits=True),
 }

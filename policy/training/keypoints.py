@@ -74,6 +74,7 @@ def learn_keypoints(
         optimizer.step()
         explained.append(1 - error.detach())
         advance(1)
+    optimizer.zero_grad()  # gradients that stay count in the norm by which the training that follows clips its own
     return float(torch.stack(explained[-max(1, steps // 10) :]).mean())
 
 

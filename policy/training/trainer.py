@@ -366,6 +366,8 @@ class Trainer:
         directory = find_checkpoint(self.output_dir / "checkpoints" / "last")
         description, weights = read_checkpoint(directory, kind=kind)
         state = read_json(directory / f"{STATE}.json")
+        if missing := {"files", "step", "best_score"} - state.keys():
+            raise CheckpointError(f"{directory / STATE}.json lacks {sorted(missing)}; copy the checkpoint again")
         tensors = load_tensors(directory, state["files"])
         require_same_data(
             {**description, "samples": state.get("samples", len(self.data))},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from flowchunk.cli.main import main
-from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.errors import CheckpointError, ConfigurationError
 from flowchunk.datasets.formats.zarr_store import Store
+from flowchunk.datasets.windows import Windows
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.fitting import fit
+from flowchunk.policy.training.config import TrainingConfig
 from flowchunk.policy.training.trainer import Trainer
 from tests.cli.recorded_images import record_images
 from tests.cli.test_images import train, weights
@@ -100,6 +104,31 @@ def test_an_interrupted_run_goes_on_with_the_keypoints_it_had(
     assert "can be reconstructed" not in capsys.readouterr().out, "they are not learned again"
     whole = weights(run)
     assert all(torch.equal(values, whole[name]) for name, values in weights(tmp_path / "run").items())
+
+
+def test_what_keypoints_are_learned_from(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[int, int]] = []
+
+    def noted(encoder: object, windows: Windows, *, steps: int, seed: int, **rest: object) -> float:
+        given.append((len(windows), seed))
+        return 0.5
+
+    monkeypatch.setattr("flowchunk.policy.fitting.learn_keypoints", noted)
+    options = ("seed=7", "dataset.validation_fraction=0.4")
+    assert main(train(recorded, tmp_path / "run", *PRETRAINED, *options)) == 0
+    frames = int(Store.open(recorded).episode_lengths.sum())
+    ((windows, seed),) = given
+    assert seed == 7
+    assert frames < windows < 2 * frames, "mirrored, too, and not from held-out episodes, which are fewer"
+
+
+def test_a_run_with_other_keypoints_cannot_be_resumed(run: Path, recorded: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    config = ChunkPolicy.load(run).config
+    other = replace(config, vision_options={**config.vision_options, "keypoints": 5})
+    training = TrainingConfig(steps=9, batch_size=8)
+    with pytest.raises(CheckpointError, match="does not fit this training run"):
+        fit(Store.open(recorded), other, training, output_dir=tmp_path / "run", vision_pretrain_steps=3, resume=True)
 
 
 def test_the_recipe_learns_keypoints_first(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

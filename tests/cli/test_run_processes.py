@@ -14,17 +14,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from rich.console import Console
 
-from flowchunk.cli.run import _record
+from flowchunk.cli.run import Episodes, _record
 from flowchunk.cli.signals import Signals
 from flowchunk.datasets.errors import DatasetError
 from flowchunk.datasets.recorder import StoreWriter
-from flowchunk.envs.control.loop import Recording
+from flowchunk.envs.control.loop import EpisodeEnd, Recording
+from flowchunk.envs.control.run_log import RunLog
 from flowchunk.envs.tasks.pusht import ACTION_SPEC, OBSERVATION_SPECS
 from tests.envs.control.faults import SLACK, read_log
 from tests.envs.control.small_sessions import PERIOD, save_policy
@@ -205,6 +208,31 @@ def test_signals_are_noticed_and_interrupt_questions(monkeypatch: pytest.MonkeyP
         assert signals.received == ["SIGTERM"]
         signal.raise_signal(signal.SIGTERM)  # interrupts nothing any more
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_stop_before_anything_is_recorded_is_still_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = EpisodeEnd("stopped", "emergency stop by SIGTERM")
+    session: Any = SimpleNamespace(
+        log=RunLog(), loop=lambda preflight, check: SimpleNamespace(run_episode=lambda **options: ended)
+    )
+    report: Any = SimpleNamespace(stopped=None)
+
+    def add_episode(seed: int, end: EpisodeEnd, outcome: object, seconds: float, stopped: str | None) -> None:
+        report.stopped = stopped
+
+    report.add_episode = add_episode
+    options = {"record": str(tmp_path / "data.zarr"), "episodes": 1, "seed": 0, "seconds": 1.0, "dry_run": False}
+    preflight: Any = SimpleNamespace(robot=SimpleNamespace(can_reset=True))
+    facts: Any = SimpleNamespace(observation_spec=OBSERVATION_SPECS["state"], action_spec=ACTION_SPEC)
+    Episodes(Console(), session, preflight, options, facts, report).run()
+    assert report.stopped == "emergency stop by SIGTERM"
+    assert "note: nothing was recorded" in capsys.readouterr().out
+    report.add_episode = lambda *_: None  # none that was stopped
+    report.stopped = None
+    with pytest.raises(DatasetError, match="nothing was recorded"):
+        Episodes(Console(), session, preflight, options, facts, report).run()
 
 
 def test_a_full_disk_ends_the_recording_and_keeps_the_episodes_before(tmp_path: Path) -> None:

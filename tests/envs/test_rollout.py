@@ -18,6 +18,7 @@ from flowchunk.datasets.specs import ObservationSpec
 from flowchunk.envs.rollout import Rollout, noise_seed, noise_seeds, record_episode, rollout
 from flowchunk.envs.tasks.pusht import ACTION_SPEC, OBSERVATION_SPECS
 from flowchunk.envs.video import CROP, FIRST
+from flowchunk.envs.virtual_delay import VirtualDelay
 from flowchunk.policy.execution.executor import ChunkExecution
 
 EXECUTION = ChunkExecution(observation_steps=2, horizon=6, n_action_steps=4)
@@ -248,6 +249,38 @@ def test_a_video_has_an_image_of_every_step_with_the_chunk_drawn_in(expected: Ro
         assert (np.abs(frame - FIRST.astype(float)).max(axis=-1) < 60).any()
     again = list(record_episode(Pusher(), make_rendered, EXECUTION, seed=SEED + 2, samples=3))
     np.testing.assert_array_equal(frames, again)
+
+
+@pytest.mark.parametrize("strategy", ["asynchronous", "real_time"])
+def test_a_video_shows_the_episode_that_was_evaluated_with_its_delay(strategy: str) -> None:
+    execution = replace(EXECUTION, horizon=12, strategy=strategy, longest_prefix=4)
+    delay, commanded, prefixes = VirtualDelay(steps=3, jitter=1), [], []
+
+    class Commanded(gymnasium.Wrapper[Any, Any, Any, Any]):
+        def step(self, action: Any) -> Any:
+            commanded.append(np.array(action))
+            return self.env.step(action)
+
+    class Continuing(Pusher):
+        def predict_chunk(
+            self, observation: Any, *, seed: Any = None, prefix: Any = None, **options: Any
+        ) -> np.ndarray:
+            rows = [np.random.default_rng(one).uniform(100, 400, (12, 2)) for one in seed]
+            chunks = np.asarray(rows, np.float32)
+            if prefix is not None:
+                chunks[:, : prefix.shape[1]] = prefix
+                prefixes.append(prefix.shape[1])
+            return chunks
+
+    rollout(Continuing(), lambda: Commanded(make_uneven()), execution, episodes=1, seed=SEED + 4, delay=delay)
+    evaluated, commanded[:] = list(commanded), []
+    assert len(evaluated) == 26
+    assert (max(prefixes, default=0) > 0) == (strategy == "real_time")
+    frames = record_episode(
+        Continuing(), lambda: Commanded(make_rendered()), execution, seed=SEED + 4, samples=3, delay=delay
+    )
+    assert len(list(frames)) == 26
+    np.testing.assert_array_equal(commanded, evaluated)
 
 
 def test_the_recorded_episode_does_not_depend_on_how_many_samples_are_shown() -> None:

@@ -178,6 +178,23 @@ def test_a_file_that_lacks_a_tensor(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "a", kind=KIND)
 
 
+def test_names_may_contain_what_marks_the_parts_of_a_tensor(tmp_path: Path) -> None:
+    large = torch.arange(5 * 2**20, dtype=torch.float32).view(-1, 2)
+    written = {"cam#1.weight": torch.ones(2), "cam#00001.bias": torch.tensor(3.0), "cam#2.large": large}
+    read = load_tensors(tmp_path, save_tensors(tmp_path, "model", written, sharded=True))
+    assert read.keys() == written.keys()
+    assert all(torch.equal(values, written[name]) for name, values in read.items())
+
+
+@pytest.mark.parametrize("plugin", [{"kind": "network"}, {"kind": "no such kind", "name": "mlp", "module": "x"}])
+def test_a_description_with_a_plug_in_that_is_none(tmp_path: Path, plugin: dict[str, str]) -> None:
+    write(tmp_path / "a")
+    content = read_json(tmp_path / "a" / "checkpoint.json")
+    (tmp_path / "a" / "checkpoint.json").write_text(json.dumps({**content, "plugins": [plugin]}))
+    with pytest.raises(CheckpointError, match="names a plug-in that is none"):
+        read_checkpoint(tmp_path / "a", kind=KIND)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"format_version": 1', b"[1, 2]", b"3"])
 def test_a_damaged_description(tmp_path: Path, content: bytes) -> None:
     write(tmp_path / "a")

@@ -18,6 +18,7 @@ from flowchunk.datasets.windows import ImageTensors, Windows
 from flowchunk.policy.encoders.heatmap_decoder import DEVIATION, HeatmapDecoder
 from flowchunk.policy.encoders.observation import ObservationEncoder
 from flowchunk.policy.training.keypoints import (
+    _decoder,
     _unexplained,
     encode_images_once,
     learn_keypoints,
@@ -108,6 +109,43 @@ def test_what_is_explained_is_how_images_differ_from_their_mean() -> None:
         decoder = nn.Module()
         decoder.forward = lambda _, decoded=decoded: decoded
         assert float(_unexplained(encoder, "image", images, {}, decoder)) == pytest.approx(missed, abs=1e-6)
+
+
+def test_what_is_reconstructed_is_what_the_encoder_was_shown() -> None:
+    encoder, images = make_encoder(crop=(14, 12)), moving_square().read_images("image", torch.arange(8)[:, None])
+    augmentation = {"crop.image": torch.rand(8, 2, generator=torch.Generator().manual_seed(0))}
+    shown = encoder.crop("image", images, augmentation)[:, 0]
+    decoder = _decoder(encoder, "image")
+    assert (decoder.height, decoder.width) == shown.shape[-2:] == (14, 12)
+    decoder.forward = lambda positions: shown - shown.mean(0)  # type: ignore[method-assign]
+    assert float(_unexplained(encoder, "image", images, augmentation, decoder)) == pytest.approx(0, abs=1e-6)
+
+
+def test_every_step_has_images_and_augmentation_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[list[int], list[float]]] = []
+    read, sample = ImageTensors.read, ObservationEncoder.sample_augmentation
+
+    def noted(encoder: ObservationEncoder, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        augmentation = sample(encoder, size, generator)
+        drawn.append(([], augmentation["crop.image"].flatten().tolist()))
+        return augmentation
+
+    def read_and_noted(tensors: ImageTensors, key: str, rows: Tensor, *rest: Any) -> Tensor:
+        drawn[-1][0].extend(rows.flatten().tolist())
+        return read(tensors, key, rows, *rest)
+
+    monkeypatch.setattr(ObservationEncoder, "sample_augmentation", noted)
+    monkeypatch.setattr(ImageTensors, "read", read_and_noted)
+    for seed in (0, 1):
+        learn_keypoints(make_encoder(crop=(14, 12)), moving_square(), steps=2, seed=seed)
+    for part in (0, 1):
+        assert len({tuple(step[part]) for step in drawn}) == 4, "two seeds of two steps"
+
+
+def test_no_gradient_is_left_for_the_norm_of_the_training_that_follows() -> None:
+    encoder = make_encoder()
+    learn_keypoints(encoder, moving_square(), steps=2, seed=0)
+    assert all(parameter.grad is None for parameter in encoder.parameters())
 
 
 def weights(encoder: ObservationEncoder) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,17 @@ def test_a_run_that_fails_closes_its_log(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint at .*last"):
+        make_trainer(tmp_path).resume(kind=KIND)
+
+
+@pytest.mark.parametrize("key", ["files", "step", "best_score"])
+def test_a_state_that_lacks_something_cannot_resume(tmp_path: Path, straight: Trainer, key: str) -> None:
+    shutil.copytree(straight.output_dir / "checkpoints" / "last", tmp_path / "checkpoints" / "last")
+    file = tmp_path / "checkpoints" / "last" / "training_state.json"
+    state = json.loads(file.read_text())
+    del state[key]
+    file.write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=rf"training_state\.json lacks \['{key}'\]; copy"):
         make_trainer(tmp_path).resume(kind=KIND)
 
 

@@ -178,6 +178,43 @@ def test_displacements_cannot_be_interpolated() -> None:
         stream(rate=20.0, dimension=displacement)
 
 
+@pytest.mark.parametrize("rotation", ["axis_angle", "euler_xyz", "quaternion_xyzw"])
+def test_rotations_that_jump_cannot_be_interpolated(rotation: str) -> None:
+    """From 3.14 to -3.12 an angle moves by 0.02, and its interpolation by nearly a full turn."""
+    turning = ActionDimension("rx", "rad", "world", rotation=rotation)
+    stream(dimension=turning)
+    stream(rate=20.0, dimension=replace(turning, rotation="rotation_6d", unit="1"))
+    with pytest.raises(
+        ConfigurationError, match=rf"rate=20 of 10 .*\['rx'\] are a rotation in {rotation}.*rotation_6d"
+    ):
+        stream(rate=20.0, dimension=turning)
+
+
+def accelerating(*, acceleration: float) -> CommandStream:
+    limits = MotionLimits(-WIDE, WIDE, np.full(1, 20.0), np.full(1, acceleration), np.array([True]))
+    return CommandStream(ActionSpec((POSITION,), HZ), limits, HZ)
+
+
+def test_a_new_plan_continues_the_speed_of_the_commands() -> None:
+    made = accelerating(acceleration=10.0)  # 0.1 per step and step
+    made.hold_at(np.zeros(1))
+    made.play(0.0, column(0.1, 0.3, 0.6, 1.0))
+    np.testing.assert_allclose(commands(made, 0.0, 4), [0.1, 0.3, 0.6, 1.0], atol=1e-6)
+    made.play(0.4, column(1.5, 2.1, 2.8, 3.6))
+    np.testing.assert_allclose(commands(made, 0.4, 4), [1.5, 2.1, 2.8, 3.6], atol=1e-6)
+    assert not made.interventions
+
+
+def test_after_being_held_it_starts_from_rest() -> None:
+    made = accelerating(acceleration=10.0)
+    made.hold_at(np.zeros(1))
+    made.play(0.0, column(0.1, 0.3, 0.6, 1.0))
+    commands(made, 0.0, 4)
+    made.hold_at(np.ones(1))
+    made.play(0.4, column(1.4, 1.4, 1.4))
+    np.testing.assert_allclose(commands(made, 0.4, 1), [1.1], atol=1e-6)
+
+
 def test_a_plan_is_limited_once_and_again_only_where_the_commands_have_left_it() -> None:
     targets = column(0, 9, 3, 3, 9, 9, 0, 9)
     whole, renewed = stream(velocity=20.0), stream(velocity=20.0)

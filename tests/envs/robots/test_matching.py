@@ -211,6 +211,15 @@ def test_an_image_is_found_by_key_and_then_by_camera() -> None:
             match(policy, observation_spec=robot)
 
 
+def test_observations_stay_what_they_were_when_a_driver_reuses_its_arrays() -> None:
+    policy = observed(front=image_field("front"), b=arm_field())
+    frame, joints = np.zeros((4, 6, 3), np.uint8), np.zeros(3)
+    found = match(policy, observation_spec=policy).observation(reading(front=frame, b=joints))
+    frame[:], joints[:] = 9, 9
+    assert not found["front"].any()
+    assert not found["b"].any()
+
+
 def test_images_of_another_size_are_refused() -> None:
     with pytest.raises(SpecMismatchError, match=r"\(4, 6, 3\), but 'front' of the robot arm:test has \(6, 4, 3\)"):
         match(observed(front=image_field("front")), observation_spec=observed(front=image_field("front", (6, 4, 3))))

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
+from flowchunk.datasets.specs import ActionDimension, ActionSpec
 from flowchunk.policy.execution.executor import ChunkExecution, ChunkExecutor, ChunkRequest, Placement
 from flowchunk.policy.execution.strategies import AGE_DECAY, STRATEGIES
 
@@ -30,6 +31,18 @@ def with_strategy(strategy: str, **changes: Any) -> ChunkExecution:
 def numbered(number: int, step: int) -> np.ndarray:
     """The chunk ``number``, requested at ``step``: its action for step s is (number, s)."""
     return np.stack([np.full(H, float(number)), np.arange(step, step + H, dtype=float)], axis=1)
+
+
+def test_rotations_that_jump_are_not_averaged() -> None:
+    spec = ActionSpec((ActionDimension("rx", "rad", "world", rotation="axis_angle"),), control_hz=10)
+    for execution in (with_strategy("temporal_ensemble"), replace(EXECUTION, reanchor_steps=2)):
+        with pytest.raises(
+            ConfigurationError, match=r"(strategy=temporal_ensemble|reanchor_steps=2): \['rx'\] are a rot"
+        ):
+            execution.check_actions(spec)
+        for change in ({"rotation": "rotation_6d"}, {"reference": "delta"}, {"rotation": None}, {"unit": "rad/s"}):
+            execution.check_actions(ActionSpec((replace(spec.dimensions[0], **change),), control_hz=10))
+    with_strategy("real_time").check_actions(spec)
 
 
 class Run:
