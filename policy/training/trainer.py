@@ -153,7 +153,6 @@ class Trainer:
                 self.evaluate_and_keep_best(log)
             while self.step < self.config.steps:
                 norm = self.train_step()
-                advance(self.step, loss)
                 if self.step % self.config.log_every == 0 or self.step == self.config.steps:
                     self.require_finite()
                     loss = self.pop_mean_loss()
@@ -161,6 +160,7 @@ class Trainer:
                     if log is not None:
                         metrics = {"loss": loss, "learning_rate": self.config.learning_rate_at(self.step - 1)}
                         log.write(self.step, {**metrics, "gradient_norm": float(norm), "steps_per_second": speed})
+                advance(self.step, loss)
                 self.evaluate_and_checkpoint(log)
 
     def train_step(self) -> Tensor:

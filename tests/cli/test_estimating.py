@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -13,12 +14,14 @@ import zarr
 
 from flowchunk.cli.main import main
 from flowchunk.datasets.formats.zarr_store import Store
+from flowchunk.datasets.windows import Windows
 from flowchunk.envs.control.safety import PolicyFacts
 from flowchunk.envs.tasks.pusht import RECORDED_SPEC
 from flowchunk.policy.checkpoint import find_checkpoint
 from flowchunk.policy.chunk_policy import ChunkPolicy
 from flowchunk.policy.flow import Loss
 from flowchunk.policy.noise import PolicyNoise
+from flowchunk.policy.planar_frame import LANDMARKS
 from flowchunk.policy.training.run_log import read_metrics
 from tests.cli.test_images import TINY, weights
 
@@ -95,6 +98,24 @@ def test_the_errors_of_estimates_are_logged_and_on_the_page(recorded: Path, tmp_
         row = re.search(rf"<td>block_pose.{name}</td><td>([^<]+)</td><td class=\"left\">{unit}<", page)
         assert row is not None
         assert float(row[1]) in [pytest.approx(value, rel=0.01) for value in errors[name]]
+
+
+def test_errors_are_those_of_held_out_episodes_seen_in_hindsight(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Windows] = []
+
+    def noted(evaluate: Any, validation: Windows) -> Any:
+        given.append(validation)
+        return evaluate
+
+    monkeypatch.setattr("flowchunk.policy.fitting.with_estimation_errors", noted)
+    assert main(train(recorded, tmp_path / "run", "dataset.validation_fraction=0.4")) == 0
+    (held_out,) = given
+    assert len(held_out) in [2 * length for length in LENGTHS], "one episode and its mirror image, not the other two"
+    goals = held_out.of_windows[LANDMARKS]
+    ends = held_out.observations["block_pose"][held_out.last]
+    torch.testing.assert_close(goals[:, 0], ends)
 
 
 def test_without_held_out_episodes_there_are_no_errors_of_estimates(recorded: Path, tmp_path: Path) -> None:

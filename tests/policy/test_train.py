@@ -278,6 +278,17 @@ def test_checkpoints_contain_the_averaged_weights(straight: Trainer) -> None:
     assert any(not torch.equal(value, live[name]) for name, value in loaded.state_dict().items())
 
 
+def test_a_run_shorter_than_its_log_interval_ends_with_a_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_trainer(tmp_path, TrainingConfig(steps=2, batch_size=2, log_every=100)).run()
+    (entry,) = (entry for entry in read_metrics(tmp_path) if "loss" in entry)
+    assert entry["step"] == 2
+    shown = capsys.readouterr().out
+    assert f"loss {entry['loss']:.4f}" in shown
+    assert "nan" not in shown
+
+
 def test_metadata_are_in_the_checkpoint(tmp_path: Path) -> None:
     make_trainer(tmp_path, TrainingConfig(steps=1, batch_size=2), metadata={"task": "toy"}).run()
     training = json.loads((tmp_path / "checkpoints" / "last" / "checkpoint.json").read_text())["training"]
