@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +12,14 @@ from typing import IO
 
 from flowchunk.datasets.errors import RobotError
 
+LOCKS = Path("/tmp")  # and not TMPDIR, which may be another one in another shell
+
 
 @contextmanager
 def only_loop(name: str) -> Iterator[None]:
     """Hold the lock of the robot of this name. Raises RobotError if another process has it."""
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    file = Path(tempfile.gettempdir()) / f"flowchunk-robot-{digest}.lock"
+    file = LOCKS / f"flowchunk-robot-{digest}.lock"
     try:
         lock = _locked(file)
     except OSError as error:

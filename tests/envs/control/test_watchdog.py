@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -224,6 +225,17 @@ def test_a_second_loop_on_a_robot_is_refused(tmp_path: Path) -> None:
     with only_loop(name):
         (lock,) = set(Path("/tmp").glob("flowchunk-robot-*.lock")) - locks
     assert not lock.exists()
+
+
+def test_another_folder_for_temporary_files_is_not_another_robot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with only_loop("arm:shells"):
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        assert tempfile.gettempdir() == str(tmp_path)
+        with pytest.raises(RobotError, match="another control loop"), only_loop("arm:shells"):
+            pass
 
 
 def test_a_policy_of_the_wrong_kind_of_numbers_stops(tmp_path: Path) -> None:
