@@ -69,6 +69,7 @@ from flowchunk.cli.run_console import LiveView, print_preflight, print_summary
 from flowchunk.cli.run_report import RunReport
 from flowchunk.cli.signals import Signals
 from flowchunk.datasets.errors import ConfigurationError, DatasetError, RobotError
+from flowchunk.datasets.partial_output import PartialOutput
 from flowchunk.datasets.recorder import StoreWriter
 from flowchunk.envs.control.inference import InferenceOptions
 from flowchunk.envs.control.loop import EpisodeEnd, Recording
@@ -256,6 +257,8 @@ def _check(options: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             "record=… with dry_run=true: nothing is done that could be recorded; leave one of them out"
         )
+    if options["record"] is not None:
+        PartialOutput(options["record"])  # raises if it exists: before a report of the last run is written over
 
 
 def _process_options(

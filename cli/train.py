@@ -12,7 +12,7 @@ data of policies:
                                    stored specifications
   task.env_id=ID                   of task=gym ("task." may be left out); MODULE:ID imports the module
                                    that registers it
-  dataset.path=PATH                a zarr store: flowchunk's own or diffusion_policy's
+  dataset.path=PATH                zarr, robomimic HDF5, LeRobot, or a mapping (.yaml) of other files
   dataset.cache=MODE               auto | disk | ram | device: where images are kept
   dataset.cache_dir=DIR            the folder of dataset.cache=disk
   --skip-corrupt                   leave out episodes with damaged images, and list them

@@ -152,13 +152,15 @@ def record_episode(
     """
     if samples < 1:
         raise ConfigurationError(f"samples={samples} must be at least 1: the first is executed")
-    return _record(policy, make_env, execution, seed, nfe, samples, observation_spec, delay)
+    options: dict[str, Any] = {"nfe": nfe, "samples": samples, "observation_spec": observation_spec, "delay": delay}
+    return _record(policy, make_env, execution, seed=seed, **options)
 
 
 def _record(
     policy: Policy,
     make_env: Callable[[], gymnasium.Env[Any, Any]],
     execution: ChunkExecution,
+    *,
     seed: int,
     nfe: int | None,
     samples: int,

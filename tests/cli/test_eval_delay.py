@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flowchunk.cli.main import main
+from flowchunk.envs.rollout import record_episode
+from flowchunk.envs.virtual_delay import VirtualDelay
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,19 @@ def test_each_option_changes_what_is_executed(
     assert "real_time, delay 2 control steps" in capsys.readouterr().out
     again = evaluate(prefix_run, tmp_path / "again", *variants["jitter"])
     assert again["episodes"] == reports["jitter"]["episodes"]
+
+
+def test_videos_are_recorded_with_the_delay(prefix_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[VirtualDelay] = []
+
+    def noted(*arguments: Any, delay: VirtualDelay, **options: Any) -> Iterator[np.ndarray]:
+        given.append(delay)
+        return record_episode(*arguments, delay=delay, **options)
+
+    monkeypatch.setattr("flowchunk.cli.eval.record_episode", noted)
+    evaluate(prefix_run, tmp_path, "delay.steps=2", "delay.seed=5", "strategy=real_time", "video=1")
+    assert given == [VirtualDelay(steps=2, seed=5)]
+    assert len(list((tmp_path / "videos").glob("*.mp4"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,20 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert message in error
 
 
+def test_a_recording_that_exists_is_refused_before_the_last_report_is_touched(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text("of the last run")
+    (tmp_path / "mine.zarr").mkdir()
+    command = ["run", str(checkpoint), f"output_dir={tmp_path / 'out'}", f"record={tmp_path / 'mine.zarr'}"]
+    assert main(command) == 1
+    shown = capsys.readouterr()
+    assert shown.err == f"error: {tmp_path / 'mine.zarr'} exists already; choose another path, or move it away first\n"
+    assert shown.out == ""
+    assert (tmp_path / "out" / "run.json").read_text() == "of the last run"
+
+
 def test_a_checkpoint_without_limits_is_refused_with_the_ways_out(
     unlimited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

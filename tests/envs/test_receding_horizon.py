@@ -10,6 +10,7 @@ import pytest
 from gymnasium.spaces import Box, Dict
 
 from flowchunk.datasets.errors import ConfigurationError, SimulationError
+from flowchunk.datasets.specs import ActionDimension, ActionSpec
 from flowchunk.envs.receding_horizon import RecedingHorizon
 from flowchunk.policy.execution.executor import ChunkExecution
 
@@ -130,6 +131,14 @@ def test_chunks_of_another_shape_are_refused_before_the_first_action(shape: tupl
 def test_inconsistent_sizes_are_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         receding(Integrator(), **changes)
+
+
+def test_actions_that_the_execution_would_average_wrongly_are_refused() -> None:
+    env: Any = Integrator()
+    env.action_spec = ActionSpec((ActionDimension("yaw", "rad", "world", rotation="axis_angle"),), control_hz=10)
+    receding(env)
+    with pytest.raises(ConfigurationError, match=r"strategy=temporal_ensemble: .*yaw.* rotation in axis_angle"):
+        receding(env, strategy="temporal_ensemble")
 
 
 def test_pusht_moves_as_if_its_actions_were_sent_one_by_one() -> None:

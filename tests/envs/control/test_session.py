@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from flowchunk.datasets.errors import ConfigurationError, RobotError
+from flowchunk.datasets.specs import ActionSpec
 from flowchunk.envs.control.inference import InferenceOptions
 from flowchunk.envs.control.loop import Recording
 from flowchunk.envs.control.session import ControlSession, choose_execution
@@ -32,6 +33,15 @@ def commands(run: Driven, *, after: float = -np.inf) -> np.ndarray:
 def fastest(path: np.ndarray) -> float:
     """px/s of any coordinate."""
     return float(np.abs(np.diff(path, axis=0)).max()) * RATE
+
+
+def test_the_execution_is_checked_against_the_actions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(execution: ChunkExecution, spec: ActionSpec) -> None:
+        raise ConfigurationError(f"{execution.strategy} of {spec.names}")
+
+    monkeypatch.setattr(ChunkExecution, "check_actions", refuse)
+    with pytest.raises(ConfigurationError, match=r"real_time of \('target_x', 'target_y'\)"), driven(tmp_path):
+        pass
 
 
 def test_episodes_on_a_simulated_robot(tmp_path: Path) -> None:
