@@ -246,7 +246,9 @@ def _check(override: str, config: DictConfig, name: str) -> None:
     may_be_none = node is not None and node._metadata.optional
     is_section = isinstance(node, DictConfig) and node._metadata.object_type is not NoneType
     if is_section and not isinstance(value, Mapping) and not (value is None and may_be_none):
-        raise ConfigurationError(f"{key}={text} is not a value but a section; give {key}.KEY=VALUE")
+        known = [str(name) for name in node] if isinstance(node, DictConfig) and not node._is_none() else []
+        listed = f"; it has {', '.join(known)}" if known else ""
+        raise ConfigurationError(f"{key}={text} is not a value but a section; give {key}.KEY=VALUE{listed}")
     kinds = _types(_find(config, key.rpartition(".")[0])[0], of_elements=True) if node is None else _types(node)
     try:
         OmegaConf.update(config.copy(), key, value, force_add=is_open or _is_open_section(node))
@@ -336,10 +338,35 @@ def _explain(config: str, overrides: Sequence[str], error: Exception) -> str:
         if node is None and not is_open and key not in groups:
             if key in RENAMED and _find(by_default, RENAMED[key])[0] is not None:
                 return f"{key} was renamed; use {RENAMED[key]}"
+            if elsewhere := _choices_with(config, key, given):
+                group = key.partition(".")[0]
+                chosen = OmegaConf.select(by_default, f"{group}.name")
+                return f"{key} is an option of {group}={'|'.join(elsewhere)}, but this recipe has {group}={chosen or 'none'}"
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or _in_any_section(key, known)
             meant = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
             return f"unknown option {key!r}; {meant}"
-    return f"cannot use {' '.join(overrides)}: {str(error).splitlines()[0]}"
+    reason = str(error).splitlines()[0]
+    for override in overrides:
+        try:
+            OverridesParser.create().parse_override(_for_hydra(override, by_default))
+        except HydraException:
+            return (
+                f"{override} cannot be read ({reason}); close every bracket and quote, and put a text with special "
+                "characters into quotes of its own: \"KEY='a, b)'\""
+            )
+    return f"cannot use {' '.join(overrides)}: {reason}"
+
+
+def _choices_with(config: str, key: str, given: Mapping[str, str]) -> list[str]:
+    """The networks or encoders that have such an option."""
+    groups, group = _groups(config), key.partition(".")[0]
+    found = []
+    for choice in choices(group) if group in groups and group in ("network", "vision") else ():
+        with suppress(HydraException, OmegaConfBaseException):  # a choice that this recipe cannot have
+            chosen = {name: given[name] for name in groups if name in given} | {group: choice}
+            composed = _composed(config, [f"{name}={value}" for name, value in chosen.items()])
+            found += [choice] if _find(composed, key)[0] is not None else []
+    return found
 
 
 def unknown_dataset(task: str, name: str) -> str:

@@ -69,7 +69,7 @@ def derived_overrides(
     used = {key: value for key, value in derived.items() if not _is_given(key, given)}
     if console is not None:
         print_specs(console, source, specs)
-        for note in specs.notes:
+        for note in (*specs.notes, *_notes_on_lengths(source, int(derived["policy.horizon"][0]))):
             console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
         for key, (value, reason) in used.items():
             console.print(f"default: {key}={value} ({reason})", markup=False, highlight=False, soft_wrap=True)
@@ -137,6 +137,17 @@ def _chunk_defaults(action: ActionSpec, horizon: int | None) -> Derived:
         reason = f"chunks of {steps} x {action.size} numbers are more than an mlp passes on"
         derived["network"] = ("mixer", reason)
     return derived
+
+
+def _notes_on_lengths(source: EpisodeSource, horizon: int) -> list[str]:
+    """That most episodes are shorter than a chunk, if so."""
+    median = float(np.median(source.episode_lengths))
+    if median >= horizon:
+        return []
+    return [
+        f"the median episode has {median:g} time steps, fewer than a chunk of {horizon}, whose rest repeats the episode's "
+        "last action; check that the episodes are whole, or give a shorter policy.horizon"
+    ]
 
 
 def _relative_defaults(source: EpisodeSource, specs: DerivedSpecs) -> Derived:

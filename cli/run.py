@@ -106,6 +106,12 @@ def drive(checkpoint: str | Path, options: dict[str, Any]) -> Path:
     if stop_file.exists():
         raise ConfigurationError(f"{stop_file} exists, which stops the robot; remove it first")
     inference, watchdog = _process_options(directory, options, facts, safety, stop_file)
+    if (output_dir / "run.json").exists():
+        console.print(
+            f"the report of an earlier run in {output_dir} will be replaced; to keep both, give output_dir=DIR",
+            style="yellow",
+            soft_wrap=True,
+        )
     output_dir.mkdir(parents=True, exist_ok=True)
     execution = {name: options[name] for name in ("n_action_steps", "strategy", "reanchor_steps")}
     report = RunReport(checkpoint=str(directory), options=options, facts=facts)
@@ -251,6 +257,8 @@ def _check(options: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             f"episodes={options['episodes']}, seconds={options['seconds']}: expected at least 1, and above 0"
         )
+    if options["rate"] is not None and not options["rate"] > 0:
+        raise ConfigurationError(f"rate={options['rate']:g}: expected more than 0 commands per second")
     if options["outcome"] not in OUTCOMES:
         raise ConfigurationError(f"outcome={options['outcome']}: there are {', '.join(OUTCOMES)}")
     if options["dry_run"] and options["record"] is not None:

@@ -43,12 +43,14 @@ def _check_shapes(
     action_spec: ActionSpec,
 ) -> None:
     length = len(actions)
+    if length == 0:
+        raise DatasetError("an episode has no actions: it is empty; leave it out")
     for key, field in observation_spec.images.items():
         if key in observations:
             _require_image(key, field, observations[key], length)
     expected = {key: field.shape for key, field in observation_spec.fields.items()}
     got = {key: np.shape(values) for key, values in observations.items()}
-    if got != {key: (length, *shape) for key, shape in expected.items()} or length == 0:
+    if got != {key: (length, *shape) for key, shape in expected.items()}:
         raise DatasetError(f"an episode of {length} actions needs observations {expected} per frame, but got {got}")
     if np.shape(actions) != (length, action_spec.size):
         raise DatasetError(f"actions must be (T, {action_spec.size}), but are {np.shape(actions)}")

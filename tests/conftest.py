@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import gymnasium
@@ -31,6 +34,49 @@ settings.load_profile("patient")
 install_import_hook(
     ["flowchunk.policy.flow", "flowchunk.policy.diffusion.paths", "flowchunk.policy.networks"], "beartype.beartype"
 )
+
+
+class Turn:
+    """A worker's right to run a test: with others, or alone, then for all tests in real time that follow one another."""
+
+    def __init__(self) -> None:
+        self._held, self._is_kept = ExitStack(), False
+
+    @contextmanager
+    def of(self, item: pytest.Item, following: pytest.Item | None) -> Iterator[None]:
+        is_alone = item.get_closest_marker("real_time") is not None
+        if not self._is_kept:
+            kind = fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH
+            with locked(Path(__file__), fcntl.LOCK_EX):  # nobody passes one that waits to be alone
+                self._held.enter_context(locked(Path(__file__).parent, kind))
+        self._is_kept = is_alone and following is not None and following.get_closest_marker("real_time") is not None
+        try:
+            yield
+        finally:
+            if not self._is_kept:
+                self._held.close()
+
+
+TURN = Turn()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Robots are driven in real time while no other worker runs a test: on few cores it would make them late."""
+    with TURN.of(item, nextitem):
+        return (yield)
+
+
+@contextmanager
+def locked(path: Path, kind: int) -> Iterator[None]:
+    """Holds a lock of a file or folder, which need not be writable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, kind)
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that was forked meanwhile may still have it open
+        os.close(descriptor)
 
 
 @pytest.fixture(scope="session")

@@ -45,11 +45,20 @@ def _format_of(path: Path) -> type[EpisodeSource]:
         return MappedSource
     if path.is_file() and path.suffix == ".npz":
         raise NeedsMappingError(path)
+    if path.is_dir() and not (path / "meta").exists() and (files := _array_files(path)):
+        raise DatasetError(
+            f"{path} is not a data set but a folder of {len(files)} files: give one of them, or a mapping that describes "
+            f"all, which flowchunk data inspect {files[0]} suggests if their layout is not known"
+        )
     if path.is_file() and path.suffix != ".zip":
         raise DatasetError(f"{path} is of no known format; readable are {READABLE}")
     from flowchunk.datasets.formats.zarr_store import Store
 
     return Store
+
+
+def _array_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix in (*HDF5, ".npz"))
 
 
 def _hdf5_format(path: Path) -> type[EpisodeSource]:

@@ -13,7 +13,7 @@ observations:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -181,7 +181,10 @@ class MappedSource(EpisodeSource):
 
     def _info(self, key: str, name: str) -> ArrayInfo:
         if name not in self.arrays:
-            raise DatasetError(f"{key} in {self.path} names the array {name!r}; there are {sorted(self.arrays)}")
+            raise DatasetError(
+                f"{key} in {self.path} names the array {name!r}, which holds no numbers; leave it out, or use one of "
+                f"{sorted(self.arrays)}"
+            )
         return self.arrays[name]
 
 
@@ -207,9 +210,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def _require_known(path: Path, entries: Mapping[str, Any], known: Sequence[str]) -> None:
     for name in entries:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise DatasetError(f"{path} has the unknown entry {name!r}; {meant}")
+            raise DatasetError(f"{path} has the unknown entry {name!r}; {_near(str(name), known)}")
+
+
+def _near(name: str, known: Collection[str]) -> str:
+    """What might be meant by a name that is not known."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
 
 def _units(entry: Mapping[str, Any], size: int) -> tuple[str, ...]:
@@ -226,8 +233,7 @@ def _find_episodes(
     action = str(mapping["action"]["array"])
     for file in files:
         for group in file.groups(str(mapping["episodes"])) if "episodes" in mapping else [""]:
-            if group + action not in file.arrays:
-                raise DatasetError(f"{file.path} has no array {group + action}; there are {sorted(file.arrays)[:20]}")
+            _require_array(f"{ACTION} in {path}", file, group, action)
             ends = [file.rows(group + action)]
             if "episode_ends" in mapping:
                 ends = _read_ends(path, file, str(mapping["episode_ends"]), ends[0])
@@ -259,11 +265,14 @@ def _require_rows(path: Path, mapping: Mapping[str, Any], file: ArrayFile, group
     """Every mapped array has as many rows as there are actions."""
     for key, entry in mapping["observations"].items():
         name = group + str(entry["array"])
-        if name not in file.arrays:
-            raise DatasetError(
-                f"{key} in {path}: {file.path} has no array {name}; there are {sorted(file.arrays)[:20]}"
-            )
+        _require_array(f"{key} in {path}", file, group, str(entry["array"]))
         if (got := file.rows(name)) != rows:
             raise DatasetError(
                 f"{name} in {file.path} has {got} rows, but there are {rows} actions; repair that episode"
             )
+
+
+def _require_array(what: str, file: ArrayFile, group: str, name: str) -> None:
+    if group + name not in file.arrays:
+        known = sorted(array.removeprefix(group) for array in file.arrays if array.startswith(group))
+        raise DatasetError(f"{what}: {file.path} has no array {group + name}; {_near(name, known)}")

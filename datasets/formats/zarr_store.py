@@ -58,7 +58,7 @@ class Store(EpisodeSource):
         """
         path = Path(path).expanduser()
         if not path.exists():
-            found = "; ".join(describe_unfinished(path)) or "the path does not exist; check dataset.path"
+            found = "; ".join(describe_unfinished(path)) or "the path does not exist; correct it"
             raise DatasetError(f"no data set at {path}: {found}")
         try:
             with warnings.catch_warnings():

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.errors import ConfigurationError, FlowchunkError, RobotError
 from flowchunk.envs.robots.robot import Robot
 
 KINDS = {
@@ -26,10 +26,17 @@ def make_robot(name: str, options: Mapping[str, Any] | None = None) -> Robot:
     MODULE:CLASS for a driver of your own, whose module is installed or lies in a folder of PYTHONPATH. options: arguments of
     these, by name. Numbers, texts, lists and dictionaries can be sent to another process, which may then make the robot.
 
-    Raises ConfigurationError for an unknown name, and for options that are unknown or missing.
+    Raises ConfigurationError for an unknown name, and for options that are unknown or missing; RobotError, with the name, for
+    any exception of a driver.
     """
     given = dict(options or {})
-    robot = checked_maker(name, given)(**given)
+    make = checked_maker(name, given)
+    try:
+        robot = make(**given)
+    except FlowchunkError:
+        raise
+    except Exception as error:  # of a driver: it may raise anything
+        raise RobotError(f"{name} could not be made: {type(error).__name__}: {error}") from error
     if missing := [member for member in REQUIRED if not callable(getattr(robot, member, None))]:
         raise ConfigurationError(
             f"{name} makes a {type(robot).__name__} without {missing}; give the driver every member of "
@@ -73,4 +80,7 @@ def _require_options(name: str, make: Callable[..., Any], given: Mapping[str, An
     if not takes_any and (unknown := sorted(given.keys() - named.keys())):
         raise ConfigurationError(f"robot {name!r} takes no option {unknown}; it takes {list(named) or 'none'}")
     if missing := [key for key, one in named.items() if one.default is one.empty and key not in given]:
-        raise ConfigurationError(f"robot {name!r} needs the options {missing}, got {sorted(given)}")
+        raise ConfigurationError(
+            f"robot {name!r} needs the options {missing}, got {sorted(given)}; give driver.{missing[0]}=VALUE "
+            "on a command line"
+        )

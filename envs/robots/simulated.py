@@ -114,7 +114,7 @@ class SimulatedRobot:
             raise
 
     def observe(self) -> Reading:
-        """The newest reading, without waiting. Raises RobotError if the robot failed or has sent nothing for a second."""
+        """The newest reading, without waiting. Raises RobotError if the robot failed, or is silent (see SimulatedLink)."""
         return self._call(SimulatedLink.newest)
 
     def command(self, action: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from flowchunk.envs.robots.robot import Reading
 from flowchunk.envs.robots.wire import Message, encode, receive
 
 SILENCE = 1.0  # s without a reading, after which the robot has failed
+GRACE = 0.5  # s in which it may still speak: a busy machine may have stopped its controller, or both
 REPLY_TIMEOUT = 5.0  # s
 SEND_TIMEOUT = struct.pack("ll", 1, 0)  # s and µs: a robot that stopped does not stop its controller
 
@@ -48,11 +49,17 @@ class SimulatedLink:
         self._receiver.start()
 
     def newest(self) -> Reading:
-        """The newest reading. Raises RobotError if none came for 1 s, or for three control periods if longer."""
+        """The newest reading, without waiting.
+
+        If none came for 1 s, or for three control periods if longer, it waits for another 0.5 s, and then raises RobotError.
+        """
         with self._changed:
             self._require_sound()
-            silence = time.monotonic() - self._heard_at
-            if silence > max(SILENCE, 3 / self.action_spec.control_hz):
+            if self._is_silent():
+                self._changed.wait_for(lambda: self._failure or not self._is_silent(), GRACE)
+                self._require_sound()
+            if self._is_silent():
+                silence = time.monotonic() - self._heard_at
                 raise RobotError(
                     f"the robot has sent nothing for {silence:.1f} s; is its process stopped or overloaded?"
                 )
@@ -139,6 +146,9 @@ class SimulatedLink:
             else:
                 self._replies[message.fields["request"]] = message
             self._changed.notify_all()
+
+    def _is_silent(self) -> bool:
+        return time.monotonic() - self._heard_at > max(SILENCE, 3 / self.action_spec.control_hz)
 
     def _wait(self, is_there: Callable[[], bool], expected: str) -> None:
         """Wait, with the lock held."""

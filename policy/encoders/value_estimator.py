@@ -70,7 +70,8 @@ def split_estimated(spec: ObservationSpec, estimated: Collection[str]) -> tuple[
     if unknown := [key for key in estimated if key not in spec.values]:
         raise ConfigurationError(
             f"policy.estimated={list(estimated)}: expected keys of the demonstrations that are not images, but there is no "
-            f"{unknown[0]!r}; there are {', '.join([*known, *(key for key in estimated if key in spec.values)])}"
+            f"{unknown[0]!r}; there are {', '.join([*known, *(key for key in estimated if key in spec.values)]) or 'none'} "
+            "(dataset.observe leaves out all keys that it does not name)"
         )
     if estimated and not spec.images:
         raise ConfigurationError(

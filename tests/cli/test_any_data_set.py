@@ -152,6 +152,18 @@ def test_a_run_remembers_where_its_data_are(
     assert "1 held-out episode" in capsys.readouterr().out
 
 
+def test_episodes_shorter_than_a_chunk_are_pointed_out(
+    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "data.zarr", 10)
+    for horizon, is_noted in ((13, True), (12, False)):
+        folder = tmp_path / str(horizon)
+        chosen = [*tiny, f"policy.horizon={horizon}"]
+        assert main(["train", f"dataset.path={path}", f"output_dir={folder}", *chosen]) == 0
+        note = f"note: the median episode has 12 time steps, fewer than a chunk of {horizon}, whose rest repeats"
+        assert (note in capsys.readouterr().out) == is_noted
+
+
 def test_a_wrong_image_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "data.zarr", 10, size=(20, 30))
     assert main(["train", f"dataset.path={path}", "dataset.image_size=[96]"]) == 1

@@ -101,7 +101,10 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
         lambda at: at.train("network=resnet"),
         ["'resnet'", "dit, gru", "mixer, mlp"],
     ),
-    "option of another network": (lambda at: at.train("network=mlp", "network.heads=2"), ["'network.heads'"]),
+    "option of another network": (
+        lambda at: at.train("network=mlp", "network.heads=2"),
+        ["network.heads is an option of network=dit|", "but this recipe has network=mlp"],
+    ),
     "unknown device": (lambda at: at.train("device=abacus"), ["'abacus'", "auto, cpu, cuda, cuda:N and mps"]),
     "resume nothing": (
         lambda at: ["train", "task=pusht_state", f"dataset.path={at.pusht}", "training.resume=true"],
@@ -150,6 +153,23 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
     "unknown argument of the environment": (
         lambda at: at.train("env.colour=red"),
         ["env.colour", "env.observation", "env.goal_pose", "env.physics_step"],
+    ),
+    # options
+    "option of another encoder": (
+        lambda at: at.train("vision.pretrain_steps=100"),
+        ["vision.pretrain_steps is an option of vision=", "|small_conv|", "but this recipe has vision=none"],
+    ),
+    "list that is not closed": (
+        lambda at: at.train("dataset.observe=[state"),
+        ["dataset.observe=[state cannot be read", "close every bracket and quote"],
+    ),
+    "section as a value": (
+        lambda at: at.train("policy.frame=goal"),
+        ["policy.frame=goal is not a value but a section", "it has origin, angle, points"],
+    ),
+    "nothing to estimate": (
+        lambda at: at.train("policy.estimated=[pose]", "dataset.observe=[state]"),
+        ["there is no 'pose'", "dataset.observe leaves out all keys that it does not name"],
     ),
     "argument it cannot use": (lambda at: at.train("env.goal_pose=[1,2]"), ["goal_pose", "3 finite numbers"]),
     "action kind": (lambda at: at.train_arm("env.action=torque"), ["torque", "joint_position", "end_effector_pose"]),

@@ -18,6 +18,8 @@ from flowchunk.datasets.formats import open_dataset
 from tests.envs.control.faults import read_log
 from tests.envs.control.small_sessions import save_policy
 
+pytestmark = pytest.mark.real_time
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -130,9 +132,11 @@ def test_a_dry_run_of_an_older_checkpoint_takes_limits_from_the_data(
     [
         (["robot=toaster"], "unknown robot 'toaster'; expected one of simulated, gym, lerobot, or MODULE:CLASS"),
         (["driver.speed=3"], "robot 'simulated' takes no option ['speed']; it takes ['env_id', 'env', 'command_hz'"),
-        (["robot=lerobot"], "robot 'lerobot' needs the options ['robot_type'"),
+        (["robot=lerobot"], "got []; give driver.robot_type=VALUE on a command line"),
         (["driver.jitter=-1"], "jitter: expected a number of seconds from 0, got -1"),
         (["rate=5"], "rate=5: a robot needs at least as many commands per second as the chunk has actions, 10"),
+        (["rate=0"], "rate=0: expected more than 0 commands per second"),
+        (["robot=lerobot", "rate=-5"], "rate=-5: expected more than 0 commands per second"),
         (["episodes=0"], "episodes=0, seconds=30.0: expected at least 1, and above 0"),
         (["outcome=maybe"], "outcome=maybe: there are auto, robot, ask, none"),
         (["dry_run=true", "record=x.zarr"], "nothing is done that could be recorded"),
@@ -153,6 +157,16 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_a_report_is_not_replaced_without_a_word(
+    unlimited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["dry_run=true", "seconds=0.3", "safety.velocity_max=100", "nfe=1", f"output_dir={tmp_path}"]
+    replaced = f"the report of an earlier run in {tmp_path} will be replaced; to keep both, give output_dir=DIR"
+    for number in range(2):
+        assert main(["run", str(unlimited), *options]) == 0
+        assert (replaced in capsys.readouterr().out) == bool(number)
 
 
 def test_a_recording_that_exists_is_refused_before_the_last_report_is_touched(

@@ -32,6 +32,8 @@ from flowchunk.envs.tasks.pusht import ACTION_SPEC, OBSERVATION_SPECS
 from tests.envs.control.faults import SLACK, read_log
 from tests.envs.control.small_sessions import PERIOD, save_policy
 
+pytestmark = pytest.mark.real_time
+
 IN_TERMINAL = 'exec "$@" <"$0" >"$0" 2>&1'  # the first terminal that a new session opens is its own
 MOVING = 25  # commands after which the robot is on its way
 

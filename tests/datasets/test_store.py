@@ -226,7 +226,7 @@ def test_nothing_recorded_is_nothing_written(tmp_path: Path) -> None:
         ({"more": np.zeros((5, 1))}, r"but got .*'more': \(5, 1\)"),
         ({"action": np.zeros((5, 3))}, r"actions must be \(T, 2\), but are \(5, 3\)"),
         ({"action": np.zeros((6, 2)), "image": None}, "an episode of 6 actions"),
-        ({"action": np.zeros((0, 2)), "image": None}, "an episode of 0 actions"),
+        ({"action": np.zeros((0, 2)), "image": None}, "an episode has no actions: it is empty"),
     ],
 )
 def test_episodes_of_wrong_shapes_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -242,7 +242,7 @@ def test_episodes_of_wrong_shapes_are_refused(tmp_path: Path, change: dict[str, 
 
 
 def test_no_such_path(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"no data set at .*nowhere: the path does not exist; check dataset\.path"):
+    with pytest.raises(DatasetError, match=r"no data set at .*nowhere: the path does not exist; correct it"):
         Store.open(tmp_path / "nowhere")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -287,16 +288,32 @@ COMPILED = """
 import sys
 sys.path.append(sys.argv[1])  # last: our folder datasets/ would hide the package of that name
 from tests.policy.test_image_policy import *
-config = replace(CONFIG, steps=3)
+config, compile = replace(CONFIG, steps=3), torch.compile
+modules = []
+torch.compile = lambda module, *, mode: modules.append(module) or compile(module, mode=mode, backend=sys.argv[3])
 compiled, eager = (losses(Path(sys.argv[2]), replace(config, compile=value)) for value in (True, False))
+assert list(map(type, modules)) == [ChunkPolicy]
 np.testing.assert_allclose(compiled, eager, rtol=1e-3)
 """
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_policy_learns_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",  # traces all, forward and backward, and leaves out the C++ compiler, which takes a minute
+        pytest.param(
+            "inductor",
+            marks=pytest.mark.skipif(
+                "FLOWCHUNK_ENVIRONMENTS" not in os.environ or shutil.which("g++") is None,
+                reason="takes a C++ compiler a minute: install g++ and run .ci/extras",
+            ),
+        ),
+    ],
+)
+def test_a_compiled_policy_learns_the_same(backend: str, tmp_path: Path) -> None:
     """In a process of its own, without the checks of shapes that tests add: the compiler cannot read them."""
-    command = [sys.executable, "-P", "-W", "error", "-c", COMPILED, str(Path(__file__).parents[2]), str(tmp_path)]
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-P", "-W", "error", "-c", COMPILED, root, str(tmp_path), backend]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -151,12 +151,14 @@ def test_a_file_of_no_known_layout_comes_with_a_mapping_to_start_from(tmp_path: 
         (lambda at: at["action"].update(name=["a"]), "unknown entry 'name'; did you mean names"),
         (lambda at: at["action"].pop("array"), "every key needs array: NAME"),
         (lambda at: at.pop("action"), "needs the section action"),
-        (lambda at: at["action"].update(array="acts"), "no array acts; there are"),
+        (lambda at: at["action"].update(array="acts"), r"no array acts; did you mean act\?$"),
+        (lambda at: at["action"].update(array="q"), "no array q; there are "),
         (lambda at: at["action"].update(names=["a", "b"]), "has 1 dimensions, but 2 names"),
         (lambda at: at["observations"]["state"].update(array="pos"), "state in .*no array pos"),
         (lambda at: at.update(episode_ends="proprio"), "must increase up to the number of rows"),
         (lambda at: at.update(episode_ends="end"), "is no array"),
         (lambda at: at.pop("data"), "is not a mapping"),
+        (lambda at: at["observations"]["state"].update(array="proprios"), "no array proprios; did you mean proprio"),
         (lambda at: at["observations"]["state"].update(array="ends"), "has 3 rows, but there are 20 actions"),
         (lambda at: at.update(data="/nowhere/a.npz"), "must be a path relative to the mapping"),
         (lambda at: at.update(control_hz="10 Hz"), "control_hz: 10 Hz .* must be a number"),
@@ -178,6 +180,33 @@ def test_a_mapping_of_groups_that_are_not_there(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("traj_*", "demo_*"))
     with pytest.raises(DatasetError, match=r"demo_.* matches no group"):
         open_dataset(path)
+
+
+def test_a_mapped_array_of_texts(tmp_path: Path) -> None:
+    path = write_mapped_npz(tmp_path)
+    with np.load(tmp_path / "all.npz") as arrays:
+        np.savez(tmp_path / "all.npz", **{**arrays, "proprio": np.array(["left"] * len(arrays["act"]))})
+    with pytest.raises(
+        DatasetError, match=r"'proprio', which holds no numbers; leave it out, or use one of \['act', 'rgb'"
+    ):
+        _ = open_dataset(path).description
+
+
+def test_a_wrong_array_of_groups_is_compared_with_those_of_its_group(tmp_path: Path) -> None:
+    path = write_mapped_hdf5(tmp_path)
+    mapping = yaml.safe_load(path.read_text())
+    mapping["action"]["array"] += "s"
+    path.write_text(yaml.safe_dump(mapping))
+    with pytest.raises(DatasetError, match=r"has no array traj_\d+/acts; did you mean act\?$"):
+        open_dataset(path)
+
+
+def test_a_folder_of_files_says_what_can_be_done_with_them(tmp_path: Path) -> None:
+    write_mapped_npz(tmp_path)
+    with pytest.raises(DatasetError, match=r"a folder of 1 files: .*flowchunk data inspect .*/all\.npz suggests"):
+        open_dataset(tmp_path)
+    with pytest.raises(NeedsMappingError):
+        open_dataset(tmp_path / "all.npz")
 
 
 def test_a_mapping_that_is_no_yaml(tmp_path: Path) -> None:

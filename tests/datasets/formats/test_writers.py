@@ -100,6 +100,16 @@ def test_nothing_recorded_is_nothing_written(tmp_path: Path, make_writer: MakeWr
 
 
 @each_writer
+def test_an_empty_episode_is_called_so(tmp_path: Path, make_writer: MakeWriter) -> None:
+    episode = make_episode(0, 3)
+    with writer_of(make_writer, tmp_path / "set") as writer:
+        writer.add_episode(episode.observations, episode.actions)
+        with pytest.raises(DatasetError, match="an episode has no actions: it is empty; leave it out"):
+            writer.add_episode({key: values[:0] for key, values in episode.observations.items()}, episode.actions[:0])
+        assert writer.num_episodes == 1
+
+
+@each_writer
 @pytest.mark.parametrize(
     ("key", "values", "message"),
     [

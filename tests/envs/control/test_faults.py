@@ -14,6 +14,8 @@ import pytest
 from flowchunk.envs.control.messages import Stop
 from tests.envs.control.faults import PERIOD, SLACK, watched
 
+pytestmark = pytest.mark.real_time
+
 
 def wait_until(is_true: Callable[[], bool], timeout: float = 10.0) -> None:
     deadline = time.monotonic() + timeout

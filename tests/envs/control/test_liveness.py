@@ -11,6 +11,8 @@ import pytest
 
 from flowchunk.envs.control.liveness import HAS_PROC, is_ending
 
+pytestmark = pytest.mark.real_time
+
 HEAVY = "import time; memory = bytearray(1 << 29); memory[::4096] = bytes(1 << 17); print(flush=True); time.sleep(60)"
 
 

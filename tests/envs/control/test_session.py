@@ -25,6 +25,8 @@ from flowchunk.policy.execution.executor import ChunkExecution
 from tests.envs.control.faults import SLACK, importable_drivers, read_log, watchdog_options
 from tests.envs.control.small_sessions import PERIOD, PUSHT, RAMP, RATE, VELOCITY, Driven, driven, save_policy
 
+pytestmark = pytest.mark.real_time
+
 
 def commands(run: Driven, *, after: float = -np.inf) -> np.ndarray:
     return np.array([line["action"] for line in run.log("command", after=after)])

@@ -20,6 +20,8 @@ from flowchunk.envs.control.robot_lock import only_loop
 from tests.envs.control.faults import PERIOD, SLACK, read_log, shoulders, watched
 from tests.envs.control.faulty_arm import CONTROL_HZ, RATE, FaultyArm
 
+pytestmark = pytest.mark.real_time
+
 STEP = 1.0 / RATE * (1 + 1e-5)  # rad: the most that a joint may move between two commands
 
 

@@ -17,6 +17,8 @@ from flowchunk.envs.robots.robot import Reading
 from flowchunk.envs.robots.simulated import SimulatedRobot
 from tests.envs.robots.fake_robots import Arm, arm_actions, arm_field, image_field
 
+pytestmark = pytest.mark.real_time
+
 SEEN = ObservationSpec({"joints": arm_field(), "front": image_field("front")})
 
 

@@ -14,6 +14,8 @@ from flowchunk.datasets.errors import RobotError
 from flowchunk.envs.robots.controller_connection import MAX_WAITING, ControllerConnection
 from flowchunk.envs.robots.wire import Message, receive
 
+pytestmark = pytest.mark.real_time
+
 IMAGE = np.zeros((200, 200, 3), np.uint8)
 
 

@@ -16,6 +16,8 @@ from flowchunk.envs.robots.gym_robot import GymRobot
 from flowchunk.envs.robots.robot import ResettableRobot
 from tests.envs.custom_environments import Reach
 
+pytestmark = pytest.mark.real_time
+
 PUSHT = "flowchunk/PushT-v1"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowchunk.datasets.errors import ConfigurationError
+from flowchunk.datasets.errors import ConfigurationError, RobotError
 from flowchunk.envs.robots.gym_robot import GymRobot
 from flowchunk.envs.robots.making import KINDS, make_robot, maker_of
 from flowchunk.envs.robots.simulated import SimulatedRobot
@@ -18,6 +18,9 @@ class Driver:
     def __init__(self, port, *, baud=9600): self.port, self.baud = port, baud
     def connect(self): pass
     observe = command = hold = close = connect
+
+class Unplugged(Driver):
+    def __init__(self): super().__init__(open("/dev/no-such-arm"))
 
 class Half:
     def connect(self): pass
@@ -76,3 +79,8 @@ def test_a_driver_of_a_users_own_is_made_by_module_and_class(module: str) -> Non
 def test_what_cannot_be_made_says_why(module: str, name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make_robot(name, options)
+
+
+def test_an_exception_of_a_driver_names_it(module: str) -> None:
+    with pytest.raises(RobotError, match=r"my_driver:Unplugged could not be made: FileNotFoundError: .*no-such-arm"):
+        make_robot(f"{module}:Unplugged")

@@ -26,6 +26,8 @@ from flowchunk.envs.robots.simulated import SimulatedRobot
 from flowchunk.envs.robots.simulated_server import main
 from flowchunk.envs.robots.wire import Message, encode
 
+pytestmark = pytest.mark.real_time
+
 ARM, PUSHT = "flowchunk/PickPlace-v1", "flowchunk/PushT-v1"
 PERIOD = 0.05  # s, of the arm
 SLACK = 0.5  # s, for a machine that does other things too
@@ -245,6 +247,15 @@ def test_whoever_does_not_introduce_itself_is_no_controller(served: Served, sent
     robot = served.robot()
     robot.connect()
     robot.close()
+
+
+def test_a_stall_of_all_processes_is_no_silence(arm: SimulatedRobot, served: Served) -> None:
+    """Whoever was stopped itself, as by a busy machine, listens before it says that the robot is silent."""
+    served.process.send_signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    served.process.send_signal(signal.SIGCONT)
+    resumed = time.monotonic()
+    assert arm.observe().times["state"] >= resumed
 
 
 def test_after_a_stall_it_goes_on_from_now(arm: SimulatedRobot, served: Served) -> None:

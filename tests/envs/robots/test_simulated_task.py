@@ -21,6 +21,8 @@ from flowchunk.envs.robots.simulated_task import EventLog, SimulatedTask
 from tests.envs.custom_environments import Reach
 from tests.envs.robots.fake_robots import arm_actions, arm_field
 
+pytestmark = pytest.mark.real_time
+
 NOW = -1e6  # before any step, so that a command of this time has arrived
 
 

@@ -69,7 +69,7 @@ class Run:
                 left -= 1
             action = self.executor.next_action()
             assert action is not None
-            self.actions.append((int(action[0]), int(action[1])))
+            self.actions.append((int(action[0]), round(action[1])))  # averages are rounded
             yield self.actions[-1]
 
     def all(self) -> list[tuple[int, int]]:
