@@ -197,7 +197,8 @@ def print_errors(console: Console, recordings: Recordings, measured: Sequence[Me
     table = table_of("method", "normalized error", "first step", "last step", "worst dimension")
     for entry in measured:
         error, worst = entry.error, entry.error.worst
-        steps = [f"{step:.3f}" for step in (error.per_step[0], error.per_step[-1])]
+        measured_steps = [step for step in error.per_step if np.isfinite(step)]  # of episodes shorter than a chunk
+        steps = [f"{step:.3f}" for step in (measured_steps[0], measured_steps[-1])]
         table.add_row(entry.label, f"{error.normalized:.3f}", *steps, f"{worst.name} {worst.normalized:.3f}")
     print_table(console, f"open-loop error on {recordings}", table)
     shown, size = worst_dimensions(main.error, MAX_ROWS), len(main.error.dimensions)

@@ -12,10 +12,11 @@ from rich.console import Console
 from flowchunk.cli.options import fill
 from flowchunk.cli.reports import print_table, table_of
 from flowchunk.datasets.derived_specs import DerivedSpecs, SpecOptions, derive_specs
+from flowchunk.datasets.description import UNKNOWN
 from flowchunk.datasets.episode_source import ACTION, EpisodeSource
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.formats import open_dataset
-from flowchunk.datasets.specs import ActionSpec
+from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField
 from flowchunk.policy.devices import choose_device
 
 HORIZON_S = 1.6  # 16 steps at 10 Hz, as in the literature on action chunks
@@ -26,6 +27,7 @@ SCALED_IMAGE = {"cpu": 96, "gpu": 224}
 CROPPED = 7 / 8  # of height and width
 SHOWN_NAMES = 6
 CHECKED_ROWS = 20_000
+BOUND_SLACK = 0.01  # of a bound, for actions that were rounded
 
 
 def open_source(options: Mapping[str, Any]) -> EpisodeSource:
@@ -69,7 +71,8 @@ def derived_overrides(
     used = {key: value for key, value in derived.items() if not _is_given(key, given)}
     if console is not None:
         print_specs(console, source, specs)
-        for note in (*specs.notes, *_notes_on_lengths(source, int(derived["policy.horizon"][0]))):
+        horizon = int(derived["policy.horizon"][0])
+        for note in (*specs.notes, *_notes_on_lengths(source, horizon), *_notes_on_bounds(source, specs.action_spec)):
             console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
         for key, (value, reason) in used.items():
             console.print(f"default: {key}={value} ({reason})", markup=False, highlight=False, soft_wrap=True)
@@ -150,6 +153,22 @@ def _notes_on_lengths(source: EpisodeSource, horizon: int) -> list[str]:
     ]
 
 
+def _notes_on_bounds(source: EpisodeSource, action: ActionSpec) -> list[str]:
+    """Which actions are recorded outside their bounds."""
+    actions = source.read(ACTION, 0, CHECKED_ROWS).reshape(-1, action.size)
+    notes = []
+    for dimension, values in zip(action.dimensions, actions.T, strict=True):
+        low, high = dimension.low, dimension.high
+        if (low is not None and values.min() < low - BOUND_SLACK * abs(low)) or (
+            high is not None and values.max() > high + BOUND_SLACK * abs(high)
+        ):
+            notes.append(
+                f"{dimension.name} is recorded from {values.min():.4g} to {values.max():.4g} {dimension.unit}, outside its "
+                f"bounds, {low} to {high}, to which a robot keeps: check its unit"
+            )
+    return notes
+
+
 def _relative_defaults(source: EpisodeSource, specs: DerivedSpecs) -> Derived:
     """Actions relative to the observed values of the same names, where their numbers are alike, too."""
     action = specs.action_spec
@@ -157,7 +176,7 @@ def _relative_defaults(source: EpisodeSource, specs: DerivedSpecs) -> Derived:
         return {}
     actions = source.read(ACTION, 0, CHECKED_ROWS).reshape(-1, action.size).astype(np.float64)
     for key, one in specs.observation_spec.values.items():
-        shared = [name for name in action.names if name in one.names and one.names.index(name) not in one.wraps]
+        shared = [dimension.name for dimension in action.dimensions if _is_observed(dimension, one)]
         if not shared:
             continue
         observed = source.read(key, 0, CHECKED_ROWS).reshape(len(actions), -1).astype(np.float64)
@@ -168,6 +187,15 @@ def _relative_defaults(source: EpisodeSource, specs: DerivedSpecs) -> Derived:
             listed = ",".join(f"'{key}.{name}'" if name in shared else "null" for name in action.names)
             return {"policy.relative_to": (f"[{listed}]", f"{len(shared)} actions share names and values with {key}")}
     return {}
+
+
+def _is_observed(action: ActionDimension, observed: ObservationField) -> bool:
+    """Whether a dimension of the action is observed under its name, in its unit, as a number that does not wrap."""
+    if action.name not in observed.names:
+        return False
+    index = observed.names.index(action.name)
+    unit = observed.units[index] if observed.units else UNKNOWN
+    return index not in observed.wraps and (UNKNOWN in (unit, action.unit) or unit == action.unit)
 
 
 def _follows(action: np.ndarray, observed: np.ndarray) -> bool:

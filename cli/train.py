@@ -71,6 +71,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ from flowchunk.cli.fine_tuning import CHANGEABLE, with_checkpoint
 from flowchunk.cli.options import fill, read_options, take_cfg, to_yaml
 from flowchunk.cli.own_data import derived_overrides, open_source, specs_of_source
 from flowchunk.cli.runs import check_folder, finish, training_config, with_output_dir, write_options
-from flowchunk.datasets.derived_specs import DerivedSpecs
+from flowchunk.datasets.derived_specs import DerivedSpecs, SpecOptions
 from flowchunk.datasets.episode_source import ACTION, EpisodeSource
 from flowchunk.datasets.errors import ConfigurationError
 from flowchunk.datasets.image_cache import ImageCacheOptions
@@ -132,6 +133,7 @@ def _derived(arguments: list[str], given: Collection[str]) -> list[str]:
     """Options that follow from the data set, if there is no environment that decides."""
     about_data = [argument for argument in arguments if argument.startswith(ABOUT_DATA)]
     options = read_options("train", about_data, all_given=False)
+    _require_environment(options)
     if options["task"]["env_id"] is not None or options["dataset"]["path"] == MISSING:
         return []
     console = Console() if os.environ.get("RANK", "0") == "0" else None  # before any process group is made
@@ -153,6 +155,12 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
     env_id, evaluation = options["task"]["env_id"], options["evaluation"]
     if (episodes := evaluation["episodes"]) < 0:
         raise ConfigurationError(f"evaluation.episodes={episodes} must be at least 0")
+    _require_environment(options)
+    if env_id is not None and (ignored := _about_numbers(given)):
+        raise ConfigurationError(
+            f"{', '.join(f'{key}=…' for key in ignored)}: task={options['task']['name']} has an environment, which says what "
+            "the numbers mean; leave this out, or train on the data without it: task=own"
+        )
     make_env = None if env_id is None else environment_maker(env_id, options["env"])
     resume = check_folder(options)
     store = open_source(options)
@@ -190,6 +198,27 @@ def train(options: dict[str, Any], *, given: Collection[str] = ()) -> Path:
 
         report_training(directory, options)
     return directory
+
+
+def _require_environment(options: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError if options need an environment, and none is given."""
+    if options["task"]["env_id"] is not None:
+        return
+    if options["task"]["name"] == "gym":
+        raise ConfigurationError(
+            "task=gym needs env_id=ID, or MODULE:ID with the module that registers the environment"
+        )
+    if options["env"]:
+        listed = ", ".join(f"env.{name}=…" for name in options["env"])
+        raise ConfigurationError(
+            f"{listed}: there is no environment that could take this; give env_id=ID, or leave it out"
+        )
+
+
+def _about_numbers(given: Collection[str]) -> list[str]:
+    """Of the options that were given, those that say what the numbers of a data set mean."""
+    sections = tuple(f"dataset.{field.name}" for field in fields(SpecOptions))
+    return [key for key in given if key in sections or key.rpartition(".")[0] in sections]
 
 
 def _with_landmarks(options: dict[str, Any], make_env: MakeEnv | None) -> dict[str, Any]:

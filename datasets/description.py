@@ -45,13 +45,13 @@ def describe_arrays(
     key_of: Callable[[str], str] = lambda name: name,
     names: Mapping[str, Sequence[str]] | None = None,
     control_hz: float | None = None,
-    reference: Reference | None = None,
+    references: Sequence[Reference] | None = None,
     notes: Sequence[str] = (),
 ) -> Description:
     """A description by names and shapes. action: the array of actions, which may be missing.
 
-    key_of: the key for an array's name. names: of the dimensions, by array. reference: of the actions; assumed to be
-    absolute if None. Arrays that are neither vectors nor RGB images are left out, with a note.
+    key_of: the key for an array's name. names: of the dimensions, by array. references: of each of the actions; assumed to
+    be absolute if None. Arrays that are neither vectors nor RGB images are left out, with a note.
     """
     known, origins, observations, keys = names or {}, {}, {}, {}
     left_out = []
@@ -72,8 +72,9 @@ def describe_arrays(
         notes = (*notes, f"left out, neither vectors nor RGB images (height, width, 3): {', '.join(left_out)}")
     actions = None
     if action in arrays:
-        actions = _dimensions(arrays[action], known.get(action, ()), reference or "absolute")
-        origins["action"] = f"{origin}; {'absolute is assumed' if reference is None else f'{reference}, by the format'}"
+        actions = _dimensions(arrays[action], known.get(action, ()), references)
+        kinds = "absolute is assumed" if references is None else f"{'/'.join(dict.fromkeys(references))}, by the format"
+        origins["action"] = f"{origin}; {kinds}"
         if action != "action":
             keys["action"] = action
     if control_hz is not None:
@@ -87,6 +88,11 @@ def fitting_names(names: Sequence[str], info: ArrayInfo) -> tuple[str, ...]:
     return tuple(map(str, names)) if len(names) == size == len(set(names)) else ()
 
 
-def _dimensions(info: ArrayInfo, names: Sequence[str], reference: Reference) -> tuple[ActionDimension, ...]:
+def _dimensions(
+    info: ArrayInfo, names: Sequence[str], references: Sequence[Reference] | None
+) -> tuple[ActionDimension, ...]:
     labels = fitting_names(names, info) or [f"action_{index}" for index in range(int(np.prod(info.shape)))]
-    return tuple(ActionDimension(label, UNKNOWN, UNKNOWN, reference) for label in labels)
+    return tuple(
+        ActionDimension(label, UNKNOWN, UNKNOWN, reference)
+        for label, reference in zip(labels, references or ["absolute"] * len(labels), strict=True)
+    )

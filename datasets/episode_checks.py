@@ -45,6 +45,12 @@ def _check_shapes(
     length = len(actions)
     if length == 0:
         raise DatasetError("an episode has no actions: it is empty; leave it out")
+    lengths = {len(values) for values in observations.values() if np.ndim(values)}
+    if len(lengths) == 1 and lengths != {length}:
+        raise DatasetError(
+            f"an episode has {lengths.pop()} observations and {length} actions, but needs an action after each observation; "
+            "leave out the last observation if it follows the last action"
+        )
     for key, field in observation_spec.images.items():
         if key in observations:
             _require_image(key, field, observations[key], length)

@@ -36,7 +36,7 @@ def environment_maker(env_id: str, options: Mapping[str, Any]) -> MakeEnv:
     if accepted is not None and (unknown := options.keys() - {*accepted, TIME_LIMIT}):
         raise ConfigurationError(
             f"{env_id} takes no env.{' or env.'.join(sorted(unknown))}; it takes "
-            f"{', '.join(f'env.{name}' for name in accepted) or 'no options'}"
+            f"{', '.join(f'env.{name}' for name in (*accepted, *_of_any(env_id)))}"
         )
     if env_id.startswith(OURS):
         return partial(gymnasium.make, f"flowchunk.envs:{env_id}", **options)
@@ -58,12 +58,18 @@ def accepted_options(env_id: str) -> list[str] | None:
 
 def inherited_options(env_id: str, trained: Mapping[str, Any]) -> dict[str, Any]:
     """Of the options that a policy was trained with, those that another environment takes and does not set itself."""
-    accepted, set_by_itself = accepted_options(env_id), _spec(env_id).kwargs
+    accepted, spec = accepted_options(env_id), _spec(env_id)
+    set_by_itself = {*spec.kwargs, *([] if spec.max_episode_steps is None else [TIME_LIMIT])}
     return {
         name: value
         for name, value in trained.items()
-        if name not in set_by_itself and (accepted is None or name in accepted)
+        if name not in set_by_itself and (accepted is None or name in (*accepted, *_of_any(env_id)))
     }
+
+
+def _of_any(env_id: str) -> tuple[str, ...]:
+    """Options that are not the environment's own."""
+    return (TIME_LIMIT,) if env_id.startswith(OURS) else (*ADAPTED, TIME_LIMIT)
 
 
 def _spec(env_id: str) -> EnvSpec:

@@ -232,5 +232,6 @@ class GenerativeModel(nn.Module):
         return x if self.layout is None else self.layout.to_network(x)
 
     def denormalize(self, x: Tensor) -> Tensor:
-        """The inverse of ``normalize``, for whole data."""
-        return self.normalizer.denormalize(self.key, x if self.layout is None else self.layout.to_data(x))
+        """The inverse of ``normalize``, for whole data; what is constant in the training data stays so."""
+        x = self.normalizer.denormalize(self.key, x if self.layout is None else self.layout.to_data(x))
+        return self.normalizer.with_constants(self.key, x)

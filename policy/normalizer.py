@@ -1,7 +1,8 @@
 """Normalization of observations and actions: fitted once, stored with the policy, never guessed.
 
 Each key has a mode: ``min_max`` (to [-1, 1]), ``gaussian`` (mean 0, standard deviation 1), ``quantile`` (the 1st and
-99th percentile to ±1) or ``identity``. A constant dimension is shifted to 0 and not scaled.
+99th percentile to ±1) or ``identity``. A constant dimension is shifted to 0 and not scaled; samples
+keep it constant.
 """
 
 from __future__ import annotations
@@ -102,8 +103,7 @@ class Scaling:
         else:
             ends = (statistics.quantile(0.01), statistics.quantile(0.99)) if mode == "quantile" else (low, high)
             center, half_range = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2
-        is_constant = half_range <= 1e-6 * np.maximum(1.0, np.abs(center))
-        offset, scale = center.copy(), 1.0 / np.where(is_constant, 1.0, half_range)
+        offset, scale = center.copy(), 1.0 / np.where(_is_constant(center, half_range), 1.0, half_range)
         unchanged = slice(None) if mode == "identity" else list(identity)
         offset.reshape(-1)[unchanged], scale.reshape(-1)[unchanged] = 0.0, 1.0
         return cls(mode, offset, scale, low, high)
@@ -129,6 +129,9 @@ class Normalizer(nn.Module):
             for name in ("offset", "scale", "low", "high"):
                 values = torch.as_tensor(getattr(scaling, name), dtype=torch.float32)
                 self.register_buffer(_buffer(key, name), values, persistent=False)
+            middle, half_range = (scaling.low + scaling.high) / 2, (scaling.high - scaling.low) / 2
+            is_constant = torch.as_tensor(_is_constant(middle, half_range) & (scaling.mode != "identity"))
+            self.register_buffer(_buffer(key, "is_constant"), is_constant, persistent=False)
 
     def __repr__(self) -> str:
         return f"Normalizer({self.scalings})"
@@ -140,6 +143,13 @@ class Normalizer(nn.Module):
     def denormalize(self, key: str, values: Tensor) -> Tensor:
         """The inverse of ``normalize``."""
         return values / self._tensor(key, "scale") + self._tensor(key, "offset")
+
+    def with_constants(self, key: str, values: Tensor) -> Tensor:
+        """Values (…, *shape) in physical units, but those that never changed in the training data as they were there.
+
+        A constant is not scaled, so that a sample of it would be noise of a size that depends on its unit.
+        """
+        return torch.where(self._tensor(key, "is_constant"), self._tensor(key, "low"), values)
 
     def out_of_range(self, key: str, values: Tensor, *, tolerance: float = 1e-3, wraps: tuple[int, ...] = ()) -> float:
         """The fraction of values (…, *shape), in physical units, that are outside the range of the training data.
@@ -176,6 +186,10 @@ class Normalizer(nn.Module):
         if key not in self.scalings:
             raise SpecMismatchError(f"the normalizer was not fitted to {key!r}, only to {sorted(self.scalings)}")
         return self.get_buffer(_buffer(key, name))
+
+
+def _is_constant(center: np.ndarray, half_range: np.ndarray) -> np.ndarray:
+    return np.asarray(half_range <= 1e-6 * np.maximum(1.0, np.abs(center)))
 
 
 def _buffer(key: str, name: str) -> str:

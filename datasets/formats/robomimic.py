@@ -24,6 +24,7 @@ from flowchunk.datasets.specs import ActionSpec, ObservationSpec, Reference
 
 ACTIONS = "actions"
 TASK_INDEX = "task_index"
+CONTROLLED = {"OSC_POSE": 6, "OSC_POSITION": 3, "IK_POSE": 6}  # actions of robosuite's controllers for an arm
 ATTRIBUTE = "flowchunk"  # JSON of the specifications, in files that flowchunk wrote
 NO_OBSERVATIONS = (
     "holds no observations, only states of the simulation: replay them with robomimic's dataset_states_to_obs.py, which "
@@ -140,7 +141,7 @@ class RobomimicSource(EpisodeSource):
             origin="HDF5",
             key_of=lambda name: name.removeprefix("obs/"),
             control_hz=None if hz is None else float(hz),
-            reference=_reference(env),
+            references=_references(env, int(np.prod(self.arrays[ACTIONS].shape))) if ACTIONS in self.arrays else None,
             notes=() if len(observed) > 1 else (NO_OBSERVATIONS,),
         )
 
@@ -218,8 +219,16 @@ def _env_arguments(attributes: Any) -> dict[str, Any]:
     return {}
 
 
-def _reference(env: Mapping[str, Any]) -> Reference | None:
-    """What the controller makes of actions; None if it is not stored."""
+def _references(env: Mapping[str, Any], size: int) -> list[Reference] | None:
+    """What the controller makes of each of the actions; None if it is not stored.
+
+    A gripper, which follows the actions of each arm's controller, is opened or closed to an absolute width.
+    """
     controller = env.get("controller_configs")
-    is_delta = controller.get("control_delta") if isinstance(controller, Mapping) else None
-    return None if is_delta is None else ("delta" if is_delta else "absolute")
+    if not isinstance(controller, Mapping) or (is_delta := controller.get("control_delta")) is None:
+        return None
+    found: list[Reference] = ["delta" if is_delta else "absolute"] * size
+    arm = CONTROLLED.get(str(controller.get("type")))
+    if arm is not None and size % (arm + 1) == 0:
+        found[arm :: arm + 1] = ["absolute"] * (size // (arm + 1))
+    return found

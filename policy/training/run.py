@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -65,7 +66,7 @@ class TrainingRun:
         """Train the model from its beginning, or from where the run was left.
 
         kind: of its checkpoints. write_run_files: called with the folder by the main process once all fits together. For
-        the others see ``Trainer``, and for the errors ``Trainer.resume`` and ``Trainer.run``.
+        the others see ``Trainer``, and for the errors ``Trainer.resume``, ``Trainer.run`` and ``only_training``.
         """
         trainer = Trainer(
             model,
@@ -78,16 +79,22 @@ class TrainingRun:
             wandb=wandb,
             metadata=metadata,
         )
-        if self.is_resumed:
-            trainer.resume(kind=kind)
-            self.console.print(f"resuming from step {trainer.step}")
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            if write_run_files is not None:
-                write_run_files(self.directory)
-        self._print_plan(trainer, plan)
-        trainer.run()
+        is_main = self.accelerator.is_main_process
+        with ExitStack() as held:
+            if self.is_resumed:
+                if is_main:
+                    held.enter_context(only_training(self.directory))
+                trainer.resume(kind=kind)
+                self.console.print(f"resuming from step {trainer.step}")
+            self.accelerator.wait_for_everyone()
+            if is_main:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                if not self.is_resumed:
+                    held.enter_context(only_training(self.directory))
+                if write_run_files is not None:
+                    write_run_files(self.directory)
+            self._print_plan(trainer, plan)
+            trainer.run()
 
     def _print_plan(self, trainer: Trainer, plan: Plan) -> None:
         steps = self.config.steps - trainer.step
@@ -124,7 +131,28 @@ def open_run(
     torch.set_float32_matmul_precision(config.matmul_precision)
     accelerator = make_accelerator(device, precision=config.precision)
     console = Console(quiet=not accelerator.is_main_process)
+    if resume and not is_resumable(directory):
+        console.print(f"{directory} holds no run to resume, so one is begun", style="yellow", soft_wrap=True)
     return TrainingRun(directory, config, accelerator, console, resume and is_resumable(directory))
+
+
+@contextmanager
+def only_training(directory: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder. Raises ConfigurationError if another process trains in it."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ConfigurationError(
+            f"another process is training in {directory}; wait for its end or stop it, or choose another output_dir"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def holds_checkpoints(directory: Path) -> bool:

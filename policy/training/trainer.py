@@ -300,7 +300,12 @@ class Trainer:
         if self.validation is not None and len(self.validation):
             metrics["validation_loss"] = self.validation_loss(self.validation)
         if self.evaluate is not None:
-            metrics |= self.evaluate(self.averaged)
+            evaluation = self.evaluate(self.averaged)
+            if "score" not in evaluation:
+                raise ConfigurationError(
+                    f"evaluate must return a 'score', by which the best checkpoint is chosen, but returned {dict(evaluation)}"
+                )
+            metrics |= evaluation
         return {"score": -metrics.get("validation_loss", 0.0)} | metrics
 
     @torch.no_grad()

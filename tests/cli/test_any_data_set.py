@@ -164,6 +164,26 @@ def test_episodes_shorter_than_a_chunk_are_pointed_out(
         assert (note in capsys.readouterr().out) == is_noted
 
 
+def test_actions_are_relative_only_to_what_has_their_unit(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.zarr", 10)
+    assert derived(path)["policy.relative_to"] == "['joints.shoulder','joints.elbow']"
+    assert "policy.relative_to" in derived(path, "dataset.units.joints=rad")
+    assert "policy.relative_to" not in derived(path, "dataset.units.joints=deg")
+
+
+def test_actions_outside_their_bounds_are_pointed_out(
+    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "data.zarr", 10, low=-0.1, high=100.0)
+    assert main(["train", f"dataset.path={path}", f"output_dir={tmp_path / 'run'}", *tiny]) == 0
+    shown = capsys.readouterr().out
+    assert "note: shoulder is recorded from -" in shown
+    assert " rad, outside its bounds, -0.1 to 100.0, to which a robot keeps: check its unit" in shown
+    within = write(tmp_path / "within.zarr", 10, low=-100.0, high=100.0)
+    assert main(["train", f"dataset.path={within}", f"output_dir={tmp_path / 'other'}", *tiny]) == 0
+    assert "outside its bounds" not in capsys.readouterr().out
+
+
 def test_a_wrong_image_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "data.zarr", 10, size=(20, 30))
     assert main(["train", f"dataset.path={path}", "dataset.image_size=[96]"]) == 1

@@ -167,9 +167,14 @@ WRONG_COMMANDS: dict[str, tuple[Command, list[str]]] = {
         lambda at: at.train("policy.frame=goal"),
         ["policy.frame=goal is not a value but a section", "it has origin, angle, points"],
     ),
-    "nothing to estimate": (
-        lambda at: at.train("policy.estimated=[pose]", "dataset.observe=[state]"),
-        ["there is no 'pose'", "dataset.observe leaves out all keys that it does not name"],
+    "what an environment says": (
+        lambda at: at.train("dataset.units.state=m", "dataset.control_hz=50"),
+        ["dataset.units.state=…", "dataset.control_hz=…", "task=pusht_state has an environment", "task=own"],
+    ),
+    "any environment, but none": (lambda at: at.train("task=gym"), ["task=gym needs env_id=ID"]),
+    "options of no environment": (
+        lambda at: at.train("task=own", "env.control_hz=10"),
+        ["env.control_hz=…: there is no environment that could take this", "give env_id=ID"],
     ),
     "argument it cannot use": (lambda at: at.train("env.goal_pose=[1,2]"), ["goal_pose", "3 finite numbers"]),
     "action kind": (lambda at: at.train_arm("env.action=torque"), ["torque", "joint_position", "end_effector_pose"]),

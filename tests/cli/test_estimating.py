@@ -204,7 +204,7 @@ def test_fine_tuning_goes_on_estimating(recorded: Path, run: Path, tmp_path: Pat
         (["dataset.sources.block_pose=poses"], "has no array data/poses"),
         (
             ["policy.estimated=[cube]"],
-            "policy.estimated=['cube']: expected keys of the demonstrations that are not images",
+            "policy.estimated=['cube']: expected keys of the demonstrations that are not images, but there is no 'cube'",
         ),
         (
             ["policy.estimated=[]", "policy.estimate_every=1"],

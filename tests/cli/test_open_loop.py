@@ -223,12 +223,13 @@ def test_sources_are_those_of_the_training_unless_given(folder: Path, tmp_path: 
         assert np.array_equal(observed, joints[:, columns].astype(np.float32))
 
 
-def test_steps_that_no_episode_has_are_null(folder: Path, tmp_path: Path) -> None:
+def test_steps_that_no_episode_has_are_null(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(tmp_path / "short.zarr", (5, 4), seed=2)
     command = ["eval", str(folder / "run"), f"dataset.path={tmp_path / 'short.zarr'}", f"output_dir={tmp_path}"]
     assert main(command) == 0
     for entry in report(tmp_path / "open_loop.json")["errors"]:
         assert [step is None for step in entry["per_step"]] == [False] * 5 + [True] * 11
+    assert "nan" not in capsys.readouterr().out, "the last step is the last that there is"
 
 
 # What is not known or not there

@@ -120,7 +120,10 @@ def test_a_constructor_with_any_arguments_gets_all_of_them(module: str) -> None:
         ("no_such_module:own/Same-v0", ["no_such_module", "PYTHONPATH"]),
         ("MODULE:own/Other-v0", ["unknown environment", "own/Other", "env_id=MODULE:ID"]),
         ("MODULE:own/Broken-v0", ["own_tasks_that_are", "cannot be imported"]),
-        ("MODULE:own/Plain-v0 env.colour=red", ["takes no env.colour", "no options"]),
+        (
+            "MODULE:own/Plain-v0 env.colour=red",
+            ["takes no env.colour", "it takes env.control_hz, env.success_key, env.max_"],
+        ),
         ("CartPole-v1", ["CartPole-v1 has the actions Discrete(2)", "policies need a Box"]),
         ("flowchunk/PickPlace-v1", ["2 action dimensions", "flowchunk/PickPlace-v1 has 7"]),
     ],

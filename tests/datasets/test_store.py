@@ -225,7 +225,7 @@ def test_nothing_recorded_is_nothing_written(tmp_path: Path) -> None:
         ({"state": None}, "needs observations .*'state'"),
         ({"more": np.zeros((5, 1))}, r"but got .*'more': \(5, 1\)"),
         ({"action": np.zeros((5, 3))}, r"actions must be \(T, 2\), but are \(5, 3\)"),
-        ({"action": np.zeros((6, 2)), "image": None}, "an episode of 6 actions"),
+        ({"action": np.zeros((6, 2)), "image": None}, "an episode has 5 observations and 6 actions"),
         ({"action": np.zeros((0, 2)), "image": None}, "an episode has no actions: it is empty"),
     ],
 )

@@ -18,7 +18,7 @@ from flowchunk.envs.checks import check_task_env
 from flowchunk.envs.contract import specs_of
 from flowchunk.envs.gym_task import GymTask, as_task
 from flowchunk.envs.recording import RecordEpisodes
-from flowchunk.envs.simulation import environment_maker
+from flowchunk.envs.simulation import environment_maker, inherited_options
 
 
 class Foreign(gymnasium.Env[Any, np.ndarray]):
@@ -205,3 +205,12 @@ def test_environments_of_others_are_made_as_tasks_by_their_id() -> None:
     assert [env.step(np.zeros(1))[3] for _ in range(3)] == [False, False, True]
     with pytest.raises(ConfigurationError, match=r"Pendulum-v1 takes no env.mass"):
         environment_maker("Pendulum-v1", {"mass": 1.0})
+
+
+def test_options_of_the_wrapper_are_inherited_by_another_environment() -> None:
+    """They are not the environment's own, so any takes them; but flowchunk's have a rate and a success of their own."""
+    trained = {"control_hz": 10.0, "success_key": "solved", "max_episode_steps": 50, "color": "red"}
+    assert inherited_options("Pendulum-v1", trained) == {"control_hz": 10.0, "success_key": "solved"}
+    gymnasium.register("tests/Endless-v0", entry_point="gymnasium.envs.classic_control:PendulumEnv")
+    assert inherited_options("tests/Endless-v0", trained).keys() == trained.keys() - {"color"}
+    assert inherited_options("flowchunk/PushT-v1", trained) == {}, "it has a limit of its own"

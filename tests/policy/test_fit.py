@@ -28,7 +28,7 @@ from flowchunk.policy.evaluation.open_loop import evaluate_on
 from flowchunk.policy.fitting import fit
 from flowchunk.policy.policy_config import PolicyConfig
 from flowchunk.policy.training.config import TrainingConfig
-from flowchunk.policy.training.run import make_accelerator, open_run
+from flowchunk.policy.training.run import make_accelerator, only_training, open_run
 from flowchunk.policy.training.run_log import read_metrics
 
 JOINTS = ObservationField((3,), names=("a", "b", "c"), units=("rad",) * 3)
@@ -184,8 +184,27 @@ def test_a_run_is_resumed_as_if_it_had_not_been_interrupted(store: Store, tmp_pa
     assert_equal_weights(resumed, whole)
 
 
-def test_resuming_where_nothing_is_starts_a_run(store: Store, tmp_path: Path) -> None:
+def test_only_one_process_trains_in_a_folder(store: Store, tmp_path: Path) -> None:
+    """Two would replace each other's checkpoints."""
+    folder, refused = tmp_path / "run", "another process is training in .*run; wait for its end or stop it"
+    for resume in (False, True):
+        folder.mkdir(exist_ok=True)
+        with only_training(folder), pytest.raises(ConfigurationError, match=refused):
+            fit(store, POLICY, TRAINING, output_dir=folder, device="cpu", resume=resume)
+        assert not (folder / "checkpoints").exists() or resume
+        fit(store, POLICY, TRAINING, output_dir=folder, device="cpu", resume=resume)
+
+
+def test_an_evaluation_without_a_score_is_refused(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"must return a 'score', .* but returned {'succes': 1.0}"):
+        fit(store, POLICY, TRAINING, output_dir=tmp_path, device="cpu", evaluate=lambda policy: {"succes": 1.0})
+
+
+def test_resuming_where_nothing_is_starts_a_run(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fit(store, POLICY, TRAINING, output_dir=tmp_path / "new", device="cpu", resume=True)
+    assert "new holds no run to resume, so one is begun" in capsys.readouterr().out.replace("\n", "")
     assert read_description(tmp_path / "new" / "checkpoints" / "last")["training"]["step"] == 6
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from flowchunk.datasets.errors import ConfigurationError, SpecMismatchError
 from flowchunk.policy import normalizer as module
 from flowchunk.policy.normalizer import MODES, Mode, Normalizer, RunningStatistics, Scaling
+from tests.policy.small_policies import make_policy, observe
 
 ROWS = np.random.default_rng(0).normal([0.0, 5.0, -300.0], [1.0, 0.01, 40.0], (500, 3))
 
@@ -89,6 +90,25 @@ def test_a_constant_dimension_is_shifted_to_zero_and_not_scaled(mode: Mode, cons
     np.testing.assert_array_equal(values[:, 0], 0)
     seen_later = torch.tensor([[constant + 2.0, 0.5]])
     assert float(normalizer(mode, rows).normalize("key", seen_later)[0, 0]) == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_constant_in_the_data_is_so_in_samples(mode: Mode) -> None:
+    rows = np.stack([np.full(50, 0.4), np.linspace(0, 1, 50)], axis=1)
+    fitted, samples = normalizer(mode, rows), torch.tensor([[0.7, 0.7], [0.1, 0.1]])
+    kept = samples if mode == "identity" else torch.tensor([[0.4, 0.7], [0.4, 0.1]])
+    torch.testing.assert_close(fitted.with_constants("key", samples), kept)
+
+
+def test_an_action_that_never_changed_in_training_does_not_change() -> None:
+    """It would be noise of the size of a unit: 1 m, or 1 mm."""
+    policy = make_policy()
+    policy.model.normalizer = policy.normalizer.with_scaling(
+        "action", Scaling.fit("min_max", [np.array([[100.0, 0.01], [300.0, 0.01]])])
+    )
+    chunks = policy.predict_chunk(observe(), seed=0)
+    assert chunks[..., 0].std() > 1
+    np.testing.assert_array_equal(chunks[..., 1], np.float32(0.01))
 
 
 @pytest.mark.parametrize("mode", ["min_max", "gaussian", "quantile"])

@@ -132,6 +132,29 @@ def test_delta_actions_by_the_controller(tmp_path: Path) -> None:
     assert {one.reference for one in derive_specs(open_dataset(path)).action_spec.dimensions} == {"delta"}
 
 
+@pytest.mark.parametrize(
+    ("controller", "size", "grippers"),
+    [("OSC_POSE", 7, [6]), ("OSC_POSITION", 4, [3]), ("OSC_POSE", 14, [6, 13]), ("OSC_POSE", 6, []), ("WHEELS", 7, [])],
+)
+def test_a_gripper_is_set_and_not_moved_by_a_delta(
+    controller: str, size: int, grippers: list[int], tmp_path: Path
+) -> None:
+    path = write_robomimic(tmp_path)
+
+    def change(file: Any) -> None:
+        kwargs = {"control_freq": HZ, "controller_configs": {"type": controller, "control_delta": True}}
+        file["data"].attrs.update(env_args=json.dumps({"env_kwargs": kwargs}))
+        for demo in file["data"].values():
+            rows = len(demo["actions"])
+            del demo["actions"]
+            demo["actions"] = np.zeros((rows, size), np.float32)
+
+    edit(path, change)
+    found = derive_specs(open_dataset(path)).action_spec.dimensions
+    assert [index for index, one in enumerate(found) if one.reference == "absolute"] == grippers
+    assert {one.reference for one in found} <= {"absolute", "delta"}
+
+
 def test_a_file_of_no_known_layout_comes_with_a_mapping_to_start_from(tmp_path: Path) -> None:
     write_mapped_hdf5(tmp_path)
     with pytest.raises(NeedsMappingError, match="a mapping must say what its arrays are") as error:
