@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from flowchunk.datasets.formats.robomimic_writer import RobomimicWriter
     from flowchunk.datasets.formats.zarr_store import Store
     from flowchunk.datasets.image_cache import ImageCacheOptions
+    from flowchunk.datasets.planar_object import PlanarObject
     from flowchunk.datasets.recorder import StoreWriter
     from flowchunk.datasets.specs import ActionDimension, ActionSpec, ObservationField, ObservationSpec
     from flowchunk.datasets.symmetry import Symmetry, ValueTransform
@@ -48,6 +49,7 @@ else:
             "formats.lerobot_writer": ["LeRobotWriter"],
             "formats.robomimic_writer": ["RobomimicWriter"],
             "image_cache": ["ImageCacheOptions"],
+            "planar_object": ["PlanarObject"],
             "recorder": ["StoreWriter"],
             "specs": ["ActionDimension", "ActionSpec", "ObservationField", "ObservationSpec"],
             "formats.zarr_store": ["Store"],
@@ -69,6 +71,7 @@ __all__ = [
     "LeRobotWriter",
     "ObservationField",
     "ObservationSpec",
+    "PlanarObject",
     "RobomimicWriter",
     "RobotError",
     "SimulationError",

@@ -154,3 +154,17 @@ def test_sequential_tests_are_simulated() -> None:
         assert float(row[4]) <= float(row[1])
     assert sequential.mcnemar(100) == pytest.approx(0.789, abs=0.001)
     assert sequential.paired_t(50) == pytest.approx(0.943, abs=0.001)
+
+
+def test_found_poses_are_those_of_the_plane() -> None:
+    """The drawn goal is at the task's goal, and mirrored images have mirrored poses, as dataset.symmetry says."""
+    found_poses = load("found_poses")
+    goal, drawn = np.array([256.0, 256.0, np.pi / 4]), np.array([42.3, 53.2, 3 * np.pi / 4])
+    found = np.random.default_rng(0).uniform([10, 10, -3], [80, 80, 3], (20, 3))
+    poses = found_poses.as_block_poses(np.vstack([drawn, found]), drawn, goal)
+    np.testing.assert_allclose(poses[0], goal, atol=4)  # px: the place is sought along the axis only
+    assert poses[0, 2] == pytest.approx(np.pi / 4)
+    mirrored = np.stack([95 - found[:, 1], 95 - found[:, 0], -np.pi / 2 - found[:, 2]], axis=1)
+    x, y, angle = found_poses.as_block_poses(mirrored, drawn, goal).T
+    np.testing.assert_allclose([x, y], [512 - poses[1:, 1], 512 - poses[1:, 0]], atol=1e-3)
+    np.testing.assert_allclose(np.exp(1j * angle), np.exp(1j * (np.pi / 2 - poses[1:, 2])), atol=1e-5)

@@ -1,0 +1,84 @@
+"""Poses of a drawn object, found in images without being told any."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from flowchunk.datasets.errors import DatasetError
+from flowchunk.datasets.planar_object import PlanarObject
+
+T = np.array([[-8, -6], [8, -6], [8, -2], [2, -2], [2, 9], [-2, 9], [-2, -2], [-8, -2]], dtype=float)  # px
+L = np.array([[-7, -7], [-2, -7], [-2, 4], [8, 4], [8, 8], [-7, 8]], dtype=float)
+SIZE, SCALE = 64, 8  # px, and how much finer is drawn
+GOAL = np.array([36.0, 25.0, 2.0])
+
+
+def drawn(outline: np.ndarray, pose: np.ndarray, tip: np.ndarray | None) -> np.ndarray:
+    """An image with a goal, the object at a pose, and what covers it."""
+    image = Image.new("RGB", (SIZE * SCALE, SIZE * SCALE), (250, 250, 250))
+    draw = ImageDraw.Draw(image)
+    for (x, y, angle), color in ((GOAL, (140, 230, 140)), (pose, (120, 140, 170))):
+        turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+        draw.polygon([tuple((corner + 0.5) * SCALE) for corner in outline @ turn + (x, y)], fill=color)
+    if tip is not None:
+        x, y = (tip + 0.5) * SCALE
+        draw.ellipse((x - 3 * SCALE, y - 3 * SCALE, x + 3 * SCALE, y + 3 * SCALE), fill=(60, 100, 220))
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))
+
+
+def scenes(outline: np.ndarray, number: int = 150) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, true poses, and tips, of which some cover a part of the object."""
+    random = np.random.default_rng(0)
+    poses = random.uniform([14, 14, -math.pi], [50, 50, math.pi], (number, 3))
+    tips = np.clip(poses[:, :2] + random.normal(0, 9, (number, 2)), 3, 60)
+    return np.stack([drawn(outline, pose, tip) for pose, tip in zip(poses, tips, strict=True)]), poses, tips
+
+
+def errors(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """In px and degrees, but for a place and direction in the object that are the same in all images."""
+    turned = np.angle(np.exp(1j * (found[:, 2] - true[:, 2])))
+    turn = np.angle(np.exp(1j * turned).mean())
+    offset = (found[:, 0] - true[:, 0]) + 1j * (found[:, 1] - true[:, 1])
+    offset = offset * np.exp(-1j * true[:, 2])
+    return np.abs(offset - np.median(offset.real) - 1j * np.median(offset.imag)), np.degrees(
+        np.abs(np.angle(np.exp(1j * (turned - turn))))
+    )
+
+
+@pytest.mark.parametrize("outline", [T, L], ids=["T", "L"])
+def test_poses_are_found_without_labels(outline: np.ndarray) -> None:
+    images, true, tips = scenes(outline)
+    learned = PlanarObject.learn(images[:100], covers=tips[:100], radius=4)
+    found, misses = learned.poses(images, covers=tips, radius=4)
+    assert found.shape == (150, 3)
+    distances, degrees = errors(found, true)
+    assert np.quantile(distances, 0.9) < 0.3, "px, of images that were not learned from, too"
+    assert np.quantile(degrees, 0.9) < 2
+    assert (degrees > 20).mean() < 0.03
+    assert misses.shape == (150,)
+    assert (learned.axis is not None) == (outline is T)
+    np.testing.assert_allclose(learned.color, (120, 140, 170), atol=3)
+
+
+def test_the_axis_is_that_of_symmetry() -> None:
+    images, true, tips = scenes(T)
+    found, _ = PlanarObject.learn(images, covers=tips, radius=4).poses(images, covers=tips, radius=4)
+    across = np.sin(found[:, 2] - true[:, 2])  # the stem of the T is along y
+    np.testing.assert_allclose(np.abs(np.median(across)), 1, atol=1e-3)
+
+
+def test_a_drawn_goal_is_where_the_object_would_be() -> None:
+    images, _, tips = scenes(T)
+    learned = PlanarObject.learn(images, covers=tips, radius=4)
+    found, _ = learned.poses(np.concatenate([images, drawn(T, GOAL, None)[None]]))
+    np.testing.assert_allclose(learned.drawn_pose()[:2], found[-1, :2], atol=0.3)
+    assert abs(math.sin((learned.drawn_pose()[2] - found[-1, 2]) / 2)) < math.radians(2)
+
+
+def test_images_in_which_nothing_moves_are_refused() -> None:
+    with pytest.raises(DatasetError, match="nothing moves in the images; give images in which the object lies in many"):
+        PlanarObject.learn(np.full((20, 32, 32, 3), 250, np.uint8))
