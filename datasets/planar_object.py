@@ -24,6 +24,7 @@ ROUNDS = 5
 FINENESS = 2  # pixels of the template per pixel of an image
 SYMMETRIC = 0.05  # of the template's squares, by which its mirror image may differ
 BATCH = 500
+LEARNED_FROM = 600  # images
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +46,14 @@ class PlanarObject:
 
     @classmethod
     def learn(cls, images: np.ndarray, *, covers: np.ndarray | None = None, radius: float = 0.0) -> PlanarObject:
-        """From images (N, H, W, 3), uint8, in which the object lies in many places; a few hundred are enough.
+        """From images (N, H, W, 3), uint8, in which the object lies in many places; of more than 600, evenly chosen ones.
 
-        covers: (N, 2) x and y in px of what may cover it, such as the robot's tip, and radius of that. Raises DatasetError if
-        nothing moves in the images.
+        covers: (N, 2) x and y in px of what may cover it, such as the robot's tip, and radius of that. Raises DatasetError
+        for other shapes and types, and if nothing moves in the images.
         """
+        _check(images, covers)
+        chosen = np.linspace(0, len(images) - 1, min(len(images), LEARNED_FROM)).round().astype(int)
+        images, covers = images[chosen], None if covers is None else covers[chosen]
         background = np.median(images, axis=0).astype(np.float32)
         differs = np.abs(images - background).sum(-1) > DIFFERS
         visible = _visible(images.shape, covers, radius)
@@ -73,7 +77,11 @@ class PlanarObject:
     def poses(
         self, images: np.ndarray, *, covers: np.ndarray | None = None, radius: float = 0.0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Poses (N, 3) in images (N, H, W, 3), and the error of each: the sum of squares of what the template misses."""
+        """Poses (N, 3) in images (N, H, W, 3), and the error of each: the sum of squares of what the template misses.
+
+        covers, radius: as of ``learn``. Raises DatasetError for other shapes and types.
+        """
+        _check(images, covers)
         poses, errors = [], []
         for start in range(0, len(images), BATCH):
             part = images[start : start + BATCH]
@@ -208,6 +216,13 @@ class _Window:
     def errors(self, rendered: Tensor) -> Tensor:
         """(N,) the sum of squares of what a rendered template misses."""
         return (self.weights * (self.shares - rendered).square()).sum((1, 2))
+
+
+def _check(images: np.ndarray, covers: np.ndarray | None) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise DatasetError(f"images: expected uint8 (N, H, W, 3), RGB from 0 to 255, got {images.dtype} {images.shape}")
+    if covers is not None and np.shape(covers) != (len(images), 2):
+        raise DatasetError(f"covers: expected (N, 2), x and y in px for each image, got {np.shape(covers)}")
 
 
 def _visible(shape: tuple[int, ...], covers: np.ndarray | None, radius: float) -> np.ndarray:

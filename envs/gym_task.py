@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ class GymTask(gymnasium.Wrapper[dict[str, np.ndarray], np.ndarray, Any, Any]):
     A Box observation becomes ``state``; dictionaries keep their keys, nested ones joined by "_", and everything but images
     (uint8, (height, width, 3)) is float32. Numbers are named by their key and index, because nothing else is known of them.
     Success is ``info["is_success"]`` or ``info["success"]``, now or earlier in the episode; the score is ``info["score"]``,
-    or 1 with success and 0 without.
+    or 1 with success and 0 without. An episode that ends without any of these warns that it counts as failed.
 
     control_hz: the rate of actions; by default the environment's own, if it says so. success_key: another entry of the info.
     Raises ConfigurationError for other spaces, and if the rate is unknown.
@@ -46,14 +47,14 @@ class GymTask(gymnasium.Wrapper[dict[str, np.ndarray], np.ndarray, Any, Any]):
         self.observation_space: Any = Dict({key: _as_float32(box) for key, (_, box) in self._keys.items()})
         self.action_space = Box(space.low.astype(np.float32), space.high.astype(np.float32))
         self._success_keys = SUCCESS_KEYS if success_key is None else (success_key,)
-        self._outcome = EpisodeOutcome()
+        self._outcome, self._is_judged = EpisodeOutcome(), False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Start an episode."""
         observation, info = self.env.reset(seed=seed, options=options)
-        self._outcome = EpisodeOutcome()
+        self._outcome, self._is_judged = EpisodeOutcome(), False
         return self._observe(observation), {**info, **self._outcome.as_info()}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
@@ -69,8 +70,19 @@ class GymTask(gymnasium.Wrapper[dict[str, np.ndarray], np.ndarray, Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(clipped)
         is_success = any(bool(info.get(key, False)) for key in self._success_keys)
         self._outcome.update(float(info.get("score", is_success)), is_success=is_success)
+        self._is_judged |= any(key in info for key in (*self._success_keys, "score"))
+        if (terminated or truncated) and not self._is_judged:
+            self._warn_of_no_outcome(info)
         info = {**info, **self._outcome.as_info()}
         return self._observe(observation), float(reward), bool(terminated or is_success), bool(truncated), info
+
+    def _warn_of_no_outcome(self, info: Mapping[str, Any]) -> None:
+        expected = " or ".join(f"info[{key!r}]" for key in (*self._success_keys, "score"))
+        warnings.warn(
+            f"{_name(self.env)} ended an episode without {expected}, so that it counts as failed with the score 0; its info "
+            f"has {sorted(info) or 'nothing'}: report one of these, or give env.success_key=KEY",
+            stacklevel=3,
+        )
 
     def _observe(self, observation: Any) -> dict[str, np.ndarray]:
         return {

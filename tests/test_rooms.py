@@ -57,14 +57,14 @@ def test_the_package_is_imported_by_its_full_name(module: Path) -> None:
     assert not {name for name in imported(module) if name.split(".")[0] in (*ROOMS, "configs")}
 
 
-def test_datasets_need_torch_only_for_windows() -> None:
+def test_datasets_need_torch_only_for_windows_and_objects_in_images() -> None:
     with_torch = {
         str(module.relative_to(REPOSITORY / "datasets"))
         for module in MODULES
         if module.is_relative_to(REPOSITORY / "datasets")
         and any(name.split(".")[0] in ("torch", "torchvision") for name in imported(module))
     }
-    assert with_torch == {"windows.py"}
+    assert with_torch == {"windows.py", "planar_object.py"}
 
 
 def test_drivers_of_robots_need_neither_torch_nor_mujoco() -> None:

@@ -82,3 +82,23 @@ def test_a_drawn_goal_is_where_the_object_would_be() -> None:
 def test_images_in_which_nothing_moves_are_refused() -> None:
     with pytest.raises(DatasetError, match="nothing moves in the images; give images in which the object lies in many"):
         PlanarObject.learn(np.full((20, 32, 32, 3), 250, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("images", "covers", "message"),
+    [
+        (np.zeros((5, 8, 8, 3)), None, r"images: expected uint8 \(N, H, W, 3\), RGB from 0 to 255, got float64"),
+        (np.zeros((8, 8, 3), np.uint8), None, r"got uint8 \(8, 8, 3\)"),
+        (np.zeros((5, 8, 8, 3), np.uint8), np.zeros((4, 2)), r"covers: expected \(N, 2\), x and y .* got \(4, 2\)"),
+    ],
+)
+def test_other_shapes_and_types_are_refused(images: np.ndarray, covers: np.ndarray | None, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        PlanarObject.learn(images, covers=covers)
+
+
+def test_of_many_images_some_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, true, tips = scenes(L, 120)
+    monkeypatch.setattr("flowchunk.datasets.planar_object.LEARNED_FROM", 60)
+    found, _ = PlanarObject.learn(images, covers=tips, radius=4).poses(images, covers=tips, radius=4)
+    assert np.quantile(errors(found, true)[0], 0.9) < 0.4

@@ -253,8 +253,8 @@ def test_a_stall_of_all_processes_is_no_silence(arm: SimulatedRobot, served: Ser
     """Whoever was stopped itself, as by a busy machine, listens before it says that the robot is silent."""
     served.process.send_signal(signal.SIGSTOP)
     time.sleep(1.5)
-    served.process.send_signal(signal.SIGCONT)
     resumed = time.monotonic()
+    served.process.send_signal(signal.SIGCONT)
     assert arm.observe().times["state"] >= resumed
 
 
