@@ -239,6 +239,7 @@ class ChunkPolicy(nn.Module):
         tensors = self._observation_tensors(observation)
         require_finite(tensors, self.observation_spec)
         batch = len(next(iter(tensors.values())))
+        prefix, tail = (None if actions is None else np.asarray(actions) for actions in (prefix, tail))
         to_tensor = partial(action_tensor, batch=batch, size=self.action_spec.size, device=self.model.device)
         committed, planned = to_tensor("prefix", prefix), to_tensor("tail", tail)
         check_continuation(self, committed.shape[1], planned.shape[1])

@@ -183,7 +183,8 @@ def _require_arrays(store: EpisodeSource, observation_spec: ObservationSpec, act
         if key not in store.keys:
             raise SpecMismatchError(
                 f"{store.path} has no array data/{key}, which the specification names; it has {list(store.keys)}: give the "
-                "specification of these data, or Store.open(path, sources=…)"
+                f"specification of these data, or say which array it is: dataset.sources.{key}=ARRAY, or open_dataset(path, "
+                f"sources={{{key!r}: ARRAY}}) in Python"
             )
         if key not in observation_spec.images and (got := store.shape(key)) != shape:
             raise SpecMismatchError(

@@ -19,6 +19,7 @@ import torch
 from flowchunk.datasets.derived_specs import DerivedSpecs
 from flowchunk.datasets.episode_source import EpisodeSource
 from flowchunk.datasets.errors import CheckpointError, ConfigurationError
+from flowchunk.datasets.formats import open_dataset
 from flowchunk.datasets.progress import progress_if_slow
 from flowchunk.datasets.specs import ObservationSpec, require_observations, require_same_actions
 from flowchunk.policy.chunk_policy import KIND, ChunkPolicy
@@ -46,7 +47,7 @@ from flowchunk.policy.training.trainer import Evaluate
 
 
 def fit(
-    store: EpisodeSource,
+    store: EpisodeSource | str | Path,
     policy: PolicyConfig | ChunkPolicy | None = None,
     training: TrainingConfig | None = None,
     *,
@@ -64,15 +65,15 @@ def fit(
 ) -> ChunkPolicy:
     """Train on the store's demonstrations, and return the best policy of the run, ready to act.
 
-    policy: what to make (by default ``PolicyConfig()``), or a policy to fine-tune: a copy of it is trained, with the same
-    specifications and normalizer. specs: (observation, action), by default those stored with the data, or those of
-    ``derive_specs(store)``; a crop in them is what the policy is shown. vision_weights: a file or a name that a new image
-    encoder starts from. vision_pretrain_steps: learn its keypoints from only images before, and keep them, see
-    ``learn_keypoints``. evaluate: measures a policy; its ``score`` (higher is better) chooses the best. Without it the
-    open-loop action error on the held-out episodes does, see ``evaluate_on``; without those, the best is the last. What the
-    policy estimates is measured on them, too, see ``with_estimation_errors``. device: auto, cpu, cuda, cuda:N or mps. resume:
-    continue the run that ``output_dir`` holds, bit for bit on the CPU. metadata: remembered by the checkpoints; ``flowchunk
-    eval`` looks there for ``env_id`` and ``env``. write_run_files: called with the folder before the first step.
+    store: an opened data set, or its path. policy: what to make (by default ``PolicyConfig()``), or a policy to fine-tune: a
+    copy of it is trained, with the same specifications and normalizer. specs: (observation, action), by default those stored
+    with the data, or those of ``derive_specs(store)``; a crop in them is what the policy is shown. vision_weights: a file or
+    a name that a new image encoder starts from. vision_pretrain_steps: learn its keypoints from only images before, and keep
+    them, see ``learn_keypoints``. evaluate: measures a policy; its ``score`` (higher is better) chooses the best. Without it
+    the open-loop action error on the held-out episodes does, see ``evaluate_on``; without those, the best is the last. What
+    the policy estimates is measured on them, too, see ``with_estimation_errors``. device: auto, cpu, cuda, cuda:N or mps.
+    resume: continue the run that ``output_dir`` holds, bit for bit on the CPU. metadata: remembered by the checkpoints;
+    ``flowchunk eval`` looks there for ``env_id`` and ``env``. write_run_files: called with the folder before the first step.
 
     Writes ``checkpoints/{last,best}``, ``metrics.jsonl`` and ``tensorboard`` into ``output_dir``; nothing before data and
     policy fit together. Raises SpecMismatchError for specifications that are not the data's, ConfigurationError for options
@@ -80,6 +81,7 @@ def fit(
     is not finite.
     """
     training, dataset = training or TrainingConfig(), dataset or DatasetOptions()
+    store = store if isinstance(store, EpisodeSource) else open_dataset(store)
     matching = matching_specs(store, specs)
     if isinstance(policy, ChunkPolicy):
         require_specs_of(policy, matching, expected_by="the policy to fine-tune", got_from=str(store.path))

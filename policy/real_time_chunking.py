@@ -222,6 +222,8 @@ def check_continuation(policy: ChunkPolicy, committed: int, planned: int) -> Non
         raise ConfigurationError(
             f"{given}, but prefix_method={policy.prefix_method} takes at most horizon - 1 = {config.horizon - 1}"
         )
+    if committed >= config.horizon:
+        raise ConfigurationError(f"{given}, but a chunk has {config.horizon}, and goes on after its prefix")
     if committed > policy.longest_prefix:
         others = " or ".join(f'prefix_method="{name}"' for name in policy.prefix_methods if name != TRAINED)
         raise ConfigurationError(

@@ -195,6 +195,14 @@ def test_only_one_process_trains_in_a_folder(store: Store, tmp_path: Path) -> No
         fit(store, POLICY, TRAINING, output_dir=folder, device="cpu", resume=resume)
 
 
+def test_a_path_is_opened(store: Store, tmp_path: Path) -> None:
+    by_path, opened = (
+        fit(data, POLICY, TRAINING, output_dir=tmp_path / name, device="cpu")
+        for name, data in (("path", str(store.path)), ("opened", store))
+    )
+    assert_equal_weights(by_path, opened)
+
+
 def test_an_evaluation_without_a_score_is_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"must return a 'score', .* but returned {'succes': 1.0}"):
         fit(store, POLICY, TRAINING, output_dir=tmp_path, device="cpu", evaluate=lambda policy: {"succes": 1.0})

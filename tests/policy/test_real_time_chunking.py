@@ -210,6 +210,21 @@ def test_models_of_other_data_have_no_prefix() -> None:
         DataConfig(sampling=SamplingOptions(prefix_method="guided"), shape=(2,))
 
 
+def test_a_prefix_may_be_a_list() -> None:
+    policy = make_policy(prefix_max=4)
+    given: Any = [[[150.0, 0.01]]] * 3
+    np.testing.assert_array_equal(
+        policy.predict_chunk(observe(), seed=0, prefix=given),
+        policy.predict_chunk(observe(), seed=0, prefix=np.array(given)),
+    )
+
+
+def test_a_prefix_of_a_whole_chunk_is_no_matter_of_training() -> None:
+    policy = make_policy(prefix_max=4)
+    with pytest.raises(ConfigurationError, match=f"but a chunk has {HORIZON}, and goes on after its prefix"):
+        policy.predict_chunk(observe(), prefix=np.full((3, HORIZON, 2), 0.01))
+
+
 @pytest.mark.parametrize(
     ("options", "methods", "longest"),
     [
