@@ -18,9 +18,11 @@ from torch.nn.functional import grid_sample, pad
 from flowchunk.datasets.errors import DatasetError
 
 DIFFERS = 60  # of the sum over RGB, from 0 to 765
+NOISE = 3.0  # times the median difference, which is noise, is not an object yet
 ANGLES = 72  # tried for each image
-COARSE_STEPS, STEP = 8, (1.0, 1.0, 0.15)  # of Gauss-Newton, and the largest change in px, px and rad
+STEPS, STEP = 8, (1.0, 1.0, 0.15)  # of Gauss-Newton, and the largest change in px, px and rad
 ROUNDS = 5
+POOR, SECTORS = 2.0, 8  # times the median error, from which more starts are tried, one in each sector of angles
 FINENESS = 2  # pixels of the template per pixel of an image
 SYMMETRIC = 0.05  # of the template's squares, by which its mirror image may differ
 BATCH = 500
@@ -55,13 +57,14 @@ class PlanarObject:
         chosen = np.linspace(0, len(images) - 1, min(len(images), LEARNED_FROM)).round().astype(int)
         images, covers = images[chosen], None if covers is None else covers[chosen]
         background = np.median(images, axis=0).astype(np.float32)
-        differs = np.abs(images - background).sum(-1) > DIFFERS
+        difference = np.abs(_as_bright(images, background) - background).sum(-1)
+        differs = difference > DIFFERS + NOISE * np.median(difference)
         visible = _visible(images.shape, covers, radius)
         if not (differs & visible).any():
             raise DatasetError("nothing moves in the images; give images in which the object lies in many places")
         color = np.median(images[differs & visible], axis=0).astype(np.float32)
         found = cls(background, color, np.zeros((1, 1), np.float32), 1.0)
-        shares, weights = found._shares(images), torch.from_numpy(visible).float()
+        shares, weights = found._shares(images, visible)
         first = int((shares * weights).sum((1, 2)).argmax())  # nothing covers it, and it is within the image
         centroid = _centroids(shares[first : first + 1], weights[first : first + 1])
         far = (_grid(*images.shape[1:3]) - centroid[0]).norm(dim=-1)[(shares[first] * weights[first]) > 0.5]
@@ -70,7 +73,7 @@ class PlanarObject:
         found = found._averaged(shares[first : first + 1], weights[first : first + 1], pose)
         for _ in range(ROUNDS):
             poses, errors = found._fit(shares, weights)
-            is_good = errors <= 2 * errors.median()
+            is_good = errors <= POOR * errors.median()
             found = found._averaged(shares[is_good], weights[is_good], poses[is_good])
         return found
 
@@ -86,7 +89,7 @@ class PlanarObject:
         for start in range(0, len(images), BATCH):
             part = images[start : start + BATCH]
             visible = _visible(part.shape, None if covers is None else covers[start : start + BATCH], radius)
-            fitted, missed = self._fit(self._shares(part), torch.from_numpy(visible).float())
+            fitted, missed = self._fit(*self._shares(part, visible))
             poses.append(self._outward(fitted))
             errors.append(missed.numpy())
         return np.concatenate(poses), np.concatenate(errors)
@@ -133,24 +136,40 @@ class PlanarObject:
         flat = (places / self.reach).reshape(1, 1, -1, 2)
         return grid_sample(template, flat, align_corners=True)[0, 0, 0].reshape(places.shape[:-1])
 
-    def _shares(self, images: np.ndarray) -> Tensor:
-        """(N, H, W) how much of each pixel is of the object's color rather than of the background."""
+    def _shares(self, images: np.ndarray, visible: np.ndarray) -> tuple[Tensor, Tensor]:
+        """(N, H, W) how much of each pixel is of the object's color rather than of the background, and its weight.
+
+        visible: (N, H, W). Pixels that are not a mixture of both, such as those of the robot, have the weight 0.
+        """
         background = torch.from_numpy(self.background)
         change = torch.from_numpy(self.color) - background
-        share = ((torch.from_numpy(images).float() - background) * change).sum(-1)
-        return (share / change.square().sum(-1).clamp(min=1.0)).clamp(0, 1)
+        seen = torch.from_numpy(_as_bright(images, self.background)) - background
+        shares = ((seen * change).sum(-1) / change.square().sum(-1).clamp(min=1.0)).clamp(0, 1)
+        is_mixture = (seen - shares[..., None] * change).abs().sum(-1) < DIFFERS
+        return shares, torch.from_numpy(visible) * is_mixture.float()
 
     def _fit(self, shares: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Poses (N, 3) of the template's frame, from the centroid and the best of many angles, and squared errors (N,)."""
+        """Poses (N, 3) of the template's frame, and squared errors (N,)."""
+        angles = torch.arange(ANGLES) * (2 * math.pi / ANGLES)
+        poses, errors = self._fit_from(angles, shares, weights)
+        poor = (errors > POOR * errors.median()).nonzero()[:, 0]  # most often covered, so that the centroid misleads
+        for some in angles.chunk(SECTORS) if len(poor) else ():
+            again, missed = self._fit_from(some, shares[poor], weights[poor])
+            is_better = missed < errors[poor]
+            poses[poor[is_better]], errors[poor[is_better]] = again[is_better], missed[is_better]
+        return poses, errors
+
+    def _fit_from(self, angles: Tensor, shares: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """From the centroid and the best of some angles."""
         centroids = _centroids(shares, weights)
         window = _Window(shares, weights, centroids, self.reach)
         best, poses = torch.full((len(shares),), math.inf), torch.cat([centroids, torch.zeros(len(shares), 1)], 1)
-        for angle in torch.arange(ANGLES) * (2 * math.pi / ANGLES):
+        for angle in angles:
             tried = torch.cat([centroids, angle.expand(len(shares), 1)], 1)
             errors = window.errors(self._rendered(tried, window))
             poses = torch.where((errors < best)[:, None], tried, poses)
             best = torch.minimum(errors, best)
-        for _ in range(COARSE_STEPS):
+        for _ in range(STEPS):
             poses = self._improved(poses, _Window(shares, weights, poses[:, :2], self.reach))
         window = _Window(shares, weights, poses[:, :2], self.reach)
         return poses, window.errors(self._rendered(poses, window))
@@ -225,6 +244,13 @@ def _check(images: np.ndarray, covers: np.ndarray | None) -> None:
         raise DatasetError(f"covers: expected (N, 2), x and y in px for each image, got {np.shape(covers)}")
 
 
+def _as_bright(images: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Images (N, H, W, 3) as float32, each in the light of the background."""
+    values = images.astype(np.float32)
+    gains = np.median((background + 1) / (values + 1), axis=(1, 2), keepdims=True)
+    return np.asarray(values * gains, dtype=np.float32)
+
+
 def _visible(shape: tuple[int, ...], covers: np.ndarray | None, radius: float) -> np.ndarray:
     """(N, H, W) whether nothing else covers a pixel."""
     if covers is None:
@@ -234,8 +260,8 @@ def _visible(shape: tuple[int, ...], covers: np.ndarray | None, radius: float) -
 
 
 def _centroids(shares: Tensor, weights: Tensor) -> Tensor:
-    """(N, 2) x and y in px."""
-    mass = (shares * weights)[..., None]
+    """(N, 2) x and y in px of what is more object than background."""
+    mass = ((shares > 0.5) * weights)[..., None]
     return (mass * _grid(*shares.shape[1:])).sum((1, 2)) / mass.sum((1, 2)).clamp(min=1e-3)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def drawn(outline: np.ndarray, pose: np.ndarray, tip: np.ndarray | None) -> np.n
     return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))
 
 
-def scenes(outline: np.ndarray, number: int = 150) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def scenes(outline: np.ndarray, number: int = 120) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images, true poses, and tips, of which some cover a part of the object."""
     random = np.random.default_rng(0)
     poses = random.uniform([14, 14, -math.pi], [50, 50, math.pi], (number, 3))
@@ -49,19 +50,35 @@ def errors(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     )
 
 
-@pytest.mark.parametrize("outline", [T, L], ids=["T", "L"])
-def test_poses_are_found_without_labels(outline: np.ndarray) -> None:
+def in_other_light(images: np.ndarray) -> np.ndarray:
+    gains = np.random.default_rng(1).uniform(0.9, 1.1, (len(images), 1, 1, 1))
+    return (images * gains).clip(0, 255).astype(np.uint8)
+
+
+def with_noise(images: np.ndarray) -> np.ndarray:
+    return (images + np.random.default_rng(1).normal(0, 10, images.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("outline", "change", "is_told"),
+    [(T, None, True), (T, None, False), (L, None, False), (T, with_noise, False), (L, in_other_light, False)],
+    ids=["told what covers it", "not told", "another outline", "noise", "light"],
+)
+def test_poses_are_found_without_labels(
+    outline: np.ndarray, change: Callable[[np.ndarray], np.ndarray] | None, is_told: bool
+) -> None:
     images, true, tips = scenes(outline)
-    learned = PlanarObject.learn(images[:100], covers=tips[:100], radius=4)
-    found, misses = learned.poses(images, covers=tips, radius=4)
-    assert found.shape == (150, 3)
+    images = images if change is None else change(images)
+    learned = PlanarObject.learn(images[:80], covers=tips[:80] if is_told else None, radius=4)
+    found, misses = learned.poses(images, covers=tips if is_told else None, radius=4)
+    assert (found.shape, misses.shape) == ((120, 3), (120,))
     distances, degrees = errors(found, true)
-    assert np.quantile(distances, 0.9) < 0.3, "px, of images that were not learned from, too"
-    assert np.quantile(degrees, 0.9) < 2
-    assert (degrees > 20).mean() < 0.03
-    assert misses.shape == (150,)
+    assert np.quantile(distances, 0.9) < 0.1, "px, of images that were not learned from, too"
+    assert np.quantile(degrees, 0.9) < 1
+    assert degrees.max() < 10
     assert (learned.axis is not None) == (outline is T)
-    np.testing.assert_allclose(learned.color, (120, 140, 170), atol=3)
+    if change is None:
+        np.testing.assert_allclose(learned.color, (120, 140, 170), atol=3)
 
 
 def test_the_axis_is_that_of_symmetry() -> None:
@@ -98,7 +115,7 @@ def test_other_shapes_and_types_are_refused(images: np.ndarray, covers: np.ndarr
 
 
 def test_of_many_images_some_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, true, tips = scenes(L, 120)
+    images, true, tips = scenes(L)
     monkeypatch.setattr("flowchunk.datasets.planar_object.LEARNED_FROM", 60)
     found, _ = PlanarObject.learn(images, covers=tips, radius=4).poses(images, covers=tips, radius=4)
-    assert np.quantile(errors(found, true)[0], 0.9) < 0.4
+    assert np.quantile(errors(found, true)[0], 0.9) < 0.1
