@@ -18,6 +18,7 @@ from torch.nn.functional import grid_sample, pad
 from flowchunk.datasets.errors import DatasetError
 
 DIFFERS = 60  # of the sum over RGB, from 0 to 765
+MIXED = 120  # likewise, from a mixture of the object and the background; an outline may be of another shade
 NOISE = 3.0  # times the median difference, which is noise, is not an object yet
 ANGLES = 72  # tried for each image
 STEPS, STEP = 8, (1.0, 1.0, 0.15)  # of Gauss-Newton, and the largest change in px, px and rad
@@ -145,7 +146,7 @@ class PlanarObject:
         change = torch.from_numpy(self.color) - background
         seen = torch.from_numpy(_as_bright(images, self.background)) - background
         shares = ((seen * change).sum(-1) / change.square().sum(-1).clamp(min=1.0)).clamp(0, 1)
-        is_mixture = (seen - shares[..., None] * change).abs().sum(-1) < DIFFERS
+        is_mixture = (seen - shares[..., None] * change).abs().sum(-1) < MIXED
         return shares, torch.from_numpy(visible) * is_mixture.float()
 
     def _fit(self, shares: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
