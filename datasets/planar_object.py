@@ -58,12 +58,13 @@ class PlanarObject:
         chosen = np.linspace(0, len(images) - 1, min(len(images), LEARNED_FROM)).round().astype(int)
         images, covers = images[chosen], None if covers is None else covers[chosen]
         background = np.median(images, axis=0).astype(np.float32)
-        difference = np.abs(_as_bright(images, background) - background).sum(-1)
+        values = _as_bright(images, background)
+        difference = np.abs(values - background).sum(-1)
         differs = difference > DIFFERS + NOISE * np.median(difference)
         visible = _visible(images.shape, covers, radius)
         if not (differs & visible).any():
             raise DatasetError("nothing moves in the images; give images in which the object lies in many places")
-        color = np.median(images[differs & visible], axis=0).astype(np.float32)
+        color = np.median(values[differs & visible], axis=0).astype(np.float32)
         found = cls(background, color, np.zeros((1, 1), np.float32), 1.0)
         shares, weights = found._shares(images, visible)
         first = int((shares * weights).sum((1, 2)).argmax())  # nothing covers it, and it is within the image

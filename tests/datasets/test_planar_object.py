@@ -51,7 +51,7 @@ def errors(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def in_other_light(images: np.ndarray) -> np.ndarray:
-    gains = np.random.default_rng(1).uniform(0.6, 1.0, (len(images), 1, 1, 1))
+    gains = np.random.default_rng(1).uniform(0.75, 1.0, (len(images), 1, 1, 1))
     return (images * gains).clip(0, 255).astype(np.uint8)
 
 
