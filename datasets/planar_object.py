@@ -97,12 +97,17 @@ class PlanarObject:
         return np.concatenate(poses), np.concatenate(errors)
 
     def drawn_pose(self) -> np.ndarray:
-        """The pose (3,) of the object's outline that is drawn in the background, such as a goal."""
+        """The pose (3,) of the object's outline that is drawn in the background, such as a goal.
+
+        Raises DatasetError if nothing is drawn there.
+        """
         paper = np.median(self.background.reshape(-1, 3), axis=0)
         differs = torch.from_numpy(np.abs(self.background - paper).sum(-1))
-        edge = round(self.reach / 4)
+        edge = max(1, round(self.reach / 4))
         inside = torch.zeros_like(differs)
         inside[edge:-edge, edge:-edge] = 1.0  # without a frame at the border
+        if not (differs * inside > DIFFERS).any():
+            raise DatasetError("nothing is drawn in the background; give the pose of the goal, or images that show it")
         shares = (differs * inside / torch.quantile(differs * inside, 0.97).clamp(min=1.0)).clamp(0, 1)[None]
         return self._outward(self._fit(shares, torch.ones_like(shares))[0])[0]
 

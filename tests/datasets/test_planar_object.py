@@ -18,11 +18,11 @@ SIZE, SCALE = 64, 8  # px, and how much finer is drawn
 GOAL = np.array([36.0, 25.0, 2.0])
 
 
-def drawn(outline: np.ndarray, pose: np.ndarray, tip: np.ndarray | None) -> np.ndarray:
+def drawn(outline: np.ndarray, pose: np.ndarray, tip: np.ndarray | None, *, shows_goal: bool = True) -> np.ndarray:
     """An image with a goal, the object at a pose, and what covers it."""
     image = Image.new("RGB", (SIZE * SCALE, SIZE * SCALE), (250, 250, 250))
     draw = ImageDraw.Draw(image)
-    for (x, y, angle), color in ((GOAL, (140, 230, 140)), (pose, (120, 140, 170))):
+    for (x, y, angle), color in [(GOAL, (140, 230, 140)), (pose, (120, 140, 170))][not shows_goal :]:
         turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
         draw.polygon([tuple((corner + 0.5) * SCALE) for corner in outline @ turn + (x, y)], fill=color)
     if tip is not None:
@@ -94,6 +94,13 @@ def test_a_drawn_goal_is_where_the_object_would_be() -> None:
     found, _ = learned.poses(np.concatenate([images, drawn(T, GOAL, None)[None]]))
     np.testing.assert_allclose(learned.drawn_pose()[:2], found[-1, :2], atol=0.3)
     assert abs(math.sin((learned.drawn_pose()[2] - found[-1, 2]) / 2)) < math.radians(2)
+
+
+def test_a_goal_that_is_not_drawn_is_not_found() -> None:
+    _, poses, tips = scenes(L)
+    images = np.stack([drawn(L, pose, tip, shows_goal=False) for pose, tip in zip(poses, tips, strict=True)])
+    with pytest.raises(DatasetError, match="nothing is drawn in the background; give the pose of the goal"):
+        PlanarObject.learn(images, covers=tips, radius=4).drawn_pose()
 
 
 def test_images_in_which_nothing_moves_are_refused() -> None:
